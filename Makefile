@@ -1,0 +1,49 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+PROFILE ?= tabletop
+VENV := .venv
+RUN := $(VENV)/bin
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help install book test test-fast notebooks lint lock train clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed  ## make .venv with the pinned packages (done by the others when needed)
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python is %d.%d, 3.11 or newer is needed." % sys.version_info[:2])'
+	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+book: install  ## run the notebooks of PROFILE (default tabletop) and render _build/html/index.html
+	$(RUN)/snakemake --snakefile workflow/Snakefile --cores 2 --keep-going --rerun-triggers mtime params input \
+	  --quiet rules --config profile=$(PROFILE)
+	@echo "the book is in _build/html/index.html"
+
+test: install lint  ## everything: unit, doctests, embedded model, notebooks, book, browser (CI runs this)
+	$(RUN)/python -m pytest --doctest-modules zsr_utils tabletop tests
+
+test-fast: install  ## unit tests and doctests, under a minute
+	$(RUN)/python -m pytest -q --doctest-modules zsr_utils tabletop tests/unit
+
+notebooks: install  ## compare every notebook's checked numbers with the committed ones (nbval)
+	$(RUN)/python -m pytest tests/notebooks
+
+lint: install  ## ruff, over code and notebooks
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+
+lock:  ## pin every package anew (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate \
+	  --all-extras --upgrade pyproject.toml --output-file requirements.lock
+
+train: install  ## train the default embedded model (resumes; hours on a laptop, minutes on a GPU)
+	$(RUN)/python -m tabletop.train
+
+clean:  ## remove the book and its static files, keep results
+	rm -rf _build book/_generated book/_static/plotly.min.js book/_static/mathjax

@@ -1,0 +1,59 @@
+"""Imports point downwards, and the world knows nothing of the package that measures it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[2]
+# lower layers first; modules of one layer may use each other's public names only through the layer
+LAYERS = ("_text", "models", "datasets", "prompts", "scores", "records", "probes", "plots", "run", "book")
+ALLOWED = {
+    "_text": (),
+    "models": ("_text",),
+    "datasets": ("_text",),
+    "prompts": ("_text",),
+    "scores": ("_text",),
+    "records": ("_text", "scores"),
+    "probes": ("_text", "models", "datasets", "prompts", "scores", "records"),
+    "plots": ("_text", "scores", "records"),
+    "run": ("_text", "records"),
+    "book": ("_text", "records"),
+}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+    return found
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_imports_only_what_lies_below(layer):
+    folder = ROOT / "zsr_utils" / layer
+    files = list(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+    assert files
+    for path in files:
+        for module in imports(path):
+            if module.startswith("zsr_utils."):
+                used = module.split(".")[1]
+                assert used == layer or used in ALLOWED[layer], f"{path} imports {module}"
+
+
+def test_tabletop_knows_nothing_of_the_package():
+    for path in (ROOT / "tabletop").rglob("*.py"):
+        assert not any(m.startswith("zsr_utils") for m in imports(path)), path
+
+
+def test_only_the_model_registry_reaches_into_tabletop():
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "zsr_utils").rglob("*.py")
+        if any(m.split(".")[0] == "tabletop" for m in imports(path))
+    }
+    assert users == {"zsr_utils/models/_tabletop.py"}

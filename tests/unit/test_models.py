@@ -1,0 +1,172 @@
+"""The model handle and the registry: contracts and bad input."""
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_model
+from torch.nn import functional as F
+
+from zsr_utils.models import ModelUnavailable, load_model, register_model
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_weights_are_frozen_and_gradients_reach_the_pixels():
+    net = tiny_model()
+    pixels = torch.rand(2, 3, 8, 8, requires_grad=True)
+    (gradient,) = torch.autograd.grad(net.encode_image(pixels).sum(), pixels)
+    assert gradient.abs().sum() > 0
+    assert not net.training and not any(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (torch.full((1, 3, 8, 8), 1.01), r"run from 1.01 to 1.01, allowed is \[0, 1\]"),
+        (torch.full((1, 3, 8, 8), -0.5), r"allowed is \[0, 1\]"),
+        (torch.full((1, 3, 8, 8), float("nan")), r"allowed is \[0, 1\]"),
+        (torch.zeros(1, 3, 9, 8), r"shape \(1, 3, 9, 8\), tiny takes \(N, 3, 8, 8\)"),
+        (torch.zeros(3, 8, 8), r"tiny takes \(N, 3, 8, 8\)"),
+    ],
+)
+def test_pixels_outside_the_contract_are_refused(pixels, words):
+    with pytest.raises(ValueError, match=words):
+        tiny_model().encode_image(pixels)
+
+
+def test_rounding_beyond_the_range_is_accepted():
+    tiny_model().encode_image(torch.full((1, 3, 8, 8), 1 + 3e-7))
+
+
+def test_normalisation_is_inside_the_model():
+    net, pixels = tiny_model(), torch.rand(2, 3, 8, 8)
+    expected = net.net.encode_image((pixels - 0.5) / 0.25)
+    torch.testing.assert_close(net.encode_image(pixels), expected)
+
+
+def test_classifier_normalises_averages_and_normalises_again():
+    net, names, templates = tiny_model(), ["a", "bb"], ["{}", "a {}", "two  {}"]
+    expected = []
+    for name in names:
+        features = F.normalize(net.encode_text([t.format(name) for t in templates]), dim=-1)
+        expected.append(F.normalize(features.mean(0), dim=0))
+    torch.testing.assert_close(net.classifier(names, templates), torch.stack(expected))
+
+
+def test_classifier_is_read_back_from_disk(cache, monkeypatch):
+    net = tiny_model()
+    first = net.classifier(["a", "bb"], ["{}"])
+    monkeypatch.setattr(net, "encode_text", lambda texts: pytest.fail("encoded again"))
+    torch.testing.assert_close(net.classifier(["a", "bb"], ["{}"]), first)
+    assert len(list((cache / "classifiers").iterdir())) == 1
+
+
+def test_classifier_cache_tells_names_templates_and_weights_apart():
+    net, other = tiny_model(), tiny_model()
+    with torch.no_grad():
+        other.net.weight += 1
+    changed = tiny_model(config={"other": 1})
+    assert changed.fingerprint != net.fingerprint
+    assert not torch.equal(net.classifier(["a", "bb"], ["{}"]), net.classifier(["a", "bbb"], ["{}"]))
+
+
+@pytest.mark.parametrize("template", ["no place", "{} and {}"])
+def test_a_template_needs_one_place_for_the_name(template):
+    with pytest.raises(ValueError, match="must hold exactly one"):
+        tiny_model().classifier(["a"], [template])
+
+
+def test_logits_are_scale_times_cosine():
+    net, pixels = tiny_model(), torch.rand(3, 3, 8, 8)
+    weights = net.classifier(["a", "bb"], ["{}"])
+    cosine = F.cosine_similarity(net.encode_image(pixels)[:, None], weights[None], dim=-1)
+    torch.testing.assert_close(net.logits(pixels, weights), torch.tensor(3.0).exp() * cosine)
+
+
+def test_logit_bias_is_added():
+    net = tiny_model()
+    net.net.logit_bias = torch.tensor(-7.0)
+    pixels, weights = torch.rand(1, 3, 8, 8), F.normalize(torch.ones(2, 4), dim=-1)
+    torch.testing.assert_close(net.logits(pixels, weights)[0, 0], net.logits(pixels, weights)[0, 1])
+    assert net.logits_of(net.encode_image(pixels), torch.zeros(1, 4)).item() == -7.0
+
+
+def test_a_model_without_text_says_so():
+    with pytest.raises(TypeError, match="tiny has no text tower"):
+        tiny_model(tokenizer=None).encode_text(["a"])
+
+
+def test_a_registered_model_loads_by_name():
+    @register_model("test-only")
+    def build(name, pretrained, precision):
+        return tiny_model(name=name, precision=precision)
+
+    assert load_model("test-only", device="cpu").name == "test-only"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("ViT-B32",), r"Unknown model 'ViT-B32': nearest known names are .*ViT-B-32"),
+        (("tabletop-bsae",), "Unknown model 'tabletop-bsae': nearest known names are tabletop-base"),
+        (("ViT-B-32", "opnai"), "Unknown pretrained tag 'opnai' for ViT-B-32: nearest known tags are openai"),
+        (("ViT-B-32", "openai"), "trained with QuickGELU: load 'ViT-B-32-quickgelu' instead"),
+        (("ViT-B-32-quickgelu", "laion2b_s34b_b79k"), "nearest known tags"),
+        (("local-dir:nowhere",), "holds no open_clip_config.json"),
+        (("ViT-B-32", None, "tpu"), "device is 'tpu', which this machine does not have"),
+        (("ViT-B-32", None, "cpu", "fp8"), "precision is 'fp8', allowed are 'fp32', 'fp16', 'bf16'"),
+    ],
+)
+def test_bad_names_get_one_clear_sentence(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        load_model(*arguments)
+
+
+def test_missing_weights_say_what_to_fetch_and_where_to_put_it(monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", offline)
+    with pytest.raises(
+        ModelUnavailable, match=r"could not be fetched from the Hugging Face project 'laion/CLIP-ViT-B-32"
+    ):
+        load_model("ViT-B-32", "laion2b_s34b_b79k")
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return load_model("ViT-B-32", device="cpu")
+
+
+def test_any_open_clip_model_equals_open_clip_itself(vit):
+    image = Image.effect_noise((300, 260), 90).convert("RGB")
+    _, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32")
+    with torch.no_grad():
+        expected = vit.net.encode_image(preprocess(image)[None])
+        found = vit.encode_image(vit.from_pil(image)[None])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert "random weights" in vit.note and vit.image_size == 224
+
+
+def test_the_classifier_equals_open_clips_own(vit):
+    names, templates = ["cat", "dog"], ["a photo of a {}", "a drawing of a {}"]
+    functions = [lambda c, t=t: t.format(c) for t in templates]
+    expected = open_clip.build_zero_shot_classifier(
+        vit.net, open_clip.get_tokenizer("ViT-B-32"), names, functions, device="cpu"
+    )
+    torch.testing.assert_close(vit.classifier(names, templates), expected.T, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA"])
+def test_from_pil_takes_every_image_mode(vit, mode):
+    pixels = vit.from_pil(Image.new(mode, (1, 1)))
+    assert pixels.shape == (3, 224, 224) and pixels.min() >= 0 and pixels.max() <= 1
+
+
+def test_tokens_are_a_grid(vit):
+    assert vit.encode_tokens(torch.rand(2, 3, 224, 224)).shape == (2, 7, 7, 768)

@@ -1,0 +1,76 @@
+"""Rows, numbers and provenance on disk."""
+
+import json
+
+import pandas as pd
+import pytest
+from tiny import tiny_images, tiny_model
+
+from zsr_utils import records, scores
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
+    run = records.Run("01-x", tiny_model(), tiny_images(), seed=3, dataset="tiny", prompts="plain prompt")
+    run.metric("zero_shot/accuracy", scores.proportion(9, 10))
+    run.prompts("plain prompt", ["a photo of a {}"])
+    return run
+
+
+def test_a_run_leaves_metrics_and_provenance(run, tmp_path):
+    run.save_rows(pd.DataFrame({"sample_id": ["a"], "label": [0], "prediction": [0]}))
+    folder = run.save()
+    assert folder == tmp_path / "tiny@tiny" / "01-x"
+    (metric,) = json.loads((folder / "metrics.json").read_text())
+    assert set(metric) == {"name", "value", "low", "high", "interval", "n", "unit"}
+    provenance = json.loads((folder / "provenance.json").read_text())
+    wanted = {
+        "model", "pretrained", "fingerprint", "activation", "precision", "dataset", "dataset_fingerprint",
+        "prompts", "parameters", "seed", "versions", "git", "dirty", "device", "seconds", "unreadable",
+    }  # fmt: skip
+    assert wanted <= set(provenance) and provenance["seed"] == 3
+    assert provenance["prompts"] == {"plain prompt": ["a photo of a {}"]}
+
+
+def test_rows_of_several_runs_are_read_together(run, tmp_path):
+    run.save_rows(pd.DataFrame({"sample_id": ["a"], "label": [0], "prediction": [0]}))
+    run.save()
+    rows = records.read_rows(tmp_path / "*" / "01-x")
+    assert rows.model.tolist() == ["tiny"] and rows.dataset.tolist() == ["tiny"]
+    assert records.read_metrics(tmp_path / "*" / "01-x").name.tolist() == ["zero_shot/accuracy"]
+
+
+def test_missing_rows_say_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run the notebook first"):
+        records.read_rows(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["accuracy", "Zero/Shot", "a b/c", "a/"])
+def test_a_metric_name_has_a_topic(run, name):
+    with pytest.raises(ValueError, match="allowed is 'topic/quantity'"):
+        run.metric(name, scores.proportion(1, 2))
+
+
+def test_a_failed_write_keeps_what_was_there(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text("old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        records.write_whole(path, fail)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_provenance_is_escaped(run):
+    run.parameters["dataset"] = "<script>alert(1)</script>"
+    assert "<script>" not in run.show_provenance().data
+
+
+@pytest.mark.parametrize("name", ["..", "hf-hub:a/b", "C:\\x", "a@b", "/"])
+def test_a_safe_name_stays_one_folder(name):
+    safe = records.safe_name(name)
+    assert safe and not set(safe) & set("/\\:@") and safe not in (".", "..")

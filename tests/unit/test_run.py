@@ -1,0 +1,99 @@
+"""The strict runner: what papermill would silently get wrong is refused."""
+
+import nbformat as nf
+import pytest
+
+from zsr_utils import run
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSR_RESULTS", str(tmp_path / "results"))
+    return tmp_path / "results"
+
+
+def notebook(path, *sources, tags=(("parameters",),)):
+    cells = [nf.v4.new_code_cell(s) for s in sources]
+    for cell, tag in zip(cells, tags):
+        cell.metadata["tags"] = list(tag)
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nf.write(nf.v4.new_notebook(cells=cells, metadata=kernel), path)
+    return path
+
+
+PARAMETERS = 'model = "m"\ndataset = "d"\nlimit = 5\neps = 0.5\nnames = ["a"]'
+
+
+@pytest.fixture
+def good(tmp_path):
+    return notebook(tmp_path / "01-x.ipynb", PARAMETERS, "print(limit, eps)\nassert limit != 7, 'seven is not liked'")
+
+
+def test_parameters_override_defaults_and_integers_serve_as_floats(good):
+    assert run.check(good, {"limit": 9, "eps": 1}) == {
+        "model": "m", "dataset": "d", "limit": 9, "eps": 1, "names": ["a"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"limt": 3}, "has no parameter 'limt' .*nearest names are limit"),
+        ({"limit": "8/255"}, r"'limit' is '8/255' \(str\), allowed is a value of type int such as 5"),
+        ({"eps": "1e-3"}, r"'eps' is '1e-3' \(str\), allowed is a value of type float"),
+        ({"limit": True}, r"\(bool\), allowed is a value of type int"),
+        ({"names": "a"}, r"allowed is a value of type list"),
+    ],
+)
+def test_misspelt_or_mistyped_parameters_are_refused(good, parameters, words):
+    with pytest.raises(run.ParameterError, match=words):
+        run.check(good, parameters)
+
+
+def test_a_notebook_needs_exactly_one_parameters_cell(tmp_path):
+    none = notebook(tmp_path / "none.ipynb", "x = 1", tags=((),))
+    two = notebook(tmp_path / "two.ipynb", "x = 1", "x = 2", tags=(("parameters",), ("parameters",)))
+    for path, count in ((none, 0), (two, 2)):
+        with pytest.raises(run.ParameterError, match=f"has {count} cells tagged 'parameters', exactly 1"):
+            run.defaults(path)
+
+
+def test_a_parameters_cell_holds_plain_values_only(tmp_path):
+    path = notebook(tmp_path / "x.ipynb", "import os")
+    with pytest.raises(run.ParameterError, match="must hold plain values only"):
+        run.defaults(path)
+
+
+@pytest.mark.parametrize("text", ["alignment:\n  eps: 3\n", "- a\n- b\n"])
+def test_a_profile_is_flat(tmp_path, text):
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(run.ParameterError, match="flat list"):
+        run.read_parameters([tmp_path / "p.yaml"], [])
+
+
+def test_later_files_and_pairs_win(tmp_path):
+    (tmp_path / "a.yaml").write_text("limit: 1\neps: 0.1\n")
+    (tmp_path / "b.yaml").write_text("limit: 2\n")
+    merged = run.read_parameters([tmp_path / "a.yaml", tmp_path / "b.yaml"], [["eps", "0.2"]])
+    assert merged == {"limit": 2, "eps": 0.2}
+
+
+def test_a_good_run_and_a_failed_one(good, results, capsys):
+    assert run.main([str(good), "--no-progress", "-p", "limit", "3"]) == 0
+    final = results / "m@d" / "01-x" / "01-x.ipynb"
+    before = final.read_bytes()
+    assert b"3 0.5" in before
+
+    assert run.main([str(good), "--no-progress", "-p", "limit", "7"]) == 1
+    assert "01-x failed in cell" in capsys.readouterr().err.splitlines()[-1]
+    assert final.read_bytes() == before, "a failed run must not replace a good result"
+    assert b"seven is not liked" in (final.parent / "failed" / "01-x.ipynb").read_bytes()
+    assert sorted(p.name for p in final.parent.iterdir()) == ["01-x.ipynb", "failed"]
+
+
+def test_bad_input_on_the_command_line_is_one_sentence(good, results, capsys):
+    assert run.main([str(good), "-p", "limt", "3"]) == 2
+    assert run.main(["notebooks/01-zero-shot-baselin.ipynb"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 2 and "nearest are 01-zero-shot-baseline.ipynb" in error
+    assert not results.exists()

@@ -1,0 +1,107 @@
+"""The zero-shot probe: rows, resumption, bad input."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_images, tiny_model
+
+from zsr_utils.probes import zero_shot
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSR_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def direct(net, images):
+    pixels = torch.stack([net.from_pil(s.open()) for s in images.samples])
+    return net.encode_image(pixels).numpy()
+
+
+def test_embeddings_are_those_of_the_model_in_order():
+    net, images = tiny_model(), tiny_images()
+    found = zero_shot.embed(net, images, batch_size=7)
+    np.testing.assert_allclose(found.features, direct(net, images), rtol=1e-6)
+    assert found.sample_ids.tolist() == [s.sample_id for s in images.samples]
+
+
+def test_an_interrupted_run_goes_on_at_its_last_finished_batch(cache):
+    net, images, calls = tiny_model(), tiny_images(), []
+    original = net.net.encode_image
+
+    def failing(x):
+        calls.append(len(x))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(x)
+
+    net.net.encode_image = failing
+    with pytest.raises(KeyboardInterrupt):
+        zero_shot.embed(net, images, batch_size=7)
+    assert not list(cache.glob("embeddings/*.npz"))
+    found = zero_shot.embed(net, tiny_images(), batch_size=7)
+    assert calls == [7, 7, 7, 7, 4]  # two finished, one interrupted, and only the two missing ones again
+    np.testing.assert_allclose(found.features, direct(net, images), rtol=1e-6)
+    assert [p.suffix for p in cache.glob("embeddings/*")] == [".npz"]
+
+
+def test_a_full_disk_leaves_nothing_under_the_final_name(cache, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space left"):
+        zero_shot.embed(tiny_model(), tiny_images())
+    assert not [p for p in cache.rglob("*") if p.is_file()]
+
+
+def test_a_second_run_computes_nothing():
+    net = tiny_model()
+    first = zero_shot.embed(net, tiny_images())
+    net.net.encode_image = lambda x: pytest.fail("computed again")
+    np.testing.assert_array_equal(zero_shot.embed(net, tiny_images()).features, first.features)
+
+
+def test_a_feature_that_is_not_finite_names_the_image():
+    net = tiny_model()
+    original = net.net.encode_image
+
+    def poisoned(x):
+        features = original(x)
+        features[2] = torch.nan
+        return features
+
+    net.net.encode_image = poisoned
+    with pytest.raises(FloatingPointError, match="'s002' is not finite"):
+        zero_shot.embed(net, tiny_images())
+
+
+def test_rows_say_prediction_confidence_and_margin():
+    net, images = tiny_model(), tiny_images()
+    embedded = zero_shot.embed(net, images)
+    rows = zero_shot.classify(net, embedded, images.class_names, ["{}"], condition="bare")
+    weights = net.classifier(images.class_names, ["{}"])
+    logits = net.logits_of(torch.from_numpy(embedded.features), weights).double()
+    assert rows.prediction.tolist() == logits.argmax(1).tolist()
+    np.testing.assert_allclose(rows.confidence, logits.softmax(1).max(1).values, rtol=1e-6)
+    right = (rows.label == rows.prediction).to_numpy()
+    assert (rows.margin[right] >= 0).all() and (rows.margin[~right] <= 0).all()
+    np.testing.assert_allclose(np.stack(rows.probabilities).sum(1), 1, rtol=1e-5)
+
+
+def test_one_class_or_a_label_without_name_is_refused():
+    net, images = tiny_model(), tiny_images()
+    embedded = zero_shot.embed(net, images)
+    with pytest.raises(ValueError, match="needs at least two"):
+        zero_shot.classify(net, embedded, ["a"], ["{}"], condition="x")
+    with pytest.raises(ValueError, match="label 2 has no name among 2"):
+        zero_shot.classify(net, embedded, ["a", "b"], ["{}"], condition="x")
+
+
+def test_the_projection_holds_every_image_and_text_and_repeats():
+    net, images = tiny_model(), tiny_images()
+    embedded = zero_shot.embed(net, images)
+    first, again = (zero_shot.project(net, embedded, images.class_names, ["{}"], seed=1) for _ in range(2))
+    assert first.modality.value_counts().to_dict() == {"image": 25, "text": 3}
+    np.testing.assert_array_equal(first[["x", "y"]], again[["x", "y"]])

@@ -1,0 +1,44 @@
+"""A tiny random model and data set: real code paths without trained weights."""
+
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.transforms import functional as TF
+
+from zsr_utils.datasets import Dataset, Sample
+from zsr_utils.models import Model
+
+
+class TinyNet(nn.Module):
+    """Channel means through a fixed matrix; texts by the length of their words."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(3, 4))
+        self.logit_scale = nn.Parameter(torch.tensor(3.0))
+
+    def encode_image(self, x):
+        return x.mean((2, 3)) @ self.weight
+
+    def encode_text(self, tokens):
+        return torch.nn.functional.one_hot(tokens[:, 0] % 4, 4).float() + 0.1
+
+
+def tokenizer(texts):
+    return torch.tensor([[len(t)] for t in texts])
+
+
+def tiny_model(**changes) -> Model:
+    options = {
+        "name": "tiny", "image_size": 8, "mean": (0.5,) * 3, "std": (0.25,) * 3,
+        "transform": lambda image: TF.to_tensor(image.convert("RGB").resize((8, 8))), "tokenizer": tokenizer,
+    }  # fmt: skip
+    return Model(TinyNet(), **(options | changes))
+
+
+def tiny_images(n: int = 25) -> Dataset:
+    def sample(i):
+        return Sample(f"s{i:03d}", i % 3, lambda: Image.new("RGB", (8, 8), (10 * i % 255, 200 - 5 * i, 40)))
+
+    return Dataset("tiny", ("a", "bb", "ccc"), [sample(i) for i in range(n)])

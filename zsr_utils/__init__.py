@@ -1,0 +1,40 @@
+"""Zero-shot robustness of vision-language models: load, measure, record, draw.
+
+Layers, imports point downwards only::
+
+    run  book             execute notebooks, render the report
+    plots                 records -> plotly figures
+    probes                one module per experiment: (model, images) -> rows
+    records               rows and provenance on disk
+    scores                rows -> numbers: pure functions of arrays and frames
+    models  datasets  prompts
+
+Layers are imported when first used, so that reading rows loads no torch.
+"""
+
+import importlib
+
+
+_LAYERS = ("models", "datasets", "prompts", "scores", "records", "probes", "plots")
+_NAMES = {
+    "load_model": "models",
+    "load_dataset": "datasets",
+    "seed_everything": "models",
+    "Run": "records",
+    "read_rows": "records",
+    "read_metrics": "records",
+}
+
+__all__ = [*_LAYERS, *_NAMES]
+
+
+def __getattr__(name: str):
+    if name in _LAYERS:
+        return importlib.import_module(f"zsr_utils.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"zsr_utils.{_NAMES[name]}"), name)
+    raise AttributeError(f"module 'zsr_utils' has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__

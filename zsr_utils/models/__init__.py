@@ -1,0 +1,22 @@
+"""Models: `load_model` and the handle every measurement works with."""
+
+from zsr_utils.models._handle import Model
+from zsr_utils.models._openclip import ModelUnavailable
+from zsr_utils.models._registry import (
+    known_models,
+    load_model,
+    register_model,
+    resolve_device,
+    seed_everything,
+)
+
+
+__all__ = [
+    "Model",
+    "ModelUnavailable",
+    "known_models",
+    "load_model",
+    "register_model",
+    "resolve_device",
+    "seed_everything",
+]

@@ -1,0 +1,178 @@
+"""The model handle: one interface over every image encoder with a zero-shot head."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+RANGE_TOLERANCE = 1e-6  # of pixels beyond [0, 1]: a smaller excess is rounding
+
+
+def cache_folder() -> Path:
+    """Where text weights are kept: `ZSR_CACHE`, or the user's cache directory."""
+    from platformdirs import user_cache_dir
+
+    return Path(os.environ.get("ZSR_CACHE") or user_cache_dir("zsr"))
+
+
+class Model(nn.Module):
+    """A frozen image encoder with a zero-shot head, in eval mode.
+
+    Pixels are float32 in [0, 1], NCHW, RGB, at `image_size`; normalisation happens inside.
+
+    Attributes:
+        name: The name it was loaded by.
+        image_size: Side of the square input, in pixels.
+        activation: `gelu` or `quickgelu`, as the checkpoint was trained.
+        precision: `fp32`, `fp16` or `bf16`, of the weights and of the arithmetic.
+        fingerprint: sha256 over weights and config, as hexadecimal digits.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        name: str,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        transform,
+        tokenizer=None,
+        pretrained: str | None = None,
+        activation: str = "gelu",
+        precision: str = "fp32",
+        config: dict | None = None,
+        note: str = "",
+    ):
+        super().__init__()
+        self.net = net.eval().requires_grad_(False)
+        self.name, self.pretrained, self.image_size = name, pretrained, image_size
+        self.activation, self.precision, self.note = activation, precision, note
+        self._transform, self._tokenizer = transform, tokenizer
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.fingerprint = _fingerprint(net, {"config": config, "mean": list(mean), "std": list(std)})
+        self.net.to(PRECISIONS[precision])
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The factor on the cosine, already exponentiated (about 100 for CLIP)."""
+        return self.net.logit_scale.exp().float()
+
+    @property
+    def logit_bias(self) -> Tensor | float:
+        bias = getattr(self.net, "logit_bias", None)
+        return 0.0 if bias is None else bias.float()
+
+    def from_pil(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
+        """The checkpoint's own resize and crop, ending in [0, 1]."""
+        return self._transform(image)
+
+    def encode_image(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+        """Raw image features, differentiable in `pixels`; not normalised.
+
+        Raises:
+            ValueError: If pixels are not NCHW RGB at `image_size` or leave [0, 1] by more than 1e-6.
+        """
+        return self.net.encode_image(self._normalised(pixels)).float()
+
+    def encode_tokens(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n rows columns c"]:
+        """Patch tokens of the last block after its norm, or the last feature map of a CNN.
+
+        Raises:
+            ValueError: As `encode_image`.
+            NotImplementedError: If the image tower has no token grid this package knows.
+        """
+        visual = self.net.visual
+        if not hasattr(visual, "forward_intermediates"):
+            raise NotImplementedError(f"{self.name}: its image tower gives no token grid.")
+        found = visual.forward_intermediates(
+            self._normalised(pixels), indices=1, normalize_intermediates=True, intermediates_only=True,
+            output_fmt="NCHW",
+        )  # fmt: skip
+        return found["image_intermediates"][-1].permute(0, 2, 3, 1).float()
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "t d"]:
+        """Raw text features; not normalised.
+
+        Raises:
+            TypeError: If the model has no text tower.
+        """
+        if self._tokenizer is None:
+            raise TypeError(f"{self.name} has no text tower, so it cannot encode text.")
+        tokens = self._tokenizer(list(texts)).to(self.device)
+        return torch.cat([self.net.encode_text(t) for t in tokens.split(256)]).float()
+
+    def classifier(self, class_names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "k d"]:
+        """Unit text weights: features normalised, averaged over templates, normalised again.
+
+        Kept on disk by (fingerprint, precision, names, templates), so that a second chapter is free.
+
+        Args:
+            class_names: One name a class.
+            templates: Format strings with one `{}` for the name.
+
+        Raises:
+            ValueError: If there is no class, or a template has no `{}`.
+        """
+        check_prompts(class_names, templates)
+        key = json.dumps([self.fingerprint, self.precision, list(class_names), list(templates)])
+        path = cache_folder() / "classifiers" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.pt"
+        if path.exists():
+            return torch.load(path, weights_only=True).to(self.device)
+        texts = [template.format(name) for name in class_names for template in templates]
+        features = F.normalize(self.encode_text(texts), dim=-1)
+        weights = F.normalize(features.view(len(class_names), len(templates), -1).mean(1), dim=-1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        torch.save(weights.cpu(), temporary)
+        temporary.replace(path)
+        return weights
+
+    def logits(self, pixels: Float[Tensor, "n 3 h w"], classifier: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:
+        """`exp(logit_scale) * cosine (+ logit_bias)`, with the model's own scale."""
+        return self.logits_of(self.encode_image(pixels), classifier)
+
+    def logits_of(self, features: Float[Tensor, "n d"], classifier: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:
+        """Logits of features already computed."""
+        return self.logit_scale * F.normalize(features, dim=-1) @ classifier.T + self.logit_bias
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        if pixels.ndim != 4 or pixels.shape[1:] != (3, self.image_size, self.image_size):
+            size = self.image_size
+            raise ValueError(f"pixels have shape {tuple(pixels.shape)}, {self.name} takes (N, 3, {size}, {size}).")
+        low, high = pixels.detach().aminmax() if pixels.numel() else (0, 0)
+        if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
+            raise ValueError(f"pixels run from {float(low):.4g} to {float(high):.4g}, allowed is [0, 1].")
+        return ((pixels - self.mean) / self.std).to(PRECISIONS[self.precision])
+
+
+def check_prompts(class_names: Sequence[str], templates: Sequence[str]) -> None:
+    """Raise one clear sentence for an empty list or a template without a place for the name."""
+    if not class_names or not templates:
+        raise ValueError("class_names and templates must each hold at least one text.")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ValueError(f"template {template!r} must hold exactly one '{{}}' for the class name.")
+
+
+def _fingerprint(net: nn.Module, extra: dict) -> str:
+    digest = hashlib.sha256(json.dumps(extra, sort_keys=True, default=str).encode())
+    for key, value in sorted(net.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,41 @@
+"""Pictures with captions, as HTML that needs nothing else."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+
+from PIL import Image
+
+
+def gallery(images: Sequence[Image.Image], captions: Sequence[str], *, width: int = 128):
+    """A row of pictures that wraps; captions serve as alternative text.
+
+    Args:
+        images: Pictures, shown as they are.
+        captions: One a picture; lines are separated by `\\n`.
+        width: Shown width of a picture, in CSS pixels.
+
+    Raises:
+        ValueError: If the numbers of pictures and captions differ.
+    """
+    from IPython.display import HTML
+
+    if len(images) != len(captions):
+        raise ValueError(f"gallery: {len(images)} images and {len(captions)} captions, one caption each is needed.")
+    figures = "".join(
+        f'<figure><img src="data:image/png;base64,{_png(image, width)}" width="{width}" '
+        f'alt="{html.escape(caption.replace(chr(10), ", "), quote=True)}">'
+        f"<figcaption>{html.escape(caption).replace(chr(10), '<br>')}</figcaption></figure>"
+        for image, caption in zip(images, captions, strict=True)
+    )
+    return HTML(f'<div class="zsr-gallery">{figures}</div>')
+
+
+def _png(image: Image.Image, width: int) -> str:
+    image = image.convert("RGB")
+    if image.width > 2 * width:
+        image.thumbnail((2 * width, 2 * width))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,63 @@
+"""One look for every figure: colours, fonts, and the renderer of stored runs."""
+
+import os
+
+import plotly.graph_objects as go
+import plotly.io as pio
+from plotly.io.base_renderers import MimetypeRenderer
+
+
+# Ten colours that stay apart for colour-blind readers (after Paul Tol's muted scheme), in class order.
+CLASS_COLORS = (
+    "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#777777",
+)  # fmt: skip
+CLASS_SYMBOLS = (
+    "circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "hexagon", "pentagon",
+)  # fmt: skip
+BLUE, ORANGE, GREY = "#3366AA", "#D4762C", "#808892"
+SEQUENTIAL = "Blues"
+HEIGHT = 400
+
+
+def class_color(label: int) -> str:
+    return CLASS_COLORS[label % len(CLASS_COLORS)]
+
+
+def class_symbol(label: int) -> str:
+    return CLASS_SYMBOLS[(label + label // len(CLASS_COLORS)) % len(CLASS_SYMBOLS)]
+
+
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#59636e"},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 60, "r": 20, "t": 30, "b": 55},
+        "height": HEIGHT,
+        "colorway": list(CLASS_COLORS),
+        "xaxis": {"gridcolor": "rgba(128,136,146,0.25)", "zeroline": False, "automargin": True},
+        "yaxis": {"gridcolor": "rgba(128,136,146,0.25)", "zeroline": False, "automargin": True},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "hoverlabel": {"font": {"size": 12}},
+    }
+)
+
+
+class BookRenderer(MimetypeRenderer):
+    """A figure as an HTML fragment; the book loads plotly.js once for all of them."""
+
+    def to_mimebundle(self, fig_dict):
+        return {
+            "text/html": pio.to_html(
+                fig_dict, full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
+            )
+        }
+
+
+def use() -> None:
+    """Make the template the default, and in stored runs (`ZSR_BOOK=1`) the book's renderer."""
+    pio.templates["zsr"] = TEMPLATE
+    pio.templates.default = "zsr"
+    if os.environ.get("ZSR_BOOK") == "1":
+        pio.renderers["book"] = BookRenderer()
+        pio.renderers.default = "book"

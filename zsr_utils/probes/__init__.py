@@ -1,0 +1,1 @@
+"""One module per experiment: (model, images) -> rows. Notebooks show their source, so they are public by name."""

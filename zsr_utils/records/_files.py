@@ -1,0 +1,105 @@
+"""Whole files or none: a result appears under its final name only when it is complete."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then give it its final name.
+
+    A kill or a full disk in the middle leaves `path` as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content) -> None:
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, lambda p: p.write_text(text))
+
+
+def write_frame(path: Path, frame: pd.DataFrame) -> None:
+    write_whole(path, lambda p: frame.to_parquet(p, index=False))
+
+
+def results_root() -> Path:
+    """Where results go: `ZSR_RESULTS`, or `results` at the top of the project."""
+    return Path(os.environ.get("ZSR_RESULTS") or Path(__file__).resolve().parents[2] / "results")
+
+
+def safe_name(name: str) -> str:
+    """One folder name for a model or data-set address.
+
+    Examples:
+        >>> safe_name("hf-hub:timm/ViT-B-16-SigLIP"), safe_name("/photos/pacs/")
+        ('hf-hub-timm-ViT-B-16-SigLIP', 'photos-pacs')
+    """
+    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in name.strip("/"))
+    return kept.strip("-.") or "unnamed"
+
+
+def result_folder(model: str, dataset: str, notebook: str, pretrained: str | None = None) -> Path:
+    """`results/<model>@<data set>/<notebook>`; a pretrained tag is part of the model's name.
+
+    Examples:
+        >>> result_folder("ViT-B-32", "imagenette", "01-x", "laion2b").parts[-2:]
+        ('ViT-B-32-laion2b@imagenette', '01-x')
+    """
+    model = f"{model}-{pretrained}" if pretrained else model
+    return results_root() / f"{safe_name(model)}@{safe_name(dataset)}" / notebook
+
+
+def read_rows(folder: Path | str) -> pd.DataFrame:
+    """Rows of one result folder, or of several by a pattern such as `results/*/01-zero-shot-baseline`.
+
+    Columns `model` and `dataset` come from each folder's provenance.
+
+    Raises:
+        FileNotFoundError: If no folder holds `samples.parquet`.
+    """
+    frames = []
+    for path in _matching(folder, "samples.parquet"):
+        provenance = json.loads((path.parent / "provenance.json").read_text())
+        frames.append(pd.read_parquet(path).assign(model=provenance["model"], dataset=provenance["dataset"]))
+    return concat(frames)
+
+
+def concat(frames) -> pd.DataFrame:
+    """Rows of several conditions as one frame.
+
+    Examples:
+        >>> len(concat([pd.DataFrame({"label": [0]}), pd.DataFrame({"label": [1]})]))
+        2
+    """
+    return pd.concat(frames, ignore_index=True)
+
+
+def read_metrics(folder: Path | str) -> pd.DataFrame:
+    """Metrics of one or several result folders: name, value, low, high, interval, n, unit, folder.
+
+    Raises:
+        FileNotFoundError: If no folder holds `metrics.json`.
+    """
+    frames = [
+        pd.DataFrame(json.loads(path.read_text())).assign(folder=str(path.parent))
+        for path in _matching(folder, "metrics.json")
+    ]
+    return concat(frames)
+
+
+def _matching(folder: Path | str, file: str) -> list[Path]:
+    pattern = Path(folder) / file
+    anchor = Path(pattern.anchor) if pattern.is_absolute() else Path()
+    found = sorted(anchor.glob(str(pattern.relative_to(anchor))))
+    if not found:
+        raise FileNotFoundError(f"No {file} in {str(folder)!r}: run the notebook first.")
+    return found

@@ -1,0 +1,179 @@
+"""A run: the rows, numbers and provenance that one notebook leaves behind."""
+
+import html
+import importlib.metadata
+import platform
+import re
+import subprocess
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from zsr_utils.records._files import result_folder, write_frame, write_json
+from zsr_utils.scores import Estimate
+
+
+PACKAGES = (
+    "torch", "torchvision", "open_clip_torch", "timm", "numpy", "scipy", "pandas", "umap-learn", "plotly",
+)  # fmt: skip
+NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)+")
+RECORD = "application/papermill.record/"
+
+
+class Run:
+    """What one notebook measures with one model on one data set.
+
+    Args:
+        notebook: File name of the notebook without `.ipynb`.
+        net: The model handle.
+        images: The data set.
+        **parameters: Everything in the notebook's `parameters` cell.
+
+    Attributes:
+        folder: Where the files of this run are written.
+        metrics: Estimates by name, in the order they were added.
+    """
+
+    def __init__(self, notebook: str, net, images, **parameters):
+        dataset = parameters.get("dataset") or images.name
+        self.notebook, self.parameters = notebook, parameters
+        self.folder = result_folder(net.name, dataset, notebook, net.pretrained)
+        self.metrics: dict[str, Estimate] = {}
+        self._net, self._images = net, images
+        self._prompts: dict[str, list[str]] = {}
+        self._began = time.perf_counter()
+
+    def __getitem__(self, name: str) -> Estimate:
+        return self.metrics[name]
+
+    def metric(self, name: str, estimate: Estimate) -> Estimate:
+        """Keep a number under `topic/quantity[/qualifier]`; later pages can quote it by that name.
+
+        Raises:
+            ValueError: If the name is not lower snake case with at least one `/`.
+        """
+        if not NAME.fullmatch(name):
+            raise ValueError(f"metric name is {name!r}, allowed is 'topic/quantity' in lower snake case.")
+        self.metrics[name] = estimate
+        return estimate
+
+    def prompts(self, name: str, templates) -> None:
+        """Record a prompt set that was used."""
+        self._prompts[name] = list(templates)
+
+    def table(self) -> pd.DataFrame:
+        """The metrics as a frame: name, value, low, high, interval, n, unit."""
+        return pd.DataFrame([{"name": k, **asdict(v)} for k, v in self.metrics.items()])
+
+    def save_rows(self, rows: pd.DataFrame, name: str = "samples") -> None:
+        """Write per-sample rows to `<name>.parquet`."""
+        write_frame(self.folder / f"{name}.parquet", rows)
+
+    def say(self, text: str) -> None:
+        """Show a sentence of the report, as Markdown: the place for results in prose.
+
+        Numbers enter as f-string fields, never typed in: `run.say(f"… {run['a/b']:pct} …")`.
+        """
+        from IPython.display import Markdown, display
+
+        display(Markdown(text))
+
+    def save(self) -> Path:
+        """Write `metrics.json` and `provenance.json`, and leave every number in the notebook for other pages."""
+        write_json(self.folder / "metrics.json", self.table().to_dict("records"))
+        write_json(self.folder / "provenance.json", self.provenance())
+        for name, estimate in self.metrics.items():
+            glue(name, estimate)
+        return self.folder
+
+    def provenance(self) -> dict:
+        """Everything needed to say where these numbers come from."""
+        net, images = self._net, self._images
+        return {
+            "notebook": self.notebook,
+            "model": net.name,
+            "pretrained": net.pretrained,
+            "fingerprint": net.fingerprint,
+            "activation": net.activation,
+            "precision": net.precision,
+            "image_size": net.image_size,
+            "note": net.note,
+            "dataset": images.name,
+            "dataset_fingerprint": images.fingerprint,
+            "images": len(images) - len(images.unreadable),
+            "unreadable": dict(images.unreadable),
+            "class_names": list(images.class_names),
+            "prompts": self._prompts,
+            "parameters": self.parameters,
+            "seed": self.parameters.get("seed"),
+            "versions": _versions(),
+            **_git(),
+            "device": _device(net.device),
+            "seconds": round(time.perf_counter() - self._began, 1),
+        }
+
+    def show_provenance(self):
+        """The provenance as a folded box."""
+        from IPython.display import HTML
+
+        rows = "".join(
+            f"<tr><th>{html.escape(key)}</th><td>{_cell(value)}</td></tr>" for key, value in self.provenance().items()
+        )
+        return HTML(
+            '<details class="zsr-provenance"><summary>Where these numbers come from</summary>'
+            f"<table>{rows}</table></details>"
+        )
+
+
+def glue(name: str, estimate: Estimate) -> None:
+    """Leave a number in the notebook under a name, for pages that quote it with the glue role."""
+    from IPython.display import display
+
+    for key, value in ((name, f"{estimate.value:.4g}"), (f"{name}:pct", f"{estimate:pct}")):
+        display(
+            {RECORD + "text/plain": value},
+            raw=True,
+            metadata={"scrapbook": {"name": key, "mime_prefix": RECORD}},
+        )
+
+
+def _cell(value) -> str:
+    if isinstance(value, dict):
+        return "<br>".join(f"{html.escape(str(k))}: {_cell(v)}" for k, v in value.items()) or "none"
+    if isinstance(value, list):
+        return html.escape(", ".join(map(str, value)))
+    return html.escape(str(value))
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git() -> dict:
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"git": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def _device(device) -> str:
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.machine()})"

@@ -1,0 +1,143 @@
+"""Execute one notebook with parameters, strictly: `python -m zsr_utils.run notebooks/01-….ipynb`.
+
+papermill by itself runs the defaults when a parameter is misspelt; this wrapper refuses. A result
+appears under `results/<model>@<data set>/<notebook>/` only when the notebook ran to its end; one
+that failed is kept with its traceback in the folder `failed` beside it.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import yaml
+from papermill.exceptions import PapermillExecutionError
+
+from zsr_utils._text import nearest
+from zsr_utils.records import result_folder, write_whole
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class ParameterError(ValueError):
+    """A notebook cannot take these parameters."""
+
+
+def defaults(notebook: Path) -> dict:
+    """Values in the notebook's one cell tagged `parameters`.
+
+    Raises:
+        ParameterError: If there is not exactly one such cell, or it holds more than plain assignments.
+    """
+    cells = nbformat.read(notebook, as_version=4).cells
+    tagged = [c for c in cells if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise ParameterError(f"{notebook.name} has {len(tagged)} cells tagged 'parameters', exactly 1 is needed.")
+    found: dict = {}
+    try:
+        exec(compile(tagged[0].source, str(notebook), "exec"), {"__builtins__": {}}, found)
+    except Exception as error:
+        raise ParameterError(f"{notebook.name}: its parameters cell must hold plain values only ({error}).") from error
+    return found
+
+
+def check(notebook: Path, parameters: dict) -> dict:
+    """`parameters` over the notebook's defaults, each of the default's type.
+
+    Raises:
+        ParameterError: If a name is unknown (the nearest ones are listed) or a value has another type.
+    """
+    known = defaults(notebook)
+    for name, value in parameters.items():
+        if name not in known:
+            close = nearest(name, known) or sorted(known)
+            raise ParameterError(
+                f"{notebook.name} has no parameter {name!r} (given value {value!r}): "
+                f"nearest names are {', '.join(close)}."
+            )
+        expected = type(known[name])
+        is_number = expected is float and type(value) is int
+        if type(value) is not expected and not is_number:
+            raise ParameterError(
+                f"{notebook.name}: parameter {name!r} is {value!r} ({type(value).__name__}), "
+                f"allowed is a value of type {expected.__name__} such as {known[name]!r}."
+            )
+    return known | parameters
+
+
+def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
+    """Run a notebook and return its executed copy.
+
+    Raises:
+        ParameterError: As `check`; nothing has been run then.
+        PapermillExecutionError: If a cell failed; the partial notebook is in `failed/`.
+    """
+    merged = check(notebook, parameters)
+    folder = result_folder(merged["model"], merged["dataset"], notebook.stem, merged.get("pretrained") or None)
+    final, failed = folder / notebook.name, folder / "failed" / notebook.name
+    folder.mkdir(parents=True, exist_ok=True)
+    working = folder / f".{notebook.stem}.{os.getpid()}.running.ipynb"
+    os.environ["ZSR_BOOK"] = "1"
+    os.environ["ZSR_PROGRESS"] = "0"
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    try:
+        papermill.execute_notebook(
+            notebook, working, parameters, kernel_name="python3", cwd=str(ROOT), progress_bar=progress
+        )
+        write_whole(final, lambda p: p.write_bytes(working.read_bytes()))
+        failed.unlink(missing_ok=True)
+    except PapermillExecutionError:
+        write_whole(failed, lambda p: p.write_bytes(working.read_bytes()))
+        raise
+    finally:
+        working.unlink(missing_ok=True)
+    return final
+
+
+def read_parameters(files: list[Path], pairs: list[list[str]]) -> dict:
+    """Parameters of flat YAML files, later ones first in rank, then of `-p name value`.
+
+    Raises:
+        ParameterError: If a file is missing or not a flat mapping.
+    """
+    parameters: dict = {}
+    for path in files:
+        if not path.is_file():
+            raise ParameterError(f"The parameter file {str(path)!r} does not exist.")
+        content = yaml.safe_load(path.read_text()) or {}
+        if not isinstance(content, dict) or any(isinstance(v, dict) for v in content.values()):
+            raise ParameterError(f"{path}: a parameter file is a flat list of 'name: value' lines.")
+        parameters |= content
+    return parameters | {name: yaml.safe_load(value) for name, value in pairs}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m zsr_utils.run", description=__doc__.splitlines()[0])
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("-f", "--file", type=Path, action="append", default=[], help="flat YAML file of parameters")
+    parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    parser.add_argument("--no-progress", action="store_true")
+    options = parser.parse_args(arguments)
+    if not options.notebook.is_file():
+        close = nearest(options.notebook.name, [p.name for p in (ROOT / "notebooks").glob("*.ipynb")])
+        print(f"There is no notebook {str(options.notebook)!r}; nearest are {', '.join(close)}.", file=sys.stderr)
+        return 2
+    try:
+        parameters = read_parameters(options.file, options.parameter)
+        final = execute(options.notebook, parameters, progress=not options.no_progress)
+    except ParameterError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except PapermillExecutionError as error:
+        reason = " ".join(str(error.evalue).split())
+        print(f"{options.notebook.stem} failed in cell {error.exec_count}: {error.ename}: {reason}", file=sys.stderr)
+        return 1
+    print(final)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

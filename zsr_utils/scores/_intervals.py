@@ -1,0 +1,111 @@
+"""Numbers with their intervals."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval and the number of samples behind it.
+
+    Attributes:
+        value: The estimate.
+        low, high: Bounds of the interval.
+        interval: How the bounds were found, such as `wilson 95 %`.
+        n: Number of samples.
+        unit: `fraction`, `cosine`, `images`, …
+    """
+
+    value: float
+    low: float
+    high: float
+    interval: str
+    n: int
+    unit: str = "fraction"
+
+    def __format__(self, spec: str) -> str:
+        """`pct` gives percentages, any other format applies to value and bounds.
+
+        Examples:
+            >>> e = Estimate(0.9876, 0.98, 0.993, "wilson 95 %", 800)
+            >>> f"{e:pct}", f"{e:.2f}"
+            ('98.8 % [98.0, 99.3]', '0.99 [0.98, 0.99]')
+        """
+        if spec == "pct":
+            return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        spec = spec or ".3f"
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+
+def proportion(successes: int, n: int, *, confidence: float = 0.95, unit: str = "fraction") -> Estimate:
+    """A proportion with its Wilson interval.
+
+    Examples:
+        >>> e = proportion(0, 900)
+        >>> e.value, e.low, round(e.high, 4)
+        (0.0, 0.0, 0.0043)
+
+    Raises:
+        ValueError: If `n` is not positive or `successes` is not in 0 … n.
+
+    Source:
+        Wilson (1927); computed by `scipy.stats.binomtest`.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"successes is {successes} of n = {n}, allowed are 0 to n with n at least 1.")
+    interval = stats.binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
+    return Estimate(successes / n, interval.low, interval.high, f"wilson {100 * confidence:.0f} %", int(n), unit)
+
+
+def bootstrap(
+    statistic: Callable[..., float],
+    *columns: np.ndarray,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    unit: str = "fraction",
+    paired: bool = True,
+) -> Estimate:
+    """Percentile bootstrap of a statistic of columns that belong to the same samples.
+
+    The rows are drawn together, so a difference between two columns is a paired difference.
+
+    Examples:
+        >>> before, after = np.array([1, 1, 1, 0, 1.0]), np.array([1, 0, 1, 0, 1.0])
+        >>> e = bootstrap(lambda a, b: b.mean() - a.mean(), before, after)
+        >>> round(e.value, 2), e.interval
+        (-0.2, 'bootstrap 95 % (paired, 1000)')
+
+    Raises:
+        ValueError: If columns are empty or differ in length.
+
+    Source:
+        Efron (1979).
+    """
+    columns = tuple(np.asarray(c) for c in columns)
+    n = len(columns[0])
+    if n == 0 or any(len(c) != n for c in columns):
+        raise ValueError(f"columns have lengths {[len(c) for c in columns]}, allowed are equal lengths above 0.")
+    rng = np.random.default_rng(seed)
+    draws = np.empty(resamples)
+    for i in range(resamples):
+        rows = rng.integers(n, size=n)
+        draws[i] = statistic(*(c[rows] for c in columns))
+    low, high = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    kind = f"paired, {resamples}" if paired and len(columns) > 1 else str(resamples)
+    label = f"bootstrap {100 * confidence:.0f} % ({kind})"
+    return Estimate(float(statistic(*columns)), float(low), float(high), label, n, unit)
+
+
+def paired_difference(before: np.ndarray, after: np.ndarray, *, seed: int = 0, unit: str = "fraction") -> Estimate:
+    """Mean of `after - before` over the same samples, with a paired bootstrap interval.
+
+    Examples:
+        >>> same = np.array([1.0, 0.0, 1.0])
+        >>> paired_difference(same, same).high
+        0.0
+    """
+    return bootstrap(lambda a, b: float(np.mean(b - a)), before, after, seed=seed, unit=unit)
