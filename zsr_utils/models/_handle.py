@@ -62,6 +62,7 @@ class Model(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.fingerprint = _fingerprint(net, {"config": config, "mean": list(mean), "std": list(std)})
         self.net.to(PRECISIONS[precision])
+        self.eval()
 
     @property
     def device(self) -> torch.device:

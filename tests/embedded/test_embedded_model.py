@@ -1,0 +1,114 @@
+"""The embedded model and data set: what their cards promise."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+import tabletop.towers  # noqa: F401  registers the image towers
+import zsr_utils as zsr
+from zsr_utils import scores
+from zsr_utils.probes import zero_shot
+
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "data" / "models" / "tabletop-base"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZSR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def net():
+    return zsr.load_model("tabletop-base", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return zsr.load_dataset("tabletop")
+
+
+@pytest.fixture(scope="module")
+def embedded(net, images):
+    return zero_shot.embed(net, images, batch_size=200)
+
+
+def test_zero_shot_accuracy_is_at_least_99_percent_and_the_cards(net, images, embedded):
+    rows = zero_shot.classify(net, embedded, images.class_names, images.templates, condition="plain prompt")
+    found = scores.accuracy(rows)
+    assert found.n >= 1000 and len(images.class_names) == 10
+    assert found.value >= 0.99
+    low, high = map(float, re.search(r"interval ([\d.]+) to ([\d.]+)\)", (FOLDER / "README.md").read_text()).groups())
+    assert low <= 100 * found.value <= high
+    with (FOLDER / "curve.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert abs(float(last["zero_shot"]) - found.value) < 0.003, "fp16 storage changed the accuracy"
+
+
+def test_the_model_is_open_clips_own_local_directory(net, images):
+    bare, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{FOLDER}")
+    bare.eval()
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{FOLDER}")
+    image = next(iter(images))[1]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            net.encode_image(net.from_pil(image)[None]),
+            bare.encode_image(preprocess(image)[None]),
+            atol=1e-5,
+            rtol=1e-5,
+        )
+        torch.testing.assert_close(
+            net.encode_text(["a photo of a mug"]),
+            bare.encode_text(tokenizer(["a photo of a mug"])),
+            atol=1e-5,
+            rtol=1e-5,
+        )
+
+
+def test_padding_does_not_change_a_text(net):
+    alone = net.encode_text(["a mug"])
+    together = net.encode_text(["a mug", "a photo of a large red striped mug in the kitchen"])
+    torch.testing.assert_close(alone[0], together[0], atol=1e-6, rtol=1e-5)
+
+
+def test_unknown_words_stay_apart(net):
+    features = torch.nn.functional.normalize(net.encode_text(["dog", "elephant", "giraffe"]), dim=-1)
+    assert ((features @ features.T).fill_diagonal_(0) < 0.9999).all()
+
+
+def test_from_pil_of_a_native_image_only_rescales_grey_levels(net, images):
+    image = next(iter(images))[1]
+    expected = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    torch.testing.assert_close(net.from_pil(image), expected, atol=1 / 255, rtol=0)
+
+
+def test_tokens_are_an_eight_by_eight_grid_whose_mean_is_the_feature(net):
+    pixels = torch.rand(2, 3, 64, 64)
+    tokens = net.encode_tokens(pixels)
+    assert tokens.shape == (2, 8, 8, 128)
+    trunk, head = net.net.visual.trunk, net.net.visual.head
+    pooled = trunk.fc_norm(tokens.mean((1, 2)))
+    torch.testing.assert_close(head(pooled), net.encode_image(pixels), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_half_precision_agrees_roughly(images, precision, net, embedded):
+    half = zsr.load_model("tabletop-base", device="cpu", precision=precision)
+    pixels = torch.stack([net.from_pil(s.open()) for s in images.samples[:32]])
+    cosine = torch.nn.functional.cosine_similarity(
+        half.encode_image(pixels), torch.from_numpy(embedded.features[:32]), dim=-1
+    )
+    assert cosine.min() > 0.99
+
+
+def test_the_fingerprint_is_of_the_weights(net):
+    assert re.fullmatch(r"[0-9a-f]{64}", net.fingerprint)
+    assert zsr.load_model("tabletop-base", device="cpu").fingerprint == net.fingerprint

@@ -1,0 +1,87 @@
+"""Every notebook: its form, and its checked numbers against the committed ones (nbval)."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from zsr_utils import run
+
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MARK = "# NBVAL_CHECK_OUTPUT"
+
+pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+
+
+def code_cells(path):
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+
+
+def test_the_form_of_a_chapter(path):
+    cells = nbformat.read(path, as_version=4).cells
+    prose = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    titles = [line for line in prose.splitlines() if line.startswith("# ")]
+    assert len(titles) == 1
+    for section in ("## Overview", "## What you need", "## Summary", "## References"):
+        assert section in prose, f"{path.name} has no {section}"
+    assert len(run.defaults(path)) >= 3
+    lengths = sorted(len(c.source.splitlines()) for c in code_cells(path))
+    assert lengths[len(lengths) // 2] <= 8 and lengths[-1] <= 25
+    for cell in code_cells(path):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 6, f"{node.name} belongs in the package"
+
+
+def test_checked_cells_have_a_count_and_an_output_and_others_none(path):
+    checked = [c for c in code_cells(path) if MARK in c.source]
+    assert checked, f"{path.name} checks nothing"
+    for cell in checked:
+        assert cell.execution_count is not None and cell.outputs, "a checked cell without output compares nothing"
+        assert "keep_output" in cell.metadata.get("tags", [])
+    for cell in code_cells(path):
+        assert MARK in cell.source or not cell.outputs, "strip outputs: nbstripout --keep-count"
+
+
+def test_every_profile_has_a_valid_parameter_file(path):
+    for profile in sorted((ROOT / "profiles").iterdir()):
+        files = [profile / "common.yaml", profile / f"{path.stem}.yaml"]
+        run.check(path, run.read_parameters(files, []))
+
+
+def nbval(path, tmp_path) -> subprocess.CompletedProcess:
+    environment = os.environ | {
+        "ZSR_PROGRESS": "0", "ZSR_RESULTS": str(tmp_path / "results"), "ZSR_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    command = [
+        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env",
+        "--nbval-cell-timeout=180", "--rootdir", str(tmp_path), str(path),
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+
+
+def test_checked_numbers_are_the_committed_ones(path, tmp_path):
+    done = nbval(path, tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_a_changed_number_is_noticed(path, tmp_path):
+    """The check above can fail: the same notebook with one committed digit changed."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = notebook.cells
+    last = max(i for i, c in enumerate(cells) if c.cell_type == "code" and MARK in c.source)
+    notebook.cells = [c for c in cells[: last + 1] if c.cell_type == "code"]
+    output = notebook.cells[-1].outputs[0]
+    digit = next(d for d in "0123456789" if d in output["text"])
+    output["text"] = output["text"].replace(digit, str((int(digit) + 1) % 10), 1)
+    changed = tmp_path / "changed.ipynb"
+    nbformat.write(notebook, changed)
+    done = nbval(changed, tmp_path)
+    assert done.returncode == 1 and "mismatch" in done.stdout.lower()
