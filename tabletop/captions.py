@@ -34,7 +34,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     Examples:
         >>> scene = Scene("mug", color="orange", pattern="striped", setting="kitchen")
         >>> caption(scene, np.random.default_rng(1))
-        'a striped orange mug'
+        'this is a mug in the kitchen'
     """
     words = [scene.kind]
     if rng.random() < 0.4:

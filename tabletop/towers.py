@@ -33,6 +33,9 @@ class ConvStem(nn.Module):
     def forward(self, x):
         return self.project(self.layers(x)).flatten(2).transpose(1, 2)
 
+    def dynamic_feat_size(self, img_size):
+        return tuple(-(-s // p) for s, p in zip(img_size, self.patch_size, strict=True))
+
     def feat_ratio(self, as_scalar=True):
         return self.patch_size[0] if as_scalar else self.patch_size
 

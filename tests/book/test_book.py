@@ -140,9 +140,10 @@ def browser(width: int, profile: Path):
 
 
 DRAWN = """
+// plotly ships arrays as they are, or as typed arrays packed into text ("bdata")
+const size = v => v == null ? 0 : (v.length ?? (v.bdata ?? "").length);
 return [...document.querySelectorAll('.plotly-graph-div')].map(d => ({
-  points: (d.data || []).reduce(
-    (n, t) => n + (t.z ? t.z.length : (t.x ? (t.x.length || Object.keys(t.x).length) : 0)), 0),
+  points: (d.data || []).reduce((n, t) => n + size(t.z ?? t.x), 0),
   marks: d.querySelectorAll('.points path, .lines path, .heatmaplayer image, .hm image, .scatterlayer path').length
          + d.querySelectorAll('canvas').length,
   width: d.getBoundingClientRect().width, height: d.getBoundingClientRect().height,

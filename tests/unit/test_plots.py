@@ -46,3 +46,10 @@ def test_gallery_escapes_captions_and_has_alternative_text():
     assert "<img src=x" not in shown and 'alt="&lt;img' in shown and "<br>second line" in shown
     with pytest.raises(ValueError, match="1 images and 2 captions"):
         plots.gallery([Image.new("RGB", (8, 8))], ["a", "b"])
+
+
+def test_changes_are_in_percentage_points_around_zero():
+    table = pd.DataFrame({"value": [-0.02, 0.0], "low": [-0.03, 0.0], "high": [-0.01, 0.0]})
+    figure = plots.changes(table, ["a", "b"], title="change")
+    assert list(figure.data[0].x) == [-2, 0] and figure.layout.shapes[0].x0 == 0
+    assert figure.layout.xaxis.range[0] == -figure.layout.xaxis.range[1] < -3

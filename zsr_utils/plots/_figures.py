@@ -36,9 +36,33 @@ def accuracies(table: pd.DataFrame, names: Sequence[str], *, chance: float, titl
     figure.add_vline(x=chance, line={"dash": "dot", "color": GREY}, annotation_text="chance", annotation_position="top")
     n = int(table["n"].iloc[0])
     same = "" if table["n"].nunique() > 1 else f", n = {n:,} each"
-    figure.update_xaxes(title=f"{title} (95 % Wilson interval{same})", range=[0, 1.02], tickformat=".0%")
+    figure.update_xaxes(title=f"{title}<br><sub>95 % Wilson interval{same}</sub>", range=[0, 1.02], tickformat=".0%")
     figure.update_yaxes(autorange="reversed")
-    return figure.update_layout(height=max(220, 70 + 30 * len(names)), showlegend=False)
+    return figure.update_layout(height=max(240, 90 + 30 * len(names)), showlegend=False)
+
+
+def changes(table: pd.DataFrame, names: Sequence[str], *, title: str) -> go.Figure:
+    """Differences in percentage points with their intervals (columns value, low, high), and the line of no change."""
+    points = 100 * table[["value", "low", "high"]]
+    figure = go.Figure(
+        go.Scatter(
+            x=points["value"],
+            y=_escaped(names),
+            mode="markers",
+            marker={"color": ORANGE, "size": 9, "symbol": "diamond"},
+            error_x={
+                "type": "data", "symmetric": False, "color": ORANGE, "thickness": 1.6,
+                "array": points["high"] - points["value"], "arrayminus": points["value"] - points["low"],
+            },
+            customdata=points[["low", "high"]],
+            hovertemplate="%{y}: %{x:+.2f} [%{customdata[0]:+.2f}, %{customdata[1]:+.2f}] points<extra></extra>",
+        )
+    )  # fmt: skip
+    reach = 1.15 * max(1.0, float(points.abs().to_numpy().max()))
+    figure.add_vline(x=0, line={"dash": "dot", "color": GREY}, annotation_text="no change", annotation_position="top")
+    figure.update_xaxes(title=f"{title}<br><sub>percentage points, 95 % paired bootstrap</sub>", range=[-reach, reach])
+    figure.update_yaxes(autorange="reversed")
+    return figure.update_layout(height=max(240, 90 + 40 * len(names)), showlegend=False)
 
 
 def heatmap(

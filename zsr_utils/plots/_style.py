@@ -38,20 +38,21 @@ TEMPLATE = go.layout.Template(
         "xaxis": {"gridcolor": "rgba(128,136,146,0.25)", "zeroline": False, "automargin": True},
         "yaxis": {"gridcolor": "rgba(128,136,146,0.25)", "zeroline": False, "automargin": True},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#808892", "activecolor": "#3366AA", "orientation": "v"},
         "hoverlabel": {"font": {"size": 12}},
     }
 )
+
+
+BUTTONS_LEFT_OUT = ("select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "pan2d", "zoom2d")
+CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": list(BUTTONS_LEFT_OUT)}
 
 
 class BookRenderer(MimetypeRenderer):
     """A figure as an HTML fragment; the book loads plotly.js once for all of them."""
 
     def to_mimebundle(self, fig_dict):
-        return {
-            "text/html": pio.to_html(
-                fig_dict, full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
-            )
-        }
+        return {"text/html": pio.to_html(fig_dict, full_html=False, include_plotlyjs=False, config=CONFIG)}
 
 
 def use() -> None:

@@ -57,7 +57,8 @@ def proportion(successes: int, n: int, *, confidence: float = 0.95, unit: str = 
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"successes is {successes} of n = {n}, allowed are 0 to n with n at least 1.")
     interval = stats.binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
-    return Estimate(successes / n, interval.low, interval.high, f"wilson {100 * confidence:.0f} %", int(n), unit)
+    low, high = float(interval.low), float(interval.high)
+    return Estimate(float(successes / n), low, high, f"wilson {100 * confidence:.0f} %", int(n), unit)
 
 
 def bootstrap(
