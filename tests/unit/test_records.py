@@ -74,3 +74,12 @@ def test_provenance_is_escaped(run):
 def test_a_safe_name_stays_one_folder(name):
     safe = records.safe_name(name)
     assert safe and not set(safe) & set("/\\:@") and safe not in (".", "..")
+
+
+def test_an_embedded_model_on_foreign_images_carries_a_caution(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
+    away = records.Run("01-x", tiny_model(trained_on="tabletop"), tiny_images())
+    assert away.caution == "tiny was trained on tabletop alone: its accuracies on tiny mean nothing"
+    assert away.provenance()["caution"] == away.caution
+    assert records.Run("01-x", tiny_model(trained_on="tiny"), tiny_images()).caution == ""
+    assert records.Run("01-x", tiny_model(note="random weights"), tiny_images()).caution == "random weights"

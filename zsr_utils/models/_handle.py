@@ -34,6 +34,8 @@ class Model(nn.Module):
         image_size: Side of the square input, in pixels.
         activation: `gelu` or `quickgelu`, as the checkpoint was trained.
         precision: `fp32`, `fp16` or `bf16`, of the weights and of the arithmetic.
+        trained_on: The one data set an embedded model was made for, or None.
+        note: What a reader must know before believing a number, or empty.
         fingerprint: sha256 over weights and config, as hexadecimal digits.
     """
 
@@ -51,12 +53,14 @@ class Model(nn.Module):
         activation: str = "gelu",
         precision: str = "fp32",
         config: dict | None = None,
+        trained_on: str | None = None,
         note: str = "",
     ):
         super().__init__()
         self.net = net.eval().requires_grad_(False)
         self.name, self.pretrained, self.image_size = name, pretrained, image_size
-        self.activation, self.precision, self.note = activation, precision, note
+        self.activation, self.precision = activation, precision
+        self.trained_on, self.note = trained_on, note
         self._transform, self._tokenizer = transform, tokenizer
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)

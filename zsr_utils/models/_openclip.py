@@ -15,7 +15,9 @@ class ModelUnavailable(RuntimeError):
     """Weights are not here and could not be fetched; the message says what to fetch and where to put it."""
 
 
-def load(name: str, pretrained: str | None, precision: str, *, shown_as: str | None = None) -> Model:
+def load(
+    name: str, pretrained: str | None, precision: str, *, shown_as: str | None = None, trained_on: str | None = None
+) -> Model:
     """Build a handle over `open_clip.create_model_and_transforms(name, pretrained)`."""
     import open_clip
 
@@ -44,6 +46,7 @@ def load(name: str, pretrained: str | None, precision: str, *, shown_as: str | N
         activation="quickgelu" if config.get("quick_gelu") else "gelu",
         precision=precision,
         config=config,
+        trained_on=trained_on,
         note="random weights: its accuracies mean nothing" if random else "",
     )
 

@@ -18,4 +18,4 @@ def load(name: str, precision: str) -> Model:
     import tabletop.towers  # noqa: F401  registers the image towers with timm
     from zsr_utils.models import _openclip
 
-    return _openclip.load(f"local-dir:{FOLDER / name}", None, precision, shown_as=name)
+    return _openclip.load(f"local-dir:{FOLDER / name}", None, precision, shown_as=name, trained_on="tabletop")

@@ -111,13 +111,15 @@ def similarity_histogram(within: np.ndarray, between: np.ndarray, *, bins: int =
 def projection(points: pd.DataFrame, class_names: Sequence[str]) -> go.Figure:
     """UMAP plane of images (points) and class texts (large ringed marks); hover names the sample."""
     figure = go.Figure()
+    trace = go.Scatter if len(points) <= 5000 else go.Scattergl  # the latter is fast, and hides what lies behind
     for label, name in enumerate(_escaped(class_names)):
         images = points[(points.label == label) & (points.modality == "image")]
-        figure.add_scattergl(
+        figure.add_trace(trace(
             x=images.x, y=images.y, mode="markers", name=name, legendgroup=name,
             marker={"color": class_color(label), "symbol": class_symbol(label), "size": 6, "opacity": 0.75},
             text=_escaped(images.sample_id), hovertemplate=f"%{{text}}<br>{name}<extra></extra>",
-        )  # fmt: skip
+        ))  # fmt: skip
+    for label, name in enumerate(_escaped(class_names)):
         text = points[(points.label == label) & (points.modality == "text")]
         figure.add_scatter(
             x=text.x, y=text.y, mode="markers+text", text=[name], textposition="top center", name=name,

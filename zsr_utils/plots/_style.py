@@ -44,8 +44,7 @@ TEMPLATE = go.layout.Template(
 )
 
 
-BUTTONS_LEFT_OUT = ("select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "pan2d", "zoom2d")
-CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": list(BUTTONS_LEFT_OUT)}
+CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage", "resetScale2d"]]}
 
 
 class BookRenderer(MimetypeRenderer):

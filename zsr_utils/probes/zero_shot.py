@@ -179,6 +179,7 @@ def project(
     neighbors = max(2, min(neighbors, len(points) - 1))
     plane = umap.UMAP(
         n_neighbors=neighbors,
+        min_dist=0.5,  # wide enough that single images can be told apart and hovered
         metric="cosine",
         random_state=seed,
         n_jobs=1,

@@ -48,6 +48,14 @@ class Run:
     def __getitem__(self, name: str) -> Estimate:
         return self.metrics[name]
 
+    @property
+    def caution(self) -> str:
+        """Why accuracies of this pair of model and data mean nothing, or an empty string."""
+        net, images = self._net, self._images
+        if net.trained_on and net.trained_on != images.name:
+            return f"{net.name} was trained on {net.trained_on} alone: its accuracies on {images.name} mean nothing"
+        return net.note
+
     def metric(self, name: str, estimate: Estimate) -> Estimate:
         """Keep a number under `topic/quantity[/qualifier]`; later pages can quote it by that name.
 
@@ -99,7 +107,7 @@ class Run:
             "activation": net.activation,
             "precision": net.precision,
             "image_size": net.image_size,
-            "note": net.note,
+            "caution": self.caution,
             "dataset": images.name,
             "dataset_fingerprint": images.fingerprint,
             "images": len(images) - len(images.unreadable),
