@@ -112,3 +112,16 @@ def test_half_precision_agrees_roughly(images, precision, net, embedded):
 def test_the_fingerprint_is_of_the_weights(net):
     assert re.fullmatch(r"[0-9a-f]{64}", net.fingerprint)
     assert zsr.load_model("tabletop-base", device="cpu").fingerprint == net.fingerprint
+
+
+def test_the_projection_holds_every_image_and_text_and_repeats(net, images, embedded):
+    few = zero_shot.Embedded(embedded.sample_ids[:100], embedded.labels[:100], embedded.features[:100])
+    first, again = (zero_shot.project(net, few, images.class_names, images.templates, seed=1) for _ in range(2))
+    assert first.modality.value_counts().to_dict() == {"image": 100, "text": 10}
+    np.testing.assert_array_equal(first[["x", "y"]], again[["x", "y"]])
+    texts, pictures = (first[first.modality == m] for m in ("text", "image"))
+    nearest = [
+        pictures.label.iloc[((pictures[["x", "y"]] - t[["x", "y"]].to_numpy()) ** 2).sum(axis=1).argmin()]
+        for _, t in texts.iterrows()
+    ]
+    assert np.mean(nearest == texts.label.to_numpy()) >= 0.8, "class texts should lie among their images"

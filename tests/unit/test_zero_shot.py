@@ -97,11 +97,3 @@ def test_one_class_or_a_label_without_name_is_refused():
         zero_shot.classify(net, embedded, ["a"], ["{}"], condition="x")
     with pytest.raises(ValueError, match="label 2 has no name among 2"):
         zero_shot.classify(net, embedded, ["a", "b"], ["{}"], condition="x")
-
-
-def test_the_projection_holds_every_image_and_text_and_repeats():
-    net, images = tiny_model(), tiny_images()
-    embedded = zero_shot.embed(net, images)
-    first, again = (zero_shot.project(net, embedded, images.class_names, ["{}"], seed=1) for _ in range(2))
-    assert first.modality.value_counts().to_dict() == {"image": 25, "text": 3}
-    np.testing.assert_array_equal(first[["x", "y"]], again[["x", "y"]])
