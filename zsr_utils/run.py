@@ -79,7 +79,7 @@ def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
     folder = result_folder(merged["model"], merged["dataset"], notebook.stem, merged.get("pretrained") or None)
     final, failed = folder / notebook.name, folder / "failed" / notebook.name
     folder.mkdir(parents=True, exist_ok=True)
-    working = folder / f".{notebook.stem}.{os.getpid()}.running.ipynb"
+    working = folder / f".{notebook.stem}.running.ipynb"  # one that a kill left behind is overwritten
     os.environ["ZSR_BOOK"] = "1"
     os.environ["ZSR_PROGRESS"] = "0"
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
