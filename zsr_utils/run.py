@@ -135,6 +135,13 @@ def main(arguments: list[str] | None = None) -> int:
         reason = " ".join(str(error.evalue).split())
         print(f"{options.notebook.stem} failed in cell {error.exec_count}: {error.ename}: {reason}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(
+            f"{options.notebook.stem} stopped: {error.strerror or error}; "
+            "finished batches are kept and no result is half-written, so run it again once that is mended.",
+            file=sys.stderr,
+        )
+        return 1
     print(final)
     return 0
 

@@ -97,3 +97,15 @@ def test_bad_input_on_the_command_line_is_one_sentence(good, results, capsys):
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 2 and "nearest are 01-zero-shot-baseline.ipynb" in error
     assert not results.exists()
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_result(good, results, monkeypatch, capsys):
+    def full(notebook, working, *_, **__):
+        working.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run.papermill, "execute_notebook", full)
+    assert run.main([str(good), "--no-progress"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("01-x stopped: No space left on device;") and len(error.splitlines()) == 1
+    assert not [p for p in results.rglob("*") if p.is_file()]
