@@ -5,7 +5,6 @@ Minimises `L = 1/2 ||f(x) - t||^2` over pixels in [0, 1], from the source image,
 next one takes its place, so that no step is spent on finished pairs.
 """
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 
 from zsr_utils._text import one_of
 from zsr_utils.models import Model
+from zsr_utils.probes._progress import hidden
 
 
 OPTIMIZERS = ("polyak", "gradient_descent")
@@ -110,8 +110,7 @@ def align(
     distance, cosine = torch.full((n,), torch.inf), torch.zeros(n)
     best, stalled, length = torch.full((n,), torch.inf), torch.zeros(n), torch.full((n,), float(step))
     waiting, active = list(range(n)), []
-    hidden = os.environ.get("ZSR_PROGRESS") == "0" or None
-    with tqdm(total=n, desc="align", unit="pair", disable=hidden) as progress:
+    with tqdm(total=n, desc="align", unit="pair", disable=hidden()) as progress:
         while waiting or active:
             taken = batch_size - len(active)
             active, waiting = active + waiting[:taken], waiting[taken:]

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 from zsr_utils.datasets import Dataset
 from zsr_utils.models import Model
 from zsr_utils.models._handle import cache_folder
+from zsr_utils.probes._progress import hidden
 from zsr_utils.records import write_whole
 
 
@@ -78,8 +78,7 @@ def _embed_parts(net: Model, images: Dataset, parts: Path, batch_size: int) -> N
         images.unreadable.update(json.loads(str(np.load(path)["unreadable"])))
     total = -(-len(images) // batch_size)
     batches = images.batches(net.from_pil, batch_size, start=len(finished))
-    hidden = os.environ.get("ZSR_PROGRESS") == "0" or None
-    progress = tqdm(batches, initial=len(finished), total=total, desc="embed", disable=hidden)
+    progress = tqdm(batches, initial=len(finished), total=total, desc="embed", disable=hidden())
     for number, (ids, pixels, labels) in enumerate(progress, start=len(finished)):
         with torch.no_grad():
             features = net.encode_image(pixels.to(net.device)).cpu().numpy() if ids else np.empty((0, 0))
