@@ -17,7 +17,7 @@ from zsr_utils.datasets import Dataset
 from zsr_utils.models import Model
 from zsr_utils.models._handle import cache_folder
 from zsr_utils.probes._progress import hidden
-from zsr_utils.records import write_whole
+from zsr_utils.records import write_npz
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,6 @@ def embed(net: Model, images: Dataset, *, batch_size: int = 64) -> Embedded:
     saved = np.load(final)
     images.unreadable.update(json.loads(str(saved["unreadable"])))
     return Embedded(saved["sample_ids"], saved["labels"], saved["features"])
-
-
-def write_npz(path: Path, arrays: dict) -> None:
-    """Write arrays under `path` whole or not at all."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-
-    write_whole(path, write)
 
 
 def _embed_parts(net: Model, images: Dataset, parts: Path, batch_size: int) -> None:
