@@ -11,14 +11,49 @@ from zsr_utils import plots
 EVIL = "<img src=x onerror=alert(1)>"
 
 
-def test_accuracies_draw_points_intervals_and_chance():
-    table = pd.DataFrame({"value": [0.5, 0.9], "low": [0.4, 0.8], "high": [0.6, 0.95], "n": [10, 10]})
-    figure = plots.accuracies(table, ["a", EVIL], chance=0.1)
+def estimates(values, low, high, **columns):
+    return pd.DataFrame({"value": values, "low": low, "high": high, "interval": "wilson 95 %", "n": 10, **columns})
+
+
+def test_a_forest_draws_points_intervals_and_its_reference():
+    figure = plots.forest(estimates([0.5, 0.9], [0.4, 0.8], [0.6, 0.95]), ["a", EVIL], title="t", reference=(0.1, "r"))
     (trace,) = figure.data
     assert list(trace.x) == [0.5, 0.9]
     np.testing.assert_allclose(trace.error_x.array, [0.1, 0.05])
-    assert figure.layout.shapes[0].x0 == 0.1 and "n = 10 each" in figure.layout.xaxis.title.text
+    assert figure.layout.shapes[0].x0 == 0.1 and "wilson 95 %, n = 10 each" in figure.layout.xaxis.title.text
     assert "<img" not in figure.to_json()
+
+
+def test_a_forest_of_differences_is_in_percentage_points_around_zero():
+    figure = plots.forest(estimates([-0.02, 0.0], [-0.03, 0.0], [-0.01, 0.0]), ["a", "b"], title="t", unit="points")
+    assert list(figure.data[0].x) == [-2, 0] and figure.layout.shapes[0].x0 == 0
+    assert figure.layout.xaxis.range[0] == -figure.layout.xaxis.range[1] < -3
+
+
+def test_curves_draw_a_line_and_a_band_a_group():
+    table = estimates(
+        [0.1, 0.2, 0.3, 0.4], [0, 0.1, 0.2, 0.3], [0.2, 0.3, 0.4, 0.5], eps=[1, 2] * 2, g=["a", "a", EVIL, EVIL]
+    )
+    figure = plots.curves(table, "eps", group="g", x_title="x", y_title="y", percent=True, reference=(0.5, "half"))
+    band, line, _, other = figure.data
+    assert list(band.x) == [1, 2, 2, 1] and list(band.y) == [0.2, 0.3, 0.1, 0]
+    assert list(line.y) == [0.1, 0.2] and list(other.y) == [0.3, 0.4]
+    assert line.line.color != other.line.color and line.line.dash != other.line.dash
+    assert "<img" not in figure.to_json()
+
+
+def test_agreement_draws_the_line_of_equals():
+    table = pd.DataFrame({"sample_id": ["s", EVIL], "a": [1.0, 2.0], "b": [2.0, 4.0], "g": "g"})
+    figure = plots.agreement(table, "a", "b", group="g", x_title="x", y_title="y")
+    assert list(figure.data[0].x) == list(figure.data[0].y) == [1, 4]
+    assert list(figure.data[1].y) == [2, 4] and "<img" not in figure.to_json()
+
+
+def test_pictures_keep_their_values():
+    pixels = np.arange(12).reshape(3, 2, 2) / 255
+    np.testing.assert_array_equal(np.asarray(plots.picture(pixels)), np.arange(12).reshape(3, 2, 2).transpose(1, 2, 0))
+    signed = np.asarray(plots.signed_picture(np.array([-1.0, 0, 2]).reshape(3, 1, 1), reach=2))
+    assert signed[0, 0].tolist() == [64, 128, 255]
 
 
 def test_heatmap_blanks_zeros():
@@ -28,17 +63,20 @@ def test_heatmap_blanks_zeros():
 
 def test_histogram_is_a_density():
     rng = np.random.default_rng(0)
-    figure = plots.similarity_histogram(rng.normal(0.6, 0.1, 5000), rng.normal(0, 0.1, 9000))
+    others = {EVIL: rng.normal(0.3, 0.1, 900)}
+    figure = plots.similarity_histogram(rng.normal(0.6, 0.1, 5000), rng.normal(0, 0.1, 9000), others=others)
+    assert len(figure.data) == 3 and "<img" not in figure.to_json()
     for trace in figure.data:
         assert np.sum(trace.y) * (trace.x[1] - trace.x[0]) == pytest.approx(1, abs=0.01)
 
 
 def test_projection_names_every_sample():
     points = pd.DataFrame(
-        {"sample_id": ["s1", "t"], "label": [0, 0], "modality": ["image", "text"], "x": [0, 1], "y": [0, 1]}
+        {"sample_id": ["s1", "t", "m"], "label": 0, "modality": ["image", "text", "aligned"], "x": range(3), "y": 0}
     )
     figure = plots.projection(points, [EVIL])
     assert list(figure.data[0].text) == ["s1"] and "<img" not in figure.to_json()
+    assert list(figure.data[1].x) == [2] and figure.data[1].marker.symbol.endswith("-open")
 
 
 def test_gallery_escapes_captions_and_has_alternative_text():
@@ -46,10 +84,3 @@ def test_gallery_escapes_captions_and_has_alternative_text():
     assert "<img src=x" not in shown and 'alt="&lt;img' in shown and "<br>second line" in shown
     with pytest.raises(ValueError, match="1 images and 2 captions"):
         plots.gallery([Image.new("RGB", (8, 8))], ["a", "b"])
-
-
-def test_changes_are_in_percentage_points_around_zero():
-    table = pd.DataFrame({"value": [-0.02, 0.0], "low": [-0.03, 0.0], "high": [-0.01, 0.0]})
-    figure = plots.changes(table, ["a", "b"], title="change")
-    assert list(figure.data[0].x) == [-2, 0] and figure.layout.shapes[0].x0 == 0
-    assert figure.layout.xaxis.range[0] == -figure.layout.xaxis.range[1] < -3

@@ -7,7 +7,17 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from zsr_utils.plots._style import BLUE, GREY, HEIGHT, ORANGE, SEQUENTIAL, class_color, class_symbol
+from zsr_utils.plots._style import (
+    BLUE,
+    GREY,
+    HEIGHT,
+    ORANGE,
+    SEQUENTIAL,
+    SERIES,
+    class_color,
+    class_symbol,
+    faded,
+)
 
 
 def _escaped(names: Sequence[str]) -> list[str]:
@@ -15,54 +25,133 @@ def _escaped(names: Sequence[str]) -> list[str]:
     return [html.escape(str(n)) for n in names]
 
 
-def accuracies(table: pd.DataFrame, names: Sequence[str], *, chance: float, title: str = "accuracy") -> go.Figure:
-    """Dots with intervals, one a row of `table` (columns value, low, high, n), and the chance level."""
-    names = _escaped(names)
+def forest(
+    table: pd.DataFrame,
+    names: Sequence[str],
+    *,
+    title: str,
+    unit: str = "percent",
+    reference: tuple[float, str] | None = None,
+) -> go.Figure:
+    """Dots with intervals, one a row of `table`.
+
+    Args:
+        table: Columns value, low, high, interval, n.
+        names: One a row.
+        title: What is measured.
+        unit: `percent` shows a share on an axis from 0 to 100 %, `points` a difference of shares in
+            percentage points, `number` anything else.
+        reference: A value to compare with and its name, drawn as a dotted line.
+    """
+    scale = 100 if unit == "points" else 1
+    values = scale * table[["value", "low", "high"]]
+    number = {"percent": ".1%", "points": "+.2f", "number": ".3g"}[unit]
+    color, symbol = (ORANGE, "diamond") if unit == "points" else (BLUE, "circle")
     figure = go.Figure(
         go.Scatter(
-            x=table["value"],
-            y=names,
-            mode="markers",
-            marker={"color": BLUE, "size": 9},
+            x=values["value"], y=_escaped(names), mode="markers",
+            marker={"color": color, "size": 9, "symbol": symbol},
             error_x={
-                "type": "data", "symmetric": False, "color": BLUE, "thickness": 1.6,
-                "array": table["high"] - table["value"], "arrayminus": table["value"] - table["low"],
+                "type": "data", "symmetric": False, "color": color, "thickness": 1.6,
+                "array": values["high"] - values["value"], "arrayminus": values["value"] - values["low"],
             },
-            customdata=table[["low", "high", "n"]],
-            hovertemplate="%{y}: %{x:.1%} [%{customdata[0]:.1%}, %{customdata[1]:.1%}]"
-            ", n = %{customdata[2]}<extra></extra>",
+            customdata=np.stack([values["low"], values["high"], table["n"]], axis=1),
+            hovertemplate=f"%{{y}}: %{{x:{number}}} [%{{customdata[0]:{number}}}, %{{customdata[1]:{number}}}]"
+            ", n = %{customdata[2]:,}<extra></extra>",
         )
     )  # fmt: skip
-    figure.add_vline(x=chance, line={"dash": "dot", "color": GREY}, annotation_text="chance", annotation_position="top")
-    n = int(table["n"].iloc[0])
-    same = "" if table["n"].nunique() > 1 else f", n = {n:,} each"
-    figure.update_xaxes(title=f"{title}<br><sub>95 % Wilson interval{same}</sub>", range=[0, 1.02], tickformat=".0%")
-    figure.update_yaxes(autorange="reversed")
-    return figure.update_layout(height=max(240, 90 + 30 * len(names)), showlegend=False)
-
-
-def changes(table: pd.DataFrame, names: Sequence[str], *, title: str) -> go.Figure:
-    """Differences in percentage points with their intervals (columns value, low, high), and the line of no change."""
-    points = 100 * table[["value", "low", "high"]]
-    figure = go.Figure(
-        go.Scatter(
-            x=points["value"],
-            y=_escaped(names),
-            mode="markers",
-            marker={"color": ORANGE, "size": 9, "symbol": "diamond"},
-            error_x={
-                "type": "data", "symmetric": False, "color": ORANGE, "thickness": 1.6,
-                "array": points["high"] - points["value"], "arrayminus": points["value"] - points["low"],
-            },
-            customdata=points[["low", "high"]],
-            hovertemplate="%{y}: %{x:+.2f} [%{customdata[0]:+.2f}, %{customdata[1]:+.2f}] points<extra></extra>",
+    kinds = ", ".join(dict.fromkeys(table["interval"]))
+    same = f", n = {int(table['n'].iloc[0]):,} each" if table["n"].nunique() == 1 else ""
+    points = "percentage points, " if unit == "points" else ""
+    figure.update_xaxes(title=f"{title}<br><sub>{points}{_escaped([kinds])[0]}{same}</sub>")
+    if unit == "percent":
+        figure.update_xaxes(range=[-0.02, 1.02], tickformat=".0%")
+    if unit == "points":
+        reach = 1.15 * max(1.0, float(values.abs().to_numpy().max()))
+        figure.update_xaxes(range=[-reach, reach])
+        reference = reference or (0, "no change")
+    if reference:
+        figure.add_vline(
+            x=reference[0], line={"dash": "dot", "color": GREY}, annotation_text=reference[1], annotation_position="top"
         )
-    )  # fmt: skip
-    reach = 1.15 * max(1.0, float(points.abs().to_numpy().max()))
-    figure.add_vline(x=0, line={"dash": "dot", "color": GREY}, annotation_text="no change", annotation_position="top")
-    figure.update_xaxes(title=f"{title}<br><sub>percentage points, 95 % paired bootstrap</sub>", range=[-reach, reach])
     figure.update_yaxes(autorange="reversed")
-    return figure.update_layout(height=max(240, 90 + 40 * len(names)), showlegend=False)
+    return figure.update_layout(height=max(240, 100 + 34 * len(names)), showlegend=False)
+
+
+def curves(
+    table: pd.DataFrame,
+    x: str,
+    *,
+    group: str,
+    x_title: str,
+    y_title: str,
+    percent: bool = False,
+    log_x: bool = False,
+    log_y: bool = False,
+    markers: bool = True,
+    reference: tuple[float, str] | None = None,
+) -> go.Figure:
+    """Lines with their intervals as bands (columns `x`, `group`, value, low, high), at most six groups."""
+    figure = go.Figure()
+    number = ".1%" if percent else ".3g"
+    for (name, part), (color, symbol, dash) in zip(table.groupby(group, sort=False), SERIES):
+        name = _escaped([name])[0]
+        figure.add_scatter(
+            x=[*part[x], *part[x][::-1]], y=[*part["high"], *part["low"][::-1]], fill="toself", legendgroup=name,
+            fillcolor=faded(color), line={"width": 0}, mode="lines", hoverinfo="skip", showlegend=False,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=part[x], y=part["value"], name=name, legendgroup=name, mode="lines+markers" if markers else "lines",
+            line={"color": color, "dash": dash, "width": 2}, marker={"symbol": symbol, "size": 8},
+            customdata=part[["low", "high"]],
+            hovertemplate=f"%{{x:.4g}}: %{{y:{number}}} [%{{customdata[0]:{number}}}, %{{customdata[1]:{number}}}]"
+            f"<extra>{name}</extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title=x_title, type="log" if log_x else "linear")
+    figure.update_yaxes(title=y_title, type="log" if log_y else "linear")
+    if log_x:
+        figure.update_xaxes(tickvals=sorted(set(table[x])) if table[x].nunique() < 12 else None)
+    if percent:
+        figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.03])
+    if reference:
+        figure.add_hline(
+            y=reference[0], line={"dash": "dot", "color": GREY}, annotation_text=reference[1],
+            annotation_position="top left",
+        )  # fmt: skip
+    return figure
+
+
+def agreement(
+    table: pd.DataFrame, x: str, y: str, *, group: str, x_title: str, y_title: str, log: bool = False
+) -> go.Figure:
+    """Points of two measurements of the same thing, and the line where they are equal; hover names the sample."""
+    figure = go.Figure()
+    both = table[[x, y]].to_numpy()
+    low, high = np.nanmin(both[both > 0] if log else both), np.nanmax(both)
+    figure.add_scatter(
+        x=[low, high], y=[low, high], mode="lines", line={"dash": "dot", "color": GREY}, name="equal", hoverinfo="skip"
+    )
+    for (name, part), (color, symbol, _) in zip(table.groupby(group, sort=False), SERIES):
+        name = _escaped([name])[0]
+        figure.add_scatter(
+            x=part[x], y=part[y], mode="markers", name=name, text=_escaped(part["sample_id"]),
+            marker={"color": color, "symbol": symbol, "size": 6, "opacity": 0.6},
+            hovertemplate=f"%{{text}}: %{{x:.3g}}, %{{y:.3g}}<extra>{name}</extra>",
+        )  # fmt: skip
+    kind = "log" if log else "linear"
+    return figure.update_xaxes(title=x_title, type=kind).update_yaxes(title=y_title, type=kind)
+
+
+def bars(table: pd.DataFrame, x: str, *, group: str, x_title: str, y_title: str) -> go.Figure:
+    """Grouped bars (columns `x`, `group`, value), at most six groups."""
+    figure = go.Figure()
+    for (name, part), (color, _, _) in zip(table.groupby(group, sort=False), SERIES):
+        name = _escaped([name])[0]
+        figure.add_bar(
+            x=part[x], y=part["value"], name=name, marker_color=color,
+            hovertemplate=f"%{{x}}: %{{y:.3g}}<extra>{name}</extra>",
+        )  # fmt: skip
+    return figure.update_xaxes(title=x_title).update_yaxes(title=y_title).update_layout(barmode="group")
 
 
 def heatmap(
@@ -88,19 +177,23 @@ def heatmap(
     return figure.update_layout(height=max(HEIGHT, 120 + 32 * len(rows)))
 
 
-def similarity_histogram(within: np.ndarray, between: np.ndarray, *, bins: int = 80) -> go.Figure:
-    """Densities of the cosine of image pairs, same class against different class."""
-    edges = np.linspace(min(within.min(), between.min()), max(within.max(), between.max()), bins + 1)
+def similarity_histogram(
+    within: np.ndarray, between: np.ndarray, *, others: dict[str, np.ndarray] | None = None, bins: int = 80
+) -> go.Figure:
+    """Densities of the cosine of image pairs, same class against different class, and of other pairs by name."""
+    groups = {"different class": between, "same class": within, **(others or {})}
+    low, high = min(v.min() for v in groups.values()), max(v.max() for v in groups.values())
+    edges = np.linspace(low, high, bins + 1)
     middle = (edges[1:] + edges[:-1]) / 2
     figure = go.Figure()
-    for name, values, color, dash in (
-        ("different class", between, ORANGE, "dash"),
-        ("same class", within, BLUE, "solid"),
-    ):
+    colors = (ORANGE, BLUE, *(color for color, _, _ in SERIES[2:]))
+    for (name, values), color, dash in zip(groups.items(), colors, ("dash", "solid", "dot", "dashdot")):
         density = np.histogram(values, edges, density=True)[0]
+        name = _escaped([name])[0]
         figure.add_scatter(
             x=middle, y=density, name=f"{name} ({len(values):,} pairs)", mode="lines", line_shape="hvh",
-            fill="tozeroy", line={"color": color, "dash": dash, "width": 1.8},
+            fill="tozeroy" if name in ("same class", "different class") else None,
+            line={"color": color, "dash": dash, "width": 1.8},
             hovertemplate="cosine %{x:.2f}: density %{y:.2f}<extra>" + name + "</extra>",
         )  # fmt: skip
     figure.update_xaxes(title="cosine similarity of two images")
@@ -109,7 +202,10 @@ def similarity_histogram(within: np.ndarray, between: np.ndarray, *, bins: int =
 
 
 def projection(points: pd.DataFrame, class_names: Sequence[str]) -> go.Figure:
-    """UMAP plane of images (points) and class texts (large ringed marks); hover names the sample."""
+    """UMAP plane of images (points) and class texts (large ringed marks); hover names the sample.
+
+    Points of the modality `aligned` are drawn as open marks in the colour of their source's class.
+    """
     figure = go.Figure()
     trace = go.Scatter if len(points) <= 5000 else go.Scattergl  # the latter is fast, and hides what lies behind
     for label, name in enumerate(_escaped(class_names)):
@@ -119,6 +215,14 @@ def projection(points: pd.DataFrame, class_names: Sequence[str]) -> go.Figure:
             marker={"color": class_color(label), "symbol": class_symbol(label), "size": 6, "opacity": 0.75},
             text=_escaped(images.sample_id), hovertemplate=f"%{{text}}<br>{name}<extra></extra>",
         ))  # fmt: skip
+    for label, name in enumerate(_escaped(class_names)):
+        moved = points[(points.label == label) & (points.modality == "aligned")]
+        figure.add_scatter(
+            x=moved.x, y=moved.y, mode="markers", name=name, legendgroup=name, showlegend=False,
+            marker={"color": class_color(label), "symbol": f"{class_symbol(label)}-open", "size": 11,
+                    "line": {"width": 2}},
+            text=_escaped(moved.sample_id), hovertemplate=f"%{{text}}<br>aligned, source {name}<extra></extra>",
+        )  # fmt: skip
     for label, name in enumerate(_escaped(class_names)):
         text = points[(points.label == label) & (points.modality == "text")]
         figure.add_scatter(

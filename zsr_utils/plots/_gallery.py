@@ -5,7 +5,31 @@ import html
 import io
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image
+
+
+def picture(pixels) -> Image.Image:
+    """Pixels (3, H, W) in [0, 1] as a picture.
+
+    Examples:
+        >>> picture(np.ones((3, 2, 4))).size
+        (4, 2)
+    """
+    values = np.asarray(pixels).transpose(1, 2, 0)
+    return Image.fromarray((255 * values).round().clip(0, 255).astype(np.uint8))
+
+
+def signed_picture(values, *, reach: float | None = None) -> Image.Image:
+    """Signed values (3, H, W) around middle grey; `reach` is the size shown black or white.
+
+    Examples:
+        >>> signed_picture(np.zeros((3, 1, 1))).getpixel((0, 0))
+        (128, 128, 128)
+    """
+    values = np.asarray(values, dtype=float)
+    reach = reach or float(np.quantile(np.abs(values), 0.995)) or 1.0
+    return picture(0.5 + 0.5 * (values / reach).clip(-1, 1))
 
 
 def gallery(images: Sequence[Image.Image], captions: Sequence[str], *, width: int = 128):

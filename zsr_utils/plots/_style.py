@@ -15,12 +15,28 @@ CLASS_SYMBOLS = (
     "circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "hexagon", "pentagon",
 )  # fmt: skip
 BLUE, ORANGE, GREY = "#3366AA", "#D4762C", "#808892"
+# Colour, mark and dash of the series of one figure: any two differ in all three.
+SERIES = (
+    (BLUE, "circle", "solid"), (ORANGE, "diamond", "dash"), ("#117733", "square", "dot"),
+    ("#882255", "triangle-up", "dashdot"), ("#88CCEE", "x", "longdash"), ("#999933", "cross", "longdashdot"),
+)  # fmt: skip
 SEQUENTIAL = "Blues"
 HEIGHT = 400
 
 
 def class_color(label: int) -> str:
     return CLASS_COLORS[label % len(CLASS_COLORS)]
+
+
+def faded(color: str, opacity: float = 0.18) -> str:
+    """A `#rrggbb` colour as `rgba(…)`.
+
+    Examples:
+        >>> faded("#3366AA")
+        'rgba(51,102,170,0.18)'
+    """
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
 
 
 def class_symbol(label: int) -> str:

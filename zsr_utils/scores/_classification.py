@@ -1,5 +1,7 @@
 """Rows of predictions -> accuracies, confusion, sensitivity. Frames in, frames and estimates out."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pandas as pd
 
@@ -31,7 +33,7 @@ def accuracy(rows: pd.DataFrame) -> Estimate:
 
 
 def accuracy_by(rows: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Accuracy in every group: columns `by`, value, low, high, n.
+    """Accuracy in every group: columns `by` and those of an estimate.
 
     Examples:
         >>> rows = pd.DataFrame({"label": [0, 1], "prediction": [0, 0]})
@@ -41,7 +43,7 @@ def accuracy_by(rows: pd.DataFrame, by: str) -> pd.DataFrame:
     table = []
     for group, part in rows.groupby(by, sort=False):
         e = accuracy(part)
-        table.append({by: group, "value": e.value, "low": e.low, "high": e.high, "n": e.n})
+        table.append({by: group, **asdict(e)})
     return pd.DataFrame(table)
 
 
