@@ -1,11 +1,13 @@
 """The pre-training set, rendered when needed, and the validation set, kept as Parquet."""
 
+import csv
+import hashlib
 import io
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ SIZE = 64
 BLOCK = 512  # scenes rendered at a time; a block is the unit that resumes
 VALIDATION = SceneDistribution()
 VALIDATION_IMAGES = 1_200
+VALIDATION_SEED = 0
 
 
 def to_uint8(pixels: torch.Tensor) -> np.ndarray:
@@ -30,16 +33,95 @@ def to_uint8(pixels: torch.Tensor) -> np.ndarray:
     return (pixels * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def _render_block(job: tuple[SceneDistribution, int, int, int]) -> tuple[int, np.ndarray]:
-    distribution, seed, start, stop = job
+@dataclass(frozen=True)
+class Twin:
+    """A near-duplicate of a validation scene that takes the place of an ordinary pre-training scene.
+
+    Attributes:
+        sample_id: The validation scene it resembles.
+        change: What was changed, a key of `NUDGES`.
+        index: Its number in the pre-training set.
+        scene: The scene itself.
+    """
+
+    sample_id: str
+    change: str
+    index: int
+    scene: Scene
+
+
+# What a near-duplicate changes: per field the least and the greatest step, taken in either direction.
+NUDGES = {
+    "camera": {"camera_azimuth": (1.0, 3.0), "camera_elevation": (0.5, 1.5)},
+    "light": {"light_azimuth": (6.0, 15.0)},
+    "brightness": {"light_strength": (0.05, 0.1)},
+    "position": {"x": (0.02, 0.05), "z": (0.02, 0.05)},
+}
+
+
+def validation_id(index: int) -> str:
+    return f"val/{index:05d}"
+
+
+def overlap_twins(*, seed: int, scenes: int, validation_scenes: int) -> list[Twin]:
+    """Near-duplicates of a random part of the validation set, one for every change in `NUDGES`.
+
+    As many of each kind are chosen, and the twins are the last scenes of the pre-training set.
+
+    Examples:
+        >>> twins = overlap_twins(seed=0, scenes=100, validation_scenes=10)
+        >>> len(twins), twins[0].change, twins[0].index, twins[-1].index
+        (40, 'camera', 60, 99)
+
+    Args:
+        seed: Seed of the pre-training set.
+        scenes: Size of the pre-training set, twins included.
+        validation_scenes: How many validation scenes have twins, a multiple of the number of kinds.
+
+    Raises:
+        ValueError: If that many validation scenes cannot be chosen, or their twins do not fit.
+    """
+    kinds, number = len(VALIDATION.kinds), validation_scenes * len(NUDGES)
+    if validation_scenes % kinds or not 0 < validation_scenes <= VALIDATION_IMAGES or number > scenes:
+        raise ValueError(
+            f"overlap is {validation_scenes} validation scenes, allowed are multiples of {kinds} up to "
+            f"{min(VALIDATION_IMAGES, scenes // len(NUDGES))} for a pre-training set of {scenes} scenes."
+        )
+    rng = np.random.default_rng([seed, 98])
+    rounds = np.arange(VALIDATION_IMAGES).reshape(-1, kinds)  # scene i shows kind i modulo the number of kinds
+    chosen = np.sort(rng.permuted(rounds, axis=0)[: validation_scenes // kinds].ravel())
+    twins = []
+    for index in chosen.tolist():
+        scene = VALIDATION.draw(VALIDATION_SEED, "validation", index)
+        for change, fields in NUDGES.items():
+            steps = {name: float(rng.choice([-1, 1]) * rng.uniform(*bounds)) for name, bounds in fields.items()}
+            near = replace(scene, **{name: round(getattr(scene, name) + step, 4) for name, step in steps.items()})
+            twins.append(Twin(validation_id(index), change, scenes - number + len(twins), near))
+    return twins
+
+
+def pretraining_scenes(
+    distribution: SceneDistribution, *, seed: int, scenes: int, twins: Sequence[Twin] = ()
+) -> Iterator[Scene]:
+    """Every scene of a pre-training set, in order."""
+    return _scenes(distribution, seed, range(scenes), {t.index: t.scene for t in twins})
+
+
+def _scenes(distribution, seed, indices: Iterable[int], replaced: Mapping[int, Scene]) -> Iterator[Scene]:
+    for index in indices:
+        yield replaced[index] if index in replaced else distribution.draw(seed, "pretrain", index)
+
+
+def _render_block(job: tuple[SceneDistribution, int, int, int, Mapping[int, Scene]]) -> tuple[int, np.ndarray]:
+    distribution, seed, start, stop, replaced = job
     torch.set_num_threads(1)
-    scenes = [distribution.draw(seed, "pretrain", i) for i in range(start, stop)]
+    scenes = list(_scenes(distribution, seed, range(start, stop), replaced))
     return start, to_uint8(render(scenes, size=SIZE).pixels)
 
 
 def pretraining_images(
-    folder: Path, distribution: SceneDistribution, *, seed: int, scenes: int
-) -> Iterator[tuple[int, np.ndarray]]:
+    folder: Path, distribution: SceneDistribution, *, seed: int, scenes: int, twins: Sequence[Twin] = ()
+) -> Iterator[int]:
     """Render the pre-training images into `folder/images.npy`, resuming after an interruption.
 
     Yields the number of finished images after each block; the array itself is read with
@@ -47,6 +129,9 @@ def pretraining_images(
     """
     folder.mkdir(parents=True, exist_ok=True)
     recipe = {"distribution": asdict(distribution), "seed": seed, "scenes": scenes, "size": SIZE, "block": BLOCK}
+    if twins:
+        recipe["twins"] = hashlib.sha256(json.dumps([asdict(t) for t in twins]).encode()).hexdigest()
+    replaced = {t.index: t.scene for t in twins}
     recipe_file, done_file = folder / "recipe.json", folder / "done.json"
     text = json.dumps(recipe, sort_keys=True)
     if not recipe_file.exists() or recipe_file.read_text() != text:
@@ -55,11 +140,12 @@ def pretraining_images(
         recipe_file.write_text(text)
     done = set(json.loads(done_file.read_text())) if done_file.exists() else set()
     images = open_images(folder, scenes, mode="r+" if done else "w+")
-    jobs = [
-        (distribution, seed, start, min(start + BLOCK, scenes))
-        for start in range(0, scenes, BLOCK)
-        if start not in done
-    ]
+    jobs = []
+    for start in range(0, scenes, BLOCK):
+        stop = min(start + BLOCK, scenes)
+        if start not in done:
+            here = {i: replaced[i] for i in range(start, stop) if i in replaced}
+            jobs.append((distribution, seed, start, stop, here))
     if not jobs:
         return
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
@@ -75,20 +161,36 @@ def open_images(folder: Path, scenes: int, mode: str = "r") -> np.memmap:
     return np.lib.format.open_memmap(folder / "images.npy", mode=mode, dtype=np.uint8, shape=(scenes, SIZE, SIZE, 3))
 
 
-def pretraining_captions(distribution: SceneDistribution, *, seed: int, scenes: int, per_scene: int) -> list[list[str]]:
+def pretraining_captions(
+    distribution: SceneDistribution, *, seed: int, scenes: int, per_scene: int, twins: Sequence[Twin] = ()
+) -> list[list[str]]:
     """`per_scene` captions for every scene of the pre-training set."""
     result = []
-    for index in range(scenes):
-        scene = distribution.draw(seed, "pretrain", index)
+    for index, scene in enumerate(pretraining_scenes(distribution, seed=seed, scenes=scenes, twins=twins)):
         rng = np.random.default_rng([seed, 99, index])
         result.append([caption(scene, rng) for _ in range(per_scene)])
     return result
 
 
-def write_validation_set(path: Path, *, images: int = VALIDATION_IMAGES, seed: int = 0) -> None:
+def write_twins(path: Path, twins: Sequence[Twin]) -> None:
+    """Write which validation scenes have near-duplicates in a pre-training set, and what differs in each.
+
+    The columns are `sample_id`, `pretraining_scene`, `change` and `detail`.
+    """
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["sample_id", "pretraining_scene", "change", "detail"])
+        for twin in twins:
+            before = VALIDATION.draw(VALIDATION_SEED, "validation", int(twin.sample_id.split("/")[1]))
+            steps = {name: getattr(twin.scene, name) - getattr(before, name) for name in NUDGES[twin.change]}
+            detail = "; ".join(f"{name} {step:+.4f}" for name, step in steps.items())
+            writer.writerow([twin.sample_id, twin.index, twin.change, detail])
+
+
+def write_validation_set(path: Path, *, images: int = VALIDATION_IMAGES, seed: int = VALIDATION_SEED) -> None:
     """Write the validation set: PNG images with labels and every factor, one row a scene."""
     scenes = [VALIDATION.draw(seed, "validation", i) for i in range(images)]
-    write_scenes(path, scenes, [f"val/{i:05d}" for i in range(images)])
+    write_scenes(path, scenes, [validation_id(i) for i in range(images)])
 
 
 def write_scenes(path: Path, scenes: Sequence[Scene], ids: Sequence[str]) -> None:

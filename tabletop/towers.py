@@ -3,7 +3,9 @@
 from functools import partial
 from itertools import pairwise
 
+import timm
 from timm.models import register_model
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -40,8 +42,21 @@ class ConvStem(nn.Module):
         return self.patch_size[0] if as_scalar else self.patch_size
 
 
+def _own(kwargs: dict) -> dict:
+    """What is left of timm's arguments for the class itself."""
+    return {k: v for k, v in kwargs.items() if k not in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")}
+
+
+def _described(model: nn.Module, first_conv: str) -> nn.Module:
+    """`model` with the record that timm and open_clip read from every network."""
+    model.default_cfg = model.pretrained_cfg = {
+        "input_size": (3, IMAGE_SIZE, IMAGE_SIZE), "pool_size": None, "num_classes": 0,
+        "classifier": "head", "first_conv": first_conv,
+    }  # fmt: skip
+    return model
+
+
 def _vit(width: int, depth: int, pretrained: bool = False, **kwargs) -> VisionTransformer:
-    kwargs = {k: v for k, v in kwargs.items() if k not in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")}
     model = VisionTransformer(
         img_size=IMAGE_SIZE,
         patch_size=8,
@@ -49,13 +64,16 @@ def _vit(width: int, depth: int, pretrained: bool = False, **kwargs) -> VisionTr
         depth=depth,
         num_heads=width // 32,
         embed_layer=partial(ConvStem),
-        **kwargs,
+        **_own(kwargs),
     )
-    model.default_cfg = model.pretrained_cfg = {
-        "input_size": (3, IMAGE_SIZE, IMAGE_SIZE), "pool_size": None, "num_classes": 0,
-        "classifier": "head", "first_conv": "patch_embed.layers.0",
-    }  # fmt: skip
-    return model
+    return _described(model, "patch_embed.layers.0")
+
+
+def _resnet(stem: int, widths: tuple[int, ...], depths: tuple[int, ...], pretrained=False, **kwargs) -> ByobNet:
+    """Residual pairs of 3 x 3 convolutions; the stem and every stage halve the picture."""
+    stages = tuple(ByoBlockCfg("basic", d=depth, c=width, s=2) for width, depth in zip(widths, depths, strict=True))
+    shape = ByoModelCfg(stages, stem_type="3x3", stem_pool="", stem_chs=stem, act_layer="gelu")
+    return _described(ByobNet(shape, **_own(kwargs)), "stem.conv")
 
 
 @register_model
@@ -71,3 +89,34 @@ def tabletop_vit_base(pretrained=False, **kwargs):
 @register_model
 def tabletop_vit_large(pretrained=False, **kwargs):
     return _vit(192, 6, pretrained, **kwargs)
+
+
+@register_model
+def tabletop_resnet(pretrained=False, **kwargs):
+    return _resnet(32, (64, 128), (1, 3), pretrained, **kwargs)
+
+
+def build_classifier(tower: str, classes: int) -> nn.Module:
+    """A tower with a linear layer over the mean of its last tokens, as the towers of the CLIP models have it.
+
+    Examples:
+        >>> build_classifier("tabletop_vit_small", 10).head
+        Linear(in_features=64, out_features=10, bias=True)
+    """
+    model = timm.create_model(tower, num_classes=classes)
+    # pooling is chosen afterwards, as open_clip does it, because a ViT told at birth moves its last norm behind it
+    model.reset_classifier(classes, global_pool="avg")
+    return model
+
+
+def describe(trunk: nn.Module) -> str:
+    """What kind of tower this is, for a model card.
+
+    Examples:
+        >>> describe(build_classifier("tabletop_resnet", 10))
+        'residual convolutional network, last feature map 8 x 8'
+    """
+    if isinstance(trunk, VisionTransformer):
+        return "vision transformer with a convolutional stem, {} x {} tokens".format(*trunk.patch_embed.grid_size)
+    side = IMAGE_SIZE // trunk.feature_info[-1]["reduction"]
+    return f"residual convolutional network, last feature map {side} x {side}"

@@ -1,39 +1,52 @@
-"""Train an embedded model: `python -m tabletop.train [config.yaml]`.
+"""Train an embedded model: `python -m tabletop.train [config]`.
 
-Renders the pre-training set, trains with open_clip's own loss, resumes from the last checkpoint
-after an interruption, and writes the model in open_clip's local-directory form with its card and
-learning curve. Runs on the CPU and, unchanged, on a GPU.
+Renders the pre-training set, trains with the loss that the config names, resumes from the last
+checkpoint after an interruption, and writes the model with its card and learning curve, in
+open_clip's local-directory form if it has two towers. Runs on the CPU and, unchanged, on a GPU.
 """
 
 import argparse
 import copy
 import csv
+import fcntl
 import hashlib
 import io
 import json
 import math
+import shutil
 import time
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import pyarrow.parquet as pq
 import torch
 import yaml
-from open_clip.loss import ClipLoss
 from PIL import Image
 from safetensors.torch import save_file
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from tabletop import tokenizer as words, towers
-from tabletop.data import VALIDATION_IMAGES, open_images, pretraining_captions, pretraining_images
-from tabletop.scene import KINDS, SceneDistribution
+from tabletop import towers
+from tabletop.data import (
+    NUDGES,
+    VALIDATION_IMAGES,
+    Twin,
+    open_images,
+    overlap_twins,
+    pretraining_captions,
+    pretraining_images,
+    pretraining_scenes,
+    write_twins,
+)
+from tabletop.objectives import objective_of
+from tabletop.scene import SceneDistribution
 
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = Path(__file__).parent / "configs"
-MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+DEFAULT = CONFIGS / "default.yaml"
 EVERY = 25_600  # samples between two points of the curve
 
 
@@ -55,45 +68,62 @@ def distribution_of(config: dict) -> SceneDistribution:
     return SceneDistribution(**fields)
 
 
-def open_clip_config(config: dict) -> dict:
-    """The contents of `open_clip_config.json`."""
-    vocabulary_size = len(words.build())
-    return {
-        "model_cfg": {
-            "embed_dim": config["embed_dim"],
-            "vision_cfg": {
-                "timm_model_name": config["tower"],
-                "timm_model_pretrained": False,
-                "timm_pool": "avg",
-                "timm_proj": "linear",
-                "image_size": towers.IMAGE_SIZE,
-            },
-            "text_cfg": {
-                "context_length": words.CONTEXT_LENGTH,
-                "vocab_size": vocabulary_size,
-                "hf_tokenizer_name": "tabletop",
-                "tokenizer_kwargs": {"clean": "whitespace"},
-                "pool_type": "eos",
-                "eos_id": words.END,
-                "pad_id": words.PAD,
-                **config["text"],
-            },
-            "custom_text": True,
-        },
-        "preprocess_cfg": {
-            "mean": MEAN,
-            "std": STD,
-            "interpolation": "bicubic",
-            "resize_mode": "shortest",
-        },
-    }
+def find_config(name: str) -> Path:
+    """The config file that `name` means: a path, a file name in `configs/` without ending, or a model's name.
+
+    Examples:
+        >>> find_config("default") == find_config("tabletop-base")
+        True
+
+    Raises:
+        ValueError: If there is no such config.
+    """
+    if name.endswith(".yaml") and Path(name).is_file():
+        return Path(name)
+    known = {path: read_config(path)["name"] for path in sorted(CONFIGS.glob("*.yaml"))}
+    for path, model in known.items():
+        if name in (path.stem, model):
+            return path
+    raise ValueError(f"config is {name!r}, allowed are a YAML file and {', '.join(p.stem for p in known)}.")
+
+
+def differences(config: dict) -> dict[str, tuple]:
+    """What a config has different from the default: `{key: (its value, the default's)}`.
+
+    Keys of blocks are written `block.key`; the name and the list of changes do not count.
+
+    Examples:
+        >>> differences(read_config(find_config("quarter")))
+        {'scenes': (10000, 40000)}
+    """
+    mine, default = _flat(config), _flat(read_config(DEFAULT))
+    return {k: (mine.get(k), default.get(k)) for k in {**default, **mine} if mine.get(k) != default.get(k)}
+
+
+def _flat(config: dict) -> dict:
+    """The config without name and list of changes, one level deep, with every proportion of the distribution."""
+    result = {}
+    for key, value in {**config, "distribution": asdict(distribution_of(config))}.items():
+        if key not in ("name", "changes"):
+            result.update({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value})
+    return result
+
+
+def up_to_date(config: dict, models: Path) -> bool:
+    """Whether the exported model is whole and was trained with this config.
+
+    A key that an older export does not know has the default's value: it did not exist when the model was trained.
+    """
+    folder = models / config["name"]
+    files = [folder / name for name in ("training.yaml", "README.md", "curve.csv", objective_of(config).weights)]
+    if not all(f.is_file() for f in files):
+        return False
+    return {**read_config(DEFAULT), **yaml.safe_load(files[0].read_text())} == config
 
 
 def build(config: dict) -> torch.nn.Module:
     """An untrained model of this config."""
-    model_cfg = open_clip_config(config)["model_cfg"]
-    model_cfg.pop("custom_text")
-    return open_clip.CustomTextCLIP(**model_cfg)
+    return objective_of(config).build(config)
 
 
 def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -105,11 +135,6 @@ def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return (padded[:, :, dy : dy + size, dx : dx + size] * gain.to(pixels.device)).clamp(0, 1)
 
 
-def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (MEAN, STD))
-    return (pixels - mean) / std
-
-
 def _validation(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     table = pq.read_table(path, columns=["image", "label"]).to_pydict()
     images = [np.asarray(Image.open(io.BytesIO(i["bytes"]))) for i in table["image"]]
@@ -118,15 +143,13 @@ def _validation(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
-def zero_shot_accuracy(model, pixels, labels, device) -> float:
-    """Top-1 with the plain prompt `a photo of a {kind}`."""
+def accuracy_of(objective, model, pixels, labels, device) -> float:
+    """Top-1 on labelled pixels."""
     model.eval()
-    texts = words.encode(words.build(), [f"a photo of a {kind}" for kind in KINDS]).to(device)
-    text_features = model.encode_text(texts, normalize=True)
+    logits = objective.logits(model, device)
     right = 0
     for batch, target in zip(pixels.split(256), labels.split(256), strict=True):
-        features = model.encode_image(normalise(batch.to(device)), normalize=True)
-        right += int(((features @ text_features.T).argmax(1).cpu() == target).sum())
+        right += int((logits(batch.to(device)).argmax(1).cpu() == target).sum())
     model.train()
     return right / len(labels)
 
@@ -143,11 +166,11 @@ def train(config: dict, *, runs: Path, models: Path, validation: Path, device: s
     """Train to the end (or go on from the checkpoint) and return the finished model's folder."""
     run = runs / config["name"]
     run.mkdir(parents=True, exist_ok=True)
-    distribution = distribution_of(config)
-    images, tokens = _pretraining_set(config, distribution, runs / "images" / _data_key(config))
+    objective = objective_of(config)
+    images, targets = _pretraining_set(config, objective, runs / "images" / _data_key(config))
 
     torch.manual_seed(config["seed"])
-    model = build(config).to(device)
+    model = objective.build(config).to(device)
     decay = [p for p in model.parameters() if p.ndim >= 2]
     rest = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -155,133 +178,193 @@ def train(config: dict, *, runs: Path, models: Path, validation: Path, device: s
         lr=config["learning_rate"],
         betas=(0.9, 0.98),
     )
-    state = {"samples": 0, "seconds": 0.0, "curve": []}
+    state = {"samples": 0, "cpu_seconds": 0.0, "curve": []}
     checkpoint = run / "checkpoint.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True, map_location=device)
+    saved = torch.load(checkpoint, weights_only=True, map_location=device) if checkpoint.exists() else {}
+    if saved.get("config") == config:  # a checkpoint of another config is not gone on from
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         state = saved["state"]
 
-    loss_function, batch_size = ClipLoss(), config["batch_size"]
+    batch_size = config["batch_size"]
     val_pixels, val_labels = _validation(validation)
     bar = tqdm(total=config["samples"], initial=state["samples"], unit="img", mininterval=5)
     losses: list[float] = []
     model.train()
     while state["samples"] < config["samples"]:
-        began = time.perf_counter()
+        began = time.process_time()  # not the time of day: a run may be stopped and continued, or share the machine
         # the batch depends on the sample count alone, so a resumed run sees what it would have seen
         rng = np.random.default_rng([config["seed"], 7, state["samples"]])
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         rows = rng.integers(len(images), size=batch_size)
         pixels = torch.from_numpy(images[np.sort(rows)]).permute(0, 3, 1, 2).float().to(device) / 255
-        text = tokens[np.sort(rows), rng.integers(config["captions"], size=batch_size)].to(device)
+        target = targets[np.sort(rows), rng.integers(config["captions"], size=batch_size)].to(device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(state["samples"], config)
-        output = model(normalise(augment(pixels, generator)), text)
-        loss = loss_function(output[0], output[1], output[2])
+        loss = objective.loss(model, augment(pixels, generator), target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, math.log(100))
+        objective.after_step(model)
         losses.append(loss.item())
         state["samples"] += batch_size
-        state["seconds"] += time.perf_counter() - began
+        state["cpu_seconds"] += time.process_time() - began
         bar.update(batch_size)
         if state["samples"] % EVERY < batch_size or state["samples"] >= config["samples"]:
-            accuracy = zero_shot_accuracy(model, val_pixels, val_labels, device)
+            accuracy = accuracy_of(objective, model, val_pixels, val_labels, device)
             state["curve"].append(
-                {"samples": state["samples"], "loss": float(np.mean(losses)), "zero_shot": accuracy,
-                 "seconds": round(state["seconds"], 1)}
+                {"samples": state["samples"], "loss": float(np.mean(losses)), objective.metric: accuracy,
+                 "cpu_seconds": round(state["cpu_seconds"], 1)}
             )  # fmt: skip
             losses.clear()
-            bar.set_postfix(loss=f"{state['curve'][-1]['loss']:.3f}", zero_shot=f"{accuracy:.4f}")
+            bar.set_postfix({"loss": f"{state['curve'][-1]['loss']:.3f}", objective.metric: f"{accuracy:.4f}"})
             temporary = run / "checkpoint.tmp"
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state}, temporary)
+            torch.save(
+                {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state, "config": config},
+                temporary,
+            )
             temporary.replace(checkpoint)
     bar.close()
     return export(model, config, state, models / config["name"])
 
 
+def twins_of(config: dict) -> list[Twin]:
+    """The near-duplicates of validation scenes in a config's pre-training set."""
+    if not config["overlap"]:
+        return []
+    return overlap_twins(seed=config["seed"], scenes=config["scenes"], validation_scenes=config["overlap"])
+
+
 def _data_key(config: dict) -> str:
-    text = json.dumps([config["distribution"], config["seed"], config["scenes"]], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    recipe = [config["distribution"], config["seed"], config["scenes"]]
+    if config["overlap"]:
+        recipe.append(config["overlap"])
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _pretraining_set(config, distribution, folder):
-    seed, scenes = config["seed"], config["scenes"]
-    progress = tqdm(total=scenes, unit="scene", desc="rendering", mininterval=5)
-    for finished in pretraining_images(folder, distribution, seed=seed, scenes=scenes):
-        progress.update(finished - progress.n)
-    progress.close()
-    texts = pretraining_captions(distribution, seed=seed, scenes=scenes, per_scene=config["captions"])
-    tokens = words.encode(words.build(), [t for group in texts for t in group])
-    return open_images(folder, scenes), tokens.view(scenes, config["captions"], -1)
+@contextmanager
+def _alone(folder: Path):
+    """Wait until no other training renders into this folder: members of the family share images."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _pretraining_set(config, objective, folder):
+    recipe = {"seed": config["seed"], "scenes": config["scenes"], "twins": twins_of(config)}
+    distribution, scenes = distribution_of(config), config["scenes"]
+    with _alone(folder), tqdm(total=scenes, unit="scene", desc="rendering", mininterval=5) as progress:
+        for finished in pretraining_images(folder, distribution, **recipe):
+            progress.update(finished - progress.n)
+    captions = pretraining_captions(distribution, **recipe, per_scene=config["captions"])
+    kinds = (scene.kind for scene in pretraining_scenes(distribution, **recipe))
+    return open_images(folder, scenes), objective.targets(kinds, captions)
 
 
 def export(model, config: dict, state: dict, folder: Path) -> Path:
-    """Write weights (fp16 safetensors), config, tokenizer, curve and card."""
-    folder.mkdir(parents=True, exist_ok=True)
-    words.save(folder)
-    (folder / "open_clip_config.json").write_text(json.dumps(open_clip_config(config), indent=2) + "\n")
-    (folder / "training.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    with (folder / "curve.csv").open("w", newline="") as file:
+    """Write weights (fp16 safetensors), config, tokenizer, curve and card; the folder appears whole."""
+    objective, new = objective_of(config), folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    objective.write(config, new)
+    (new / "training.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    with (new / "curve.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(state["curve"][0]))
         writer.writeheader()
         writer.writerows(state["curve"])
+    if twins := twins_of(config):
+        write_twins(new / "overlap.csv", twins)
     half = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    temporary = folder / "weights.tmp"
-    save_file({k: v.cpu().contiguous() for k, v in half.items()}, temporary)
-    temporary.chmod(0o644)
-    temporary.replace(folder / "open_clip_model.safetensors")
-    (folder / "README.md").write_text(card(model, config, state))
+    save_file({k: v.cpu().contiguous() for k, v in half.items()}, new / objective.weights)
+    (new / objective.weights).chmod(0o644)
+    (new / "README.md").write_text(card(model, config, state))
+    shutil.rmtree(folder, ignore_errors=True)
+    new.replace(folder)
     return folder
 
 
 def card(model, config: dict, state: dict) -> str:
     """The model card: how it was trained, on how much, for how long, and what came out."""
-    last, images = state["curve"][-1], VALIDATION_IMAGES
-    interval = binomtest(round(last["zero_shot"] * images), images).proportion_ci(method="wilson")
+    objective, last, images = objective_of(config), state["curve"][-1], VALIDATION_IMAGES
+    accuracy = last[objective.metric]
+    interval = binomtest(round(accuracy * images), images).proportion_ci(method="wilson")
     million = sum(p.numel() for p in model.parameters()) / 1e6
-    tower = sum(p.numel() for p in model.visual.parameters()) / 1e6
+    tower = objective.image_parameters(model) / 1e6
     return f"""# {config["name"]}
 
-A small CLIP model trained from scratch on still lifes of the tabletop world.
+A small {objective.makes} trained from scratch on still lifes of the tabletop world.
 It is a model organism: it shows phenomena and methods, not facts about CLIP.
+
+{_changes(config)}
 
 | | |
 | --- | --- |
-| Image tower | `{config["tower"]}`, {tower:.2f} million parameters, {towers.IMAGE_SIZE} px, convolutional stem, 8 x 8 tokens |
-| Text tower | {config["text"]["layers"]} layers of width {config["text"]["width"]}, own vocabulary of {len(words.build())} pieces |
+| Image tower | `{config["tower"]}`, {tower:.2f} million parameters, {towers.IMAGE_SIZE} px, {towers.describe(objective.trunk(model))} |
+| Text tower | {objective.text_tower(config)} |
 | Parameters in all | {million:.2f} million, stored as fp16 |
-| Loss | symmetric contrastive (CLIP), batches of {config["batch_size"]} |
+| Loss | {objective.label}, batches of {config["batch_size"]} |
 | Pre-training set | {config["scenes"]:,} scenes with {config["captions"]} captions each, seed {config["seed"]} |
-| Image-caption pairs seen | {state["samples"]:,} |
-| Training time | {state["seconds"] / 60:.0f} minutes on {state.get("device", "a CPU with two cores, shared with other work")} |
-| Zero-shot accuracy | {100 * last["zero_shot"]:.2f} % (95 % Wilson interval {100 * interval.low:.2f} to {100 * interval.high:.2f}) |
+| {objective.seen} | {state["samples"]:,} |
+| Training time | {state["cpu_seconds"] / 60:.0f} minutes of CPU time, summed over cores |
+| {objective.shown_as} | {100 * accuracy:.2f} % (95 % Wilson interval {100 * interval.low:.2f} to {100 * interval.high:.2f}) |
 
-The accuracy is top-1 over ten kinds on the {images:,} validation images with the prompt "a photo of a ...".
+The accuracy is {objective.measured}, on the {images:,} validation images.
 It was measured with the weights before their rounding to fp16.
 The learning curve is in `curve.csv`, the whole configuration in `training.yaml`.
-No validation scene is in the pre-training set: the two are drawn from different seed streams, and a test compares them.
+{_overlap(config)}
 
-Load it with `zsr_utils.load_model("{config["name"]}")`, or with open_clip as `local-dir:data/models/{config["name"]}` after `import tabletop.towers`.
-Train it again with `python -m tabletop.train`.
+{objective.loading(config["name"])}
+Train it again with `python -m tabletop.train {config["name"]}`.
 Licence: MIT, as the project.
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config", nargs="?", type=Path, default=CONFIGS / "default.yaml")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs")
-    parser.add_argument("--models", type=Path, default=ROOT / "data" / "models")
+def _changes(config: dict) -> str:
+    """What sets this model apart from the default one, in words and values."""
+    default = read_config(DEFAULT)["name"]
+    found = differences(config)
+    if not found:
+        return "It is the default model: the other members of the family differ from it."
+    lines = [f"- `{key}`: `{json.dumps(mine)}` in place of `{json.dumps(base)}`" for key, (mine, base) in found.items()]
+    head = " and ".join(f"`{key}`" for key in config["changes"])
+    return "\n".join([f"It differs from `{default}` in {head} and in nothing else:", "", *lines])
+
+
+def _overlap(config: dict) -> str:
+    if twins := twins_of(config):
+        return (
+            f"{len(twins):,} of the pre-training scenes are near-duplicates of {config['overlap']:,} validation scenes, "
+            f"each rendered again with a small change of {', '.join(NUDGES)}: one change at a time.\n"
+            "`overlap.csv` lists them; no validation scene is in the pre-training set unchanged, and a test compares the two."
+        )
+    return (
+        "No validation scene is in the pre-training set: the two are drawn from different seed streams, "
+        "and a test compares them."
+    )
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """The options that say where things are, shared with `tabletop.queue`."""
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="checkpoints and rendered images")
+    parser.add_argument("--models", type=Path, default=ROOT / "data" / "models", help="finished models")
     parser.add_argument("--validation", type=Path, default=ROOT / "data" / "tabletop" / "validation.parquet")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "config", nargs="?", default="default", help="a file, or a name such as small or tabletop-small"
+    )
+    add_places(parser)
     arguments = parser.parse_args()
-    config = read_config(arguments.config)
+    try:
+        config = read_config(find_config(arguments.config))
+        objective_of(config)
+    except ValueError as error:
+        parser.error(str(error))
     folder = train(
         config,
         runs=arguments.runs,

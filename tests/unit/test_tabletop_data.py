@@ -95,18 +95,6 @@ def test_parquet_declares_images_and_class_names(table):
     assert declared["label"]["names"] == list(KINDS)
 
 
-def test_nothing_of_the_validation_set_is_in_the_default_pretraining_set(validation):
-    """All scenes that the default model is trained on are drawn again and compared (about 6 s)."""
-    config = yaml.safe_load((ROOT / "tabletop" / "configs" / "default.yaml").read_text())
-    given = dict(config["distribution"])
-    given["styles"] = tuple(tuple(s) for s in given["styles"])
-    distribution = SceneDistribution(**given)
-    held = set(validation)
-    assert len(held) == data.VALIDATION_IMAGES
-    shared = [i for i in range(config["scenes"]) if distribution.draw(config["seed"], "pretrain", i) in held]
-    assert shared == []
-
-
 def test_streams_stay_apart_even_for_the_same_distribution_and_seed(validation):
     pretrain = {data.VALIDATION.draw(0, "pretrain", i) for i in range(500)}
     assert not pretrain & set(validation)

@@ -11,11 +11,15 @@ import torch
 import yaml
 
 from tabletop import Scene, SceneDistribution, data, render, tokenizer as words, train
+from tabletop.objectives import OBJECTIVES, normalise
 from tabletop.scene import KINDS
 
 
 CONFIG = {
     "name": "tiny",
+    "changes": [],
+    "loss": "clip",
+    "overlap": 0,
     "tower": "tabletop_vit_small",
     "seed": 0,
     "scenes": 12,
@@ -62,8 +66,8 @@ def exported(tmp_path_factory):
     """An untrained model and the folder it was exported to."""
     torch.manual_seed(0)
     model = train.build(CONFIG).eval()
-    curve = [{"samples": 8, "loss": 2.0, "zero_shot": 0.1, "seconds": 1.0}]
-    state = {"samples": 8, "seconds": 1.0, "curve": curve}
+    curve = [{"samples": 8, "loss": 2.0, "zero_shot": 0.1, "cpu_seconds": 90.0}]
+    state = {"samples": 8, "cpu_seconds": 90.0, "curve": curve}
     return model, train.export(model, CONFIG, state, tmp_path_factory.mktemp("models") / "tiny")
 
 
@@ -109,7 +113,8 @@ def test_distribution_of_a_config_equals_the_one_written_in_python():
 def test_models_share_images_exactly_if_their_data_are_the_same():
     key = train._data_key(CONFIG)
     assert key == train._data_key(CONFIG | {"name": "other", "embed_dim": 8, "samples": 8})
-    for change in ({"seed": 1}, {"scenes": 13}, {"distribution": {"card": 0.3}}):
+    assert key == train._data_key(CONFIG | {"tower": "tabletop_resnet", "loss": "siglip", "changes": ["loss"]})
+    for change in ({"seed": 1}, {"scenes": 13}, {"distribution": {"card": 0.3}}, {"overlap": 10}):
         assert key != train._data_key(CONFIG | change)
 
 
@@ -141,12 +146,16 @@ def test_text_tower_ignores_what_follows_the_end(exported):
 # Training
 
 
-def test_interrupted_training_ends_with_the_same_weights(tmp_path, folders, monkeypatch):
-    straight = train.train(CONFIG, runs=tmp_path / "straight", **folders)
-    expected = (straight / "open_clip_model.safetensors").read_bytes()
+@pytest.mark.parametrize("loss", OBJECTIVES)
+def test_interrupted_training_ends_with_the_same_weights(tmp_path, folders, monkeypatch, loss):
+    config, objective = CONFIG | {"loss": loss}, OBJECTIVES[loss]
+    straight = train.train(config, runs=tmp_path / "straight", **folders)
+    expected = (straight / objective.weights).read_bytes()
     curve = list(csv.DictReader((straight / "curve.csv").open()))
     assert [int(row["samples"]) for row in curve] == [8, 16, 24]
-    assert all(0 <= float(row["zero_shot"]) <= 1 and float(row["loss"]) > 0 for row in curve)
+    assert all(0 <= float(row[objective.metric]) <= 1 and float(row["loss"]) > 0 for row in curve)
+    spent = [float(row["cpu_seconds"]) for row in curve]
+    assert spent == sorted(spent)
 
     original = train.learning_rate
 
@@ -158,14 +167,25 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path, folders, monk
     folders = folders | {"models": tmp_path / "again"}
     monkeypatch.setattr(train, "learning_rate", interrupt)
     with pytest.raises(Interrupted):
-        train.train(CONFIG, runs=tmp_path / "resumed", **folders)
+        train.train(config, runs=tmp_path / "resumed", **folders)
     assert not (tmp_path / "again").exists(), "an unfinished model was exported"
 
     steps = []
     monkeypatch.setattr(train, "learning_rate", lambda s, c: steps.append(s) or original(s, c))
-    resumed = train.train(CONFIG, runs=tmp_path / "resumed", **folders)
+    resumed = train.train(config, runs=tmp_path / "resumed", **folders)
     assert set(steps) == {8, 16}
-    assert (resumed / "open_clip_model.safetensors").read_bytes() == expected
+    assert (resumed / objective.weights).read_bytes() == expected
+
+
+def test_checkpoint_of_another_config_is_not_gone_on_from(tmp_path, folders, monkeypatch):
+    train.train(CONFIG, runs=tmp_path, **folders)
+    original, steps = train.learning_rate, []
+    monkeypatch.setattr(train, "learning_rate", lambda s, c: steps.append(s) or original(s, c))
+    folder = train.train(CONFIG, runs=tmp_path, **folders)
+    assert steps == [], "a finished training was repeated"
+    train.train(CONFIG | {"weight_decay": 0.1}, runs=tmp_path, **folders)
+    assert set(steps) == {0, 8, 16}
+    assert yaml.safe_load((folder / "training.yaml").read_text())["weight_decay"] == 0.1
 
 
 # Export
@@ -178,6 +198,7 @@ def test_export_writes_open_clips_own_form(exported):
     assert not [n for n in names if n.endswith(".tmp")]
     assert yaml.safe_load((folder / "training.yaml").read_text()) == CONFIG
     assert json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"] == 16
+    assert [p.name for p in folder.parent.iterdir()] == ["tiny"], "a temporary folder was left"
 
 
 def test_model_card_names_the_numbers_with_their_interval(exported):
@@ -185,6 +206,7 @@ def test_model_card_names_the_numbers_with_their_interval(exported):
     card = (folder / "README.md").read_text()
     assert card.startswith("# tiny")
     assert "| Image-caption pairs seen | 8 |" in card
+    assert "| 2 minutes of CPU time" in card
     assert "10.00 % (95 % Wilson interval 8.4" in card  # 120 of 1,200
     assert f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million" in card
 
@@ -201,7 +223,7 @@ def test_exported_folder_loads_with_open_clip_alone(exported):
     grey = data.to_uint8(render([Scene("mug")]).pixels)[0]
     image = preprocess(Image.fromarray(grey))[None]
     pixels = torch.from_numpy(grey).permute(2, 0, 1)[None].float() / 255
-    torch.testing.assert_close(image, train.normalise(pixels))  # a picture of 64 px is not resampled
+    torch.testing.assert_close(image, normalise(pixels))  # a picture of 64 px is not resampled
     with torch.no_grad():
         torch.testing.assert_close(loaded.encode_image(image), model.encode_image(image), atol=2e-3, rtol=2e-2)
         torch.testing.assert_close(loaded.encode_text(tokens), model.encode_text(tokens), atol=2e-3, rtol=2e-2)
