@@ -157,3 +157,28 @@ def test_scores_load_no_model_library():
 def test_that_check_can_fail():
     code = "import sys, zsr_utils.models; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 1
+
+
+def test_a_grouped_proportion_is_wilson_for_independent_groups_and_wider_for_alike_ones():
+    rng = np.random.default_rng(0)
+    values = (rng.random(900) < 0.3).astype(float)
+    alone = scores.grouped_proportion(values, np.arange(900))
+    plain = scores.proportion(int(values.sum()), 900)
+    np.testing.assert_allclose((alone.low, alone.high), (plain.low, plain.high), rtol=2e-3)
+    alike = scores.grouped_proportion(np.repeat(values[:100], 9), np.repeat(np.arange(100), 9))
+    hundred = scores.proportion(int(values[:100].sum()), 100)
+    np.testing.assert_allclose((alike.low, alike.high), (hundred.low, hundred.high), rtol=2e-2)
+    none = scores.grouped_proportion(np.zeros(900), np.repeat(np.arange(100), 9))
+    assert none.high == pytest.approx(scores.proportion(0, 100).high) and none.n == 900
+    with pytest.raises(ValueError, match="2 samples and 1 group"):
+        scores.grouped_proportion(np.ones(2), np.ones(1))
+
+
+def test_the_grouped_bootstrap_covers_the_spread_of_group_means():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(200), 5)
+    values = np.repeat(rng.normal(size=200), 5)
+    wide = scores.bootstrap(lambda v: float(v.mean()), values, groups=groups)
+    narrow = scores.bootstrap(lambda v: float(v.mean()), values)
+    assert wide.interval == "bootstrap 95 % (1000, 200 groups)"
+    assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(5**0.5, rel=0.1)

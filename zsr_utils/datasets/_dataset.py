@@ -79,6 +79,19 @@ class Dataset:
                 return sample.open()
         raise KeyError(f"{self.name} has no sample {sample_id!r}.")
 
+    def pixels(self, sample_ids: Sequence[str], from_pil: Callable[[Image.Image], Tensor]) -> Tensor:
+        """Pixels (N, 3, H, W) of some samples in the order asked, each decoded once.
+
+        Raises:
+            KeyError: If an id is not in the data set.
+        """
+        sample_of = {s.sample_id: s for s in self.samples}
+        missing = [i for i in sample_ids if i not in sample_of]
+        if missing:
+            raise KeyError(f"{self.name} has no sample {missing[0]!r}.")
+        decoded = {i: from_pil(sample_of[i].open()) for i in dict.fromkeys(sample_ids)}
+        return torch.stack([decoded[i] for i in sample_ids])
+
     def batches(
         self, from_pil: Callable[[Image.Image], Tensor], batch_size: int = 64, *, workers: int = 2, start: int = 0
     ) -> Iterator[tuple[list[str], Tensor, Tensor]]:

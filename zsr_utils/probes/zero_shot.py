@@ -34,6 +34,11 @@ class Embedded:
     labels: Int[np.ndarray, "n"]
     features: Float[np.ndarray, "n d"]
 
+    def of(self, sample_ids: Sequence[str]) -> Float[torch.Tensor, "m d"]:
+        """Features of some samples, in the order asked."""
+        position = {sample_id: i for i, sample_id in enumerate(self.sample_ids)}
+        return torch.from_numpy(self.features[[position[i] for i in sample_ids]])
+
 
 def embed(net: Model, images: Dataset, *, batch_size: int = 64) -> Embedded:
     """Raw features of every readable image, kept on disk by (model, precision, data).
@@ -145,26 +150,38 @@ def project(
     *,
     seed: int = 0,
     neighbors: int = 15,
+    moved: Embedded | None = None,
 ) -> pd.DataFrame:
     """UMAP of images and class texts in one plane, by cosine distance.
 
     Images and texts sit in separate cones of the sphere (the modality gap), so each cloud is centred
     before the two are joined; without that the map would show two islands and nothing else.
 
+    Args:
+        net: The model, for its texts.
+        embedded: Raw image features.
+        class_names: Names in label order.
+        templates: Prompt templates.
+        seed: Of the layout.
+        neighbors: Neighbours that UMAP keeps near.
+        moved: Further images, such as aligned ones; centred with the mean of `embedded`.
+
     Returns:
-        Columns `sample_id`, `label`, `modality` (`image` or `text`), `x`, `y`.
+        Columns `sample_id`, `label`, `modality` (`image`, `aligned` or `text`), `x`, `y`.
 
     Source:
         McInnes et al. (2018); centring is this project's choice.
     """
     import umap
 
-    def centred(values: np.ndarray) -> np.ndarray:
-        unit = values / np.linalg.norm(values, axis=1, keepdims=True)
-        return unit - unit.mean(0)
+    def unit(values: np.ndarray) -> np.ndarray:
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
 
-    texts = net.classifier(class_names, templates).cpu().numpy()
-    points = np.concatenate([centred(embedded.features), centred(texts)])
+    texts = unit(net.classifier(class_names, templates).cpu().numpy())
+    originals = unit(embedded.features)
+    others = originals[:0] if moved is None else unit(moved.features)
+    center = originals.mean(0)
+    points = np.concatenate([originals - center, others - center, texts - texts.mean(0)])
     neighbors = max(2, min(neighbors, len(points) - 1))
     plane = umap.UMAP(
         n_neighbors=neighbors,
@@ -174,16 +191,32 @@ def project(
         n_jobs=1,
         init="random" if len(points) < 12 else "spectral",
     ).fit_transform(points)
-    images = len(embedded.labels)
+    extra = moved or Embedded(embedded.sample_ids[:0], embedded.labels[:0], others)
     return pd.DataFrame(
         {
-            "sample_id": [*embedded.sample_ids, *(f"text/{c}" for c in class_names)],
-            "label": [*embedded.labels, *range(len(class_names))],
-            "modality": ["image"] * images + ["text"] * len(class_names),
+            "sample_id": [*embedded.sample_ids, *extra.sample_ids, *(f"text/{c}" for c in class_names)],
+            "label": [*embedded.labels, *extra.labels, *range(len(class_names))],
+            "modality": np.repeat(["image", "aligned", "text"], [len(originals), len(others), len(texts)]),
             "x": plane[:, 0],
             "y": plane[:, 1],
         }
     )
+
+
+def principal_scores(embedded: Embedded, features: Float[np.ndarray, "n d"], *, components: int = 6) -> np.ndarray:
+    """Scores (N, components) of features on the principal components of a reference set of raw embeddings.
+
+    Examples:
+        >>> reference = Embedded(np.array(["a", "b"]), np.array([0, 1]), np.array([[0.0, 0], [2, 0]]))
+        >>> abs(principal_scores(reference, np.array([[3.0, 5.0]]), components=1)).tolist()
+        [[2.0]]
+
+    Source:
+        Salman et al. (2024), six components of raw features in the authors' code.
+    """
+    from sklearn.decomposition import PCA
+
+    return PCA(components).fit(embedded.features).transform(features)
 
 
 def one_per_class(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:

@@ -8,7 +8,9 @@ from zsr_utils.scores._classification import (
     correct,
     nearest_misses,
 )
-from zsr_utils.scores._intervals import Estimate, bootstrap, paired_difference, proportion
+from zsr_utils.scores._detection import detection, roc_curve
+from zsr_utils.scores._intervals import Estimate, bootstrap, grouped_proportion, paired_difference, proportion
+from zsr_utils.scores._normality import covariance_agreement, normality, qq_points
 from zsr_utils.scores._similarity import auroc, overlap_coefficient, pair_estimates, pair_similarities
 
 
@@ -21,10 +23,16 @@ __all__ = [
     "confident_mistakes",
     "confusion",
     "correct",
+    "covariance_agreement",
+    "detection",
+    "grouped_proportion",
     "nearest_misses",
+    "normality",
     "overlap_coefficient",
     "pair_estimates",
     "pair_similarities",
     "paired_difference",
     "proportion",
+    "qq_points",
+    "roc_curve",
 ]

@@ -61,9 +61,50 @@ def proportion(successes: int, n: int, *, confidence: float = 0.95, unit: str = 
     return Estimate(float(successes / n), low, high, f"wilson {100 * confidence:.0f} %", int(n), unit)
 
 
+def grouped_proportion(successes: np.ndarray, groups: np.ndarray, *, unit: str = "fraction") -> Estimate:
+    """A proportion over samples that come in groups, such as pairs that share a source image.
+
+    Samples of one group are not independent, so the Wilson interval gets the effective number of
+    samples, n over the design effect. Where all succeed or all fail the design effect cannot be
+    estimated, and every group counts once.
+
+    Examples:
+        >>> alike = grouped_proportion(np.repeat([1, 0, 1, 0], 9), np.repeat([0, 1, 2, 3], 9))
+        >>> alike.n, round(alike.low, 2)  # as wide as four samples, not 36
+        (36, 0.13)
+
+    Raises:
+        ValueError: If there is no sample, or not one group a sample.
+
+    Source:
+        Korn & Graubard (1998), with the Wilson interval in place of the exact one.
+    """
+    successes, groups = np.asarray(successes, dtype=float), np.asarray(groups)
+    n = len(successes)
+    if n == 0 or len(groups) != n:
+        raise ValueError(
+            f"{n} samples and {len(groups)} groups given, allowed is one group a sample and at least one sample."
+        )
+    share = successes.mean()
+    _, index = np.unique(groups, return_inverse=True)
+    number = index.max() + 1
+    if share in (0, 1) or number == 1:
+        effective = number
+    else:
+        off = np.bincount(index, successes - share)
+        variance = number / (number - 1) * np.square(off).sum() / n**2
+        effective = min(n, max(1, share * (1 - share) / variance)) if variance > 0 else n
+    z = stats.norm.ppf(0.975)
+    middle = (share + z**2 / (2 * effective)) / (1 + z**2 / effective)
+    half = z / (1 + z**2 / effective) * np.sqrt(share * (1 - share) / effective + z**2 / (4 * effective**2))
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    return Estimate(float(share), float(low), float(high), f"wilson 95 % ({number} groups)", n, unit)
+
+
 def bootstrap(
     statistic: Callable[..., float],
     *columns: np.ndarray,
+    groups: np.ndarray | None = None,
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -72,7 +113,8 @@ def bootstrap(
 ) -> Estimate:
     """Percentile bootstrap of a statistic of columns that belong to the same samples.
 
-    The rows are drawn together, so a difference between two columns is a paired difference.
+    The rows are drawn together, so a difference between two columns is a paired difference. With
+    `groups`, whole groups are drawn, such as all pairs of one source image.
 
     Examples:
         >>> before, after = np.array([1, 1, 1, 0, 1.0]), np.array([1, 0, 1, 0, 1.0])
@@ -91,12 +133,18 @@ def bootstrap(
     if n == 0 or any(len(c) != n for c in columns):
         raise ValueError(f"columns have lengths {[len(c) for c in columns]}, allowed are equal lengths above 0.")
     rng = np.random.default_rng(seed)
+    members = None if groups is None else [np.flatnonzero(np.asarray(groups) == g) for g in np.unique(groups)]
     draws = np.empty(resamples)
     for i in range(resamples):
-        rows = rng.integers(n, size=n)
+        if members is None:
+            rows = rng.integers(n, size=n)
+        else:
+            rows = np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))])
         draws[i] = statistic(*(c[rows] for c in columns))
     low, high = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     kind = f"paired, {resamples}" if paired and len(columns) > 1 else str(resamples)
+    if members is not None:
+        kind += f", {len(members)} groups"
     label = f"bootstrap {100 * confidence:.0f} % ({kind})"
     return Estimate(float(statistic(*columns)), float(low), float(high), label, n, unit)
 
