@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from tabletop import ALL_KINDS, KINDS, Scene, SceneDistribution, data, render
