@@ -1,0 +1,143 @@
+"""Telling modified images from clean ones by a score: the higher, the more suspicious."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from zsr_utils.scores._intervals import Estimate, proportion
+from zsr_utils.scores._similarity import auroc
+
+
+def detection(
+    positive: Float[np.ndarray, "p"],
+    negative: Float[np.ndarray, "n"],
+    held_out: Float[np.ndarray, "h"],
+    *,
+    groups: np.ndarray | None = None,
+    false_alarm: float = 0.05,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """How well a score tells modified from clean images, at a threshold set on other clean images.
+
+    An image is flagged if its score is above the threshold, the `1 - false_alarm` quantile of
+    `held_out` by the (n + 1) rule, which flags a new clean image with probability `false_alarm`.
+
+    Every interval is a percentile bootstrap. All three samples are drawn anew, so the intervals of `tpr`
+    and `fpr` hold the uncertainty of the threshold as well; positives are drawn by group. A value of
+    exactly 0 or 1 leaves a bootstrap (and DeLong's method) without width, so there the interval is
+    widened to the Wilson interval of as many independent trials as there surely are: groups for `tpr`,
+    negatives for `fpr`, and for `auroc` disjoint pairs of a group and a negative.
+
+    Examples:
+        >>> found = detection(np.arange(100) + 90.0, np.arange(100.0), np.arange(99.0))
+        >>> {name: round(e.value, 3) for name, e in found.items()}
+        {'auroc': 0.995, 'threshold': 94.0, 'tpr': 0.95, 'fpr': 0.05}
+        >>> f"{detection(np.ones(100), np.zeros(100), np.zeros(99))['auroc']:pct}"
+        '100.0 % [96.3, 100.0]'
+
+    Args:
+        positive: Scores of modified images.
+        negative: Scores of clean images.
+        held_out: Scores of clean images that are not among the negatives; only these set the threshold.
+        groups: One label a positive; images that share one, such as the source they were made from,
+            are not independent. None: every positive is its own group.
+        false_alarm: Share of clean images that may be flagged.
+        resamples: Bootstrap resamples.
+        seed: Of the bootstrap.
+
+    Returns:
+        `auroc`, `tpr`, `fpr` (fractions) and `threshold` (in units of the score).
+
+    Raises:
+        ValueError: If scores are empty, not one-dimensional or not finite, groups do not match the
+            positives, or false_alarm or resamples is out of range.
+
+    Source:
+        Salman et al. (2024) for the question; bootstrap of Efron (1979), ties in the AUROC count half.
+    """
+    positive, negative, held_out = _scores(positive=positive, negative=negative, held_out=held_out)
+    if groups is not None and len(groups) != len(positive):
+        raise ValueError(f"{len(groups)} groups and {len(positive)} positive scores given, allowed is one group each.")
+    if not 0 < false_alarm < 1:
+        raise ValueError(f"false_alarm is {false_alarm}, allowed is between 0 and 1.")
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}, allowed is 1 or more.")
+    members = np.arange(len(positive)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    n_groups = int(members.max()) + 1
+    groups_rng, negative_rng, held_out_rng = np.random.default_rng(seed).spawn(3)
+    negative = np.sort(negative)
+    # negatives below each positive, counted by weight: the start and the end of a tie give its two halves
+    start, end = (np.searchsorted(negative, positive, side=side) for side in ("left", "right"))
+    draws = np.empty((resamples, 4))
+    for i in range(resamples):
+        w = np.bincount(groups_rng.integers(n_groups, size=n_groups), minlength=n_groups)[members]
+        v = np.bincount(negative_rng.integers(len(negative), size=len(negative)), minlength=len(negative))
+        below = np.concatenate([[0], np.cumsum(v)])
+        threshold = _threshold(held_out_rng.choice(held_out, len(held_out)), false_alarm)
+        draws[i] = (
+            w @ (below[start] + below[end]) / (2 * w.sum() * v.sum()),
+            threshold,
+            w @ (positive > threshold) / w.sum(),
+            v @ (negative > threshold) / v.sum(),
+        )
+    threshold = _threshold(held_out, false_alarm)
+    drawn = "positives" if groups is None else f"{n_groups} groups"
+    columns = [
+        ("auroc", auroc(positive, negative), f"{drawn}, negatives", len(positive), min(n_groups, len(negative))),
+        ("threshold", threshold, "held-out", len(held_out), None),
+        ("tpr", float(np.mean(positive > threshold)), f"{drawn}, held-out", len(positive), n_groups),
+        ("fpr", float(np.mean(negative > threshold)), "negatives, held-out", len(negative), len(negative)),
+    ]
+    found = {}
+    for (name, value, what, n, trials), (low, high) in zip(columns, np.quantile(draws, [0.025, 0.975], axis=0).T):
+        label, unit = f"bootstrap 95 % ({what}, {resamples})", "score" if trials is None else "fraction"
+        estimate = Estimate(value, float(low), float(high), label, n, unit)
+        found[name] = _widened(estimate, trials) if trials and value in (0, 1) else estimate
+    return found
+
+
+def roc_curve(positive: Float[np.ndarray, "p"], negative: Float[np.ndarray, "n"]) -> pd.DataFrame:
+    """Corners of the ROC curve: columns `threshold`, `fpr`, `tpr`, from nothing flagged to everything.
+
+    Examples:
+        >>> roc_curve(np.array([3.0, 2.0]), np.array([1.0])).tpr.tolist()
+        [0.0, 0.5, 1.0, 1.0]
+
+    Raises:
+        ValueError: If scores are empty, not one-dimensional or not finite.
+
+    Source:
+        `sklearn.metrics.roc_curve`; a row flags the scores at or above its threshold.
+    """
+    from sklearn import metrics
+
+    positive, negative = _scores(positive=positive, negative=negative)
+    labels = np.repeat([1, 0], [len(positive), len(negative)])
+    fpr, tpr, threshold = metrics.roc_curve(labels, np.concatenate([positive, negative]))
+    return pd.DataFrame({"threshold": threshold, "fpr": fpr, "tpr": tpr})
+
+
+def _threshold(held_out: np.ndarray, false_alarm: float) -> float:
+    return float(np.quantile(held_out, 1 - false_alarm, method="weibull"))
+
+
+def _widened(estimate: Estimate, trials: int) -> Estimate:
+    """A value of 0 or 1 with an interval no narrower than Wilson's for that many trials."""
+    wilson = proportion(int(estimate.value) * trials, trials)
+    low, high = min(estimate.low, wilson.low), max(estimate.high, wilson.high)
+    return replace(estimate, low=low, high=high, interval=f"{estimate.interval}, wilson 95 % of {trials}")
+
+
+def _scores(**columns: np.ndarray) -> list[np.ndarray]:
+    found = []
+    for name, values in columns.items():
+        values = np.asarray(values, dtype=float)
+        if values.ndim != 1 or len(values) == 0:
+            raise ValueError(f"{name} scores have shape {values.shape}, allowed is (n,) with n at least 1.")
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} score {int((~np.isfinite(values)).argmax())} is not finite.")
+        found.append(values)
+    return found
