@@ -203,20 +203,22 @@ def project(
     )
 
 
-def principal_scores(embedded: Embedded, features: Float[np.ndarray, "n d"], *, components: int = 6) -> np.ndarray:
-    """Scores (N, components) of features on the principal components of a reference set of raw embeddings.
+def principal_axes(embedded: Embedded, *, components: int = 6) -> Float[np.ndarray, "components d"]:
+    """Leading principal directions of raw embeddings, of unit length, first the one of largest variance.
+
+    Scores of other embeddings are `(features - embedded.features.mean(0)) @ axes.T`.
 
     Examples:
-        >>> reference = Embedded(np.array(["a", "b"]), np.array([0, 1]), np.array([[0.0, 0], [2, 0]]))
-        >>> abs(principal_scores(reference, np.array([[3.0, 5.0]]), components=1)).tolist()
-        [[2.0]]
+        >>> line = Embedded(np.array(["a", "b"]), np.array([0, 1]), np.array([[0.0, 0], [2, 0]]))
+        >>> abs(principal_axes(line, components=1)).tolist()
+        [[1.0, 0.0]]
 
     Source:
         Salman et al. (2024), six components of raw features in the authors' code.
     """
     from sklearn.decomposition import PCA
 
-    return PCA(components).fit(embedded.features).transform(features)
+    return PCA(components).fit(embedded.features).components_
 
 
 def one_per_class(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
