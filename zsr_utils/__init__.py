@@ -21,6 +21,7 @@ _NAMES = {
     "load_dataset": "datasets",
     "seed_everything": "models",
     "Run": "records",
+    "parameters": "records",
     "read_rows": "records",
     "read_metrics": "records",
 }

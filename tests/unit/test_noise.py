@@ -207,3 +207,22 @@ def test_bad_input_of_samples_and_control(net, images):
     with pytest.raises(ValueError, match=r"aligned image 1 differs by 255 grey levels \(RMS\)"):
         black = torch.zeros(2, 3, 8, 8)
         noise.random_control(black, torch.stack([black[0], black[0] + 1]))
+
+
+def test_detect_asks_every_kind_at_every_sigma():
+    rng = np.random.default_rng(0)
+    parts = [
+        pd.DataFrame(
+            {"kind": kind, "sigma": sigma, "drift": rng.normal(shift * (sigma > 1), 1, 200), "consistency": 1.0}
+        )
+        for kind, shift in (("clean", 0), ("held out", 0), ("far", 3), ("same", 0))
+        for sigma in (1, 2)
+    ]
+    rows = pd.concat(parts, ignore_index=True)
+    found = noise.detect(rows, ["far", "same"], resamples=100).set_index(["kind", "sigma", "statistic", "quantity"])
+    assert len(found) == 2 * 2 * 2 * 3
+    assert found.value["far", 2, "drift", "auroc"] == pytest.approx(0.983, abs=0.01)  # Phi(3 / sqrt 2)
+    assert found.low["far", 1, "drift", "auroc"] < 0.5 < found.high["far", 1, "drift", "auroc"]
+    assert found.value["far", 2, "answer", "auroc"] == 0.5
+    with pytest.raises(ValueError, match="kind is 'near', allowed are"):
+        noise.detect(rows, ["near"])

@@ -200,7 +200,7 @@ def align(
             batch = _steps.join(batch, _steps.begin(sources, taken, settings, net.device))
             pixels = saved_as_png(batch["pixels"]) if eight_bit else batch["pixels"]
             gradient, loss, reached = _steps.look(net, pixels, goal, until, batch["rows"], settings, generator)
-            done = reached | (batch["steps"] >= max_steps)
+            done = reached | (batch["steps"] >= (0 if settings.radius == 0 else max_steps))
             _refuse_not_finite(gradient, done, batch, names)
             if done.any():
                 rows = batch["rows"][done].cpu()
@@ -348,6 +348,7 @@ def score(
     condition: str,
     severity: float = 0.0,
     eight_bit: bool = True,
+    source_features: Float[Tensor, "n d"] | None = None,
 ) -> tuple[pd.DataFrame, Float[Tensor, "n d"]]:
     """Rows: what the model says of the moved images, after a round trip through an 8-bit file.
 
@@ -361,6 +362,7 @@ def score(
         condition: Name of the experiment in the rows.
         severity: Its strength, such as the pixel budget in grey levels.
         eight_bit: Round to grey levels first; False measures the float images.
+        source_features: Raw embeddings of the sources, where they are known already.
 
     Returns:
         Rows with the columns of `pairs` and `condition`, `severity`, `prediction`, `confidence`,
@@ -378,7 +380,8 @@ def score(
     if len(own):
         raise ValueError(f"The target of {own.sample_id.iloc[0]!r} is of its own class, allowed is another class.")
     pixels = saved_as_png(found.pixels) if eight_bit else found.pixels
-    features, before = encode(net, pixels), encode(net, sources)
+    features = encode(net, pixels)
+    before = encode(net, sources) if source_features is None else source_features
     logits = net.logits_of(features.to(net.device), classifier).cpu().double()
     probabilities = logits.softmax(1)
     index = torch.arange(len(logits))
@@ -393,7 +396,7 @@ def score(
         margin=(logits[index, label] - others.amax(1)).numpy(),
         target_probability=probabilities[index, target].numpy(),
         target_cosine=F.cosine_similarity(features, targets.cpu()).numpy(),
-        source_cosine=F.cosine_similarity(features, before).numpy(),
+        source_cosine=F.cosine_similarity(features, before.cpu()).numpy(),
         **closeness(sources, pixels),
         steps=found.steps.numpy(),
         reached=found.reached.numpy(),

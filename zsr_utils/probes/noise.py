@@ -6,6 +6,7 @@ ones do, but in a random direction.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from zsr_utils._text import one_of
 from zsr_utils.models import Model
 from zsr_utils.probes._progress import hidden
 from zsr_utils.probes.alignment import saved_as_png
+from zsr_utils.scores import detection
 
 
 CONVERSIONS = {
@@ -121,6 +123,50 @@ def response(
             "noisy_prediction": smoothed.flatten().cpu().numpy(),
         }
     )
+
+
+def detect(
+    rows: pd.DataFrame,
+    kinds: Sequence[str],
+    *,
+    clean: str = "clean",
+    held_out: str = "held out",
+    groups: np.ndarray | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How well the response to noise tells kinds of modified images from clean ones, at every sigma.
+
+    Args:
+        rows: From `response`, of one conversion, with a column `kind`.
+        kinds: Kinds of modified images.
+        clean: The kind they are told from.
+        held_out: The kind that alone sets the threshold.
+        groups: One label a modified image; images that share one are not independent.
+        resamples: Bootstrap resamples.
+        seed: Of the bootstrap.
+
+    Returns:
+        A row for every kind, sigma, statistic (`drift`, or `answer`: the share of copies that change it)
+        and quantity (`auroc`, `tpr`, `fpr`), with the columns of an estimate.
+
+    Raises:
+        ValueError: If a kind is missing, and as `zsr_utils.scores.detection`.
+    """
+    for kind in (clean, held_out, *kinds):
+        one_of("kind", kind, rows.kind.unique())
+    rows = rows.assign(answer=1 - rows.consistency)
+    found = []
+    for sigma, part in rows.groupby("sigma", sort=False):
+        for statistic in ("drift", "answer"):
+            of = {kind: values.to_numpy() for kind, values in part.groupby("kind")[statistic]}
+            for kind in kinds:
+                scores = detection(of[kind], of[clean], of[held_out], groups=groups, resamples=resamples, seed=seed)
+                found += [
+                    {"kind": kind, "sigma": sigma, "statistic": statistic, "quantity": name, **asdict(scores[name])}
+                    for name in ("auroc", "tpr", "fpr")
+                ]
+    return pd.DataFrame(found)
 
 
 @torch.no_grad()

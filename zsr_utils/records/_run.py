@@ -6,7 +6,7 @@ import platform
 import re
 import subprocess
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pandas as pd
@@ -66,6 +66,22 @@ class Run:
             raise ValueError(f"metric name is {name!r}, allowed is 'topic/quantity' in lower snake case.")
         self.metrics[name] = estimate
         return estimate
+
+    def metrics_of(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
+        """Keep one number a row of a table of estimates, and give the table back.
+
+        Args:
+            table: Columns of an estimate, and those that tell its rows apart.
+            name: Format of the names over those columns, such as `noise/auroc/{kind} {sigma:g}`; what may
+                not stand in a name becomes `_`.
+
+        Raises:
+            ValueError: As `metric`.
+        """
+        for row in table.to_dict("records"):
+            words = re.sub(r"[^a-z0-9_/]+", "_", name.format(**row).lower()).strip("_")
+            self.metric(words, Estimate(**{f.name: row[f.name] for f in fields(Estimate)}))
+        return table
 
     def prompts(self, name: str, templates) -> None:
         """Record a prompt set that was used."""
@@ -133,6 +149,17 @@ class Run:
             '<details class="zsr-provenance"><summary>Where these numbers come from</summary>'
             f"<table>{rows}</table></details>"
         )
+
+
+def parameters(namespace: dict) -> dict:
+    """The parameters of a notebook: the plain values that its namespace holds after the `parameters` cell.
+
+    Examples:
+        >>> parameters({"seed": 0, "sizes": [1, 2], "_i1": "", "In": [], "plt": parameters})
+        {'seed': 0, 'sizes': [1, 2]}
+    """
+    plain = (str, int, float, bool, list)
+    return {k: v for k, v in namespace.items() if type(v) in plain and not k.startswith("_") and k not in ("In", "Out")}
 
 
 def glue(name: str, estimate: Estimate) -> None:

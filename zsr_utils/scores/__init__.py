@@ -12,6 +12,7 @@ from zsr_utils.scores._detection import detection, roc_curve
 from zsr_utils.scores._intervals import Estimate, bootstrap, grouped_proportion, paired_difference, proportion
 from zsr_utils.scores._normality import covariance_agreement, normality, qq_points
 from zsr_utils.scores._similarity import auroc, overlap_coefficient, pair_estimates, pair_similarities
+from zsr_utils.scores._tables import estimates
 
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "correct",
     "covariance_agreement",
     "detection",
+    "estimates",
     "grouped_proportion",
     "nearest_misses",
     "normality",
