@@ -82,6 +82,7 @@ def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
     working = folder / f".{notebook.stem}.running.ipynb"  # one that a kill left behind is overwritten
     os.environ["ZSR_BOOK"] = "1"
     os.environ["ZSR_PROGRESS"] = "0"
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # of libraries, with paths of this machine
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
         papermill.execute_notebook(
