@@ -7,31 +7,15 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_model
-from torch import nn
+from tiny import linear_model, tiny_model
 from torch.nn import functional as F
 
 from zsr_utils.probes import _kept, alignment
 
 
-class Linear(nn.Module):
-    """f(x) = A vec(x): the gradient is A^T (A x - t)."""
-
-    def __init__(self, d=5):
-        super().__init__()
-        generator = torch.Generator().manual_seed(1)
-        self.matrix = nn.Parameter(torch.randn(d, 3 * 8 * 8, generator=generator) / 14)
-        self.logit_scale = nn.Parameter(torch.tensor(0.0))
-
-    def encode_image(self, x):
-        return x.flatten(1) @ self.matrix.T
-
-
 @pytest.fixture
 def net():
-    model = tiny_model(mean=(0.0,) * 3, std=(1.0,) * 3)
-    model.net = Linear().eval().requires_grad_(False)
-    return model
+    return linear_model()
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_alignment import Linear
-from tiny import tiny_model
+from tiny import linear_model
 from torch.nn import functional as F
 
 from zsr_utils import scores
@@ -14,9 +13,7 @@ from zsr_utils.probes import noise
 
 @pytest.fixture
 def net():
-    model = tiny_model(mean=(0.0,) * 3, std=(1.0,) * 3)
-    model.net = Linear().eval().requires_grad_(False)
-    return model
+    return linear_model()
 
 
 @pytest.fixture

@@ -37,6 +37,26 @@ def tiny_model(**changes) -> Model:
     return Model(TinyNet(), **(options | changes))
 
 
+class Linear(nn.Module):
+    """f(x) = A vec(x): the gradient is A^T (A x - t)."""
+
+    def __init__(self, d=5):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.matrix = nn.Parameter(torch.randn(d, 3 * 8 * 8, generator=generator) / 14)
+        self.logit_scale = nn.Parameter(torch.tensor(0.0))
+
+    def encode_image(self, x):
+        return x.flatten(1) @ self.matrix.T
+
+
+def linear_model() -> Model:
+    """A handle whose Jacobian is one matrix, `net.net.matrix`, everywhere."""
+    model = tiny_model(mean=(0.0,) * 3, std=(1.0,) * 3)
+    model.net = Linear().eval().requires_grad_(False)
+    return model
+
+
 def tiny_images(n: int = 25) -> Dataset:
     def sample(i):
         return Sample(f"s{i:03d}", i % 3, lambda: Image.new("RGB", (8, 8), (10 * i % 255, 200 - 5 * i, 40)))
