@@ -1,5 +1,7 @@
 """The zero-shot probe: rows, resumption, bad input."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,25 @@ def test_embeddings_are_those_of_the_model_in_order():
     found = zero_shot.embed(net, images, batch_size=7)
     np.testing.assert_allclose(found.features, direct(net, images), rtol=1e-6)
     assert found.sample_ids.tolist() == [s.sample_id for s in images.samples]
+
+
+def test_two_runs_at_once_compute_the_features_once_and_both_get_all():
+    nets, seen, second = [tiny_model(), tiny_model()], [], []
+    other = threading.Thread(target=lambda: second.append(zero_shot.embed(nets[1], tiny_images(), batch_size=7)))
+    for net in nets:
+        original = net.net.encode_image
+
+        def slow(x, original=original):
+            seen.append(len(x))
+            if len(seen) == 2:  # the other run begins in the middle of this one
+                other.start()
+                other.join(timeout=0.3)
+            return original(x)
+
+        net.net.encode_image = slow
+    first = zero_shot.embed(nets[0], tiny_images(), batch_size=7)
+    other.join()
+    assert len(first.labels) == len(second[0].labels) == sum(seen) == 25
 
 
 def test_an_interrupted_run_goes_on_at_its_last_finished_batch(cache):
@@ -53,7 +74,7 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(cache, monkeypatch):
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(OSError, match="No space left"):
         zero_shot.embed(tiny_model(), tiny_images())
-    assert not [p for p in cache.rglob("*") if p.is_file()]
+    assert not [p for p in cache.rglob("*") if p.is_file() and p.suffix != ".lock"]
 
 
 def test_a_second_run_computes_nothing():

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
@@ -44,7 +45,8 @@ def embed(net: Model, images: Dataset, *, batch_size: int = 64) -> Embedded:
     """Raw features of every readable image, kept on disk by (model, precision, data).
 
     A second chapter, or a second run, computes nothing; an interrupted run goes on after its last
-    finished batch.
+    finished batch. Of several processes that want the same features at once, one computes and the others
+    wait.
 
     Raises:
         UnreadableImages: If more than 1 % of the images cannot be decoded.
@@ -52,19 +54,26 @@ def embed(net: Model, images: Dataset, *, batch_size: int = 64) -> Embedded:
     """
     key = json.dumps([net.fingerprint, net.precision, net.image_size, images.fingerprint])
     final = cache_folder() / "embeddings" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
-    if not final.exists():
-        parts = final.with_suffix(f".parts-{batch_size}")
-        _embed_parts(net, images, parts, batch_size)
-        saved = [s for p in sorted(parts.glob("*.npz")) if len((s := np.load(p))["labels"])]
-        if not saved:
-            raise ValueError(f"{images.name}: no image to embed.")
-        whole = {k: np.concatenate([s[k] for s in saved]) for k in ("sample_ids", "labels", "features")}
-        whole["unreadable"] = np.array(json.dumps(images.unreadable))
-        write_npz(final, whole)
-        shutil.rmtree(parts)
+    locks = cache_folder() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{final.stem}.lock"):
+        if not final.exists():
+            _write_features(net, images, final, batch_size)
     saved = np.load(final)
     images.unreadable.update(json.loads(str(saved["unreadable"])))
     return Embedded(saved["sample_ids"], saved["labels"], saved["features"])
+
+
+def _write_features(net: Model, images: Dataset, final: Path, batch_size: int) -> None:
+    parts = final.with_suffix(f".parts-{batch_size}")
+    _embed_parts(net, images, parts, batch_size)
+    saved = [s for p in sorted(parts.glob("*.npz")) if len((s := np.load(p))["labels"])]
+    if not saved:
+        raise ValueError(f"{images.name}: no image to embed.")
+    whole = {k: np.concatenate([s[k] for s in saved]) for k in ("sample_ids", "labels", "features")}
+    whole["unreadable"] = np.array(json.dumps(images.unreadable))
+    write_npz(final, whole)
+    shutil.rmtree(parts)
 
 
 def _embed_parts(net: Model, images: Dataset, parts: Path, batch_size: int) -> None:
