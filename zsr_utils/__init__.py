@@ -7,7 +7,7 @@ Layers, imports point downwards only::
     probes                one module per experiment: (model, images) -> rows
     records               rows and provenance on disk
     scores                rows -> numbers: pure functions of arrays and frames
-    models  datasets  prompts
+    models  datasets  prompts  perturbations
 
 Layers are imported when first used, so that reading rows loads no torch.
 """
@@ -15,7 +15,7 @@ Layers are imported when first used, so that reading rows loads no torch.
 import importlib
 
 
-_LAYERS = ("models", "datasets", "prompts", "scores", "records", "probes", "plots")
+_LAYERS = ("models", "datasets", "prompts", "perturbations", "scores", "records", "probes", "plots")
 _NAMES = {
     "load_model": "models",
     "load_dataset": "datasets",

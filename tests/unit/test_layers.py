@@ -8,15 +8,28 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # lower layers first; modules of one layer may use each other's public names only through the layer
-LAYERS = ("_text", "models", "datasets", "prompts", "scores", "records", "probes", "plots", "run", "book")
+LAYERS = (
+    "_text",
+    "models",
+    "datasets",
+    "prompts",
+    "perturbations",
+    "scores",
+    "records",
+    "probes",
+    "plots",
+    "run",
+    "book",
+)
 ALLOWED = {
     "_text": (),
     "models": ("_text",),
     "datasets": ("_text",),
     "prompts": ("_text",),
+    "perturbations": ("_text",),
     "scores": ("_text",),
     "records": ("_text", "scores"),
-    "probes": ("_text", "models", "datasets", "prompts", "scores", "records"),
+    "probes": ("_text", "models", "datasets", "prompts", "perturbations", "scores", "records"),
     "plots": ("_text", "scores", "records"),
     "run": ("_text", "records"),
     "book": ("_text", "records"),

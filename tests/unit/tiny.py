@@ -62,3 +62,24 @@ def tiny_images(n: int = 25) -> Dataset:
         return Sample(f"s{i:03d}", i % 3, lambda: Image.new("RGB", (8, 8), (10 * i % 255, 200 - 5 * i, 40)))
 
     return Dataset("tiny", ("a", "bb", "ccc"), [sample(i) for i in range(n)])
+
+
+class Patches(nn.Module):
+    """A tower whose tokens after block k are the mean colours of 2 x 2 pixels, times k."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(3, 4))
+
+    def forward_intermediates(self, x, indices=None, intermediates_only=False, **_):
+        tokens = nn.functional.avg_pool2d(x, 2)
+        found = {"image_intermediates": [tokens, 2 * tokens][-(indices or 2) :]}
+        return found if intermediates_only else {**found, "image_features": tokens.mean((2, 3)) @ self.weight}
+
+
+def token_model() -> Model:
+    """A handle with a 4 x 4 token grid after each of two blocks, and the embedding of `tiny_model`."""
+    model = tiny_model(mean=(0.0,) * 3, std=(1.0,) * 3)
+    model.net.visual = Patches().requires_grad_(False)
+    return model

@@ -34,6 +34,7 @@ class Model(nn.Module):
         image_size: Side of the square input, in pixels.
         activation: `gelu` or `quickgelu`, as the checkpoint was trained.
         precision: `fp32`, `fp16` or `bf16`, of the weights and of the arithmetic.
+        preprocessing: Size, resize, crop, interpolation, mean and std, as the checkpoint's config has them.
         trained_on: The one data set an embedded model was made for, or None.
         note: What a reader must know before believing a number, or empty.
         fingerprint: sha256 over weights and config, as hexadecimal digits.
@@ -53,6 +54,7 @@ class Model(nn.Module):
         activation: str = "gelu",
         precision: str = "fp32",
         config: dict | None = None,
+        preprocessing: dict | None = None,
         trained_on: str | None = None,
         note: str = "",
     ):
@@ -60,11 +62,13 @@ class Model(nn.Module):
         self.net = net.eval().requires_grad_(False)
         self.name, self.pretrained, self.image_size = name, pretrained, image_size
         self.activation, self.precision = activation, precision
+        self.preprocessing = preprocessing or {}
         self.trained_on, self.note = trained_on, note
         self._transform, self._tokenizer = transform, tokenizer
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.fingerprint = _fingerprint(net, {"config": config, "mean": list(mean), "std": list(std)})
+        made_of = {"config": config, "preprocessing": self.preprocessing, "mean": list(mean), "std": list(std)}
+        self.fingerprint = _fingerprint(net, made_of)
         self.net.to(PRECISIONS[precision])
         self.eval()
 
@@ -101,14 +105,30 @@ class Model(nn.Module):
             ValueError: As `encode_image`.
             NotImplementedError: If the image tower has no token grid this package knows.
         """
-        visual = self.net.visual
+        found = self._intermediates(pixels, indices=1, intermediates_only=True)
+        return found["image_intermediates"][-1].permute(0, 2, 3, 1).float()
+
+    def encode_layers(
+        self, pixels: Float[Tensor, "n 3 h w"]
+    ) -> tuple[Float[Tensor, "n d"], list[Float[Tensor, "n rows columns c"]]]:
+        """Image features and, from the same pass, the token grid after every block or stage.
+
+        A transformer's tokens are read through its final norm at every depth, so that lengths can be
+        compared between blocks; the last grid is what `encode_tokens` gives.
+
+        Raises:
+            ValueError: As `encode_image`.
+            NotImplementedError: If the image tower has no token grid this package knows.
+        """
+        found = self._intermediates(pixels, indices=None, intermediates_only=False)
+        return found["image_features"].float(), [t.permute(0, 2, 3, 1).float() for t in found["image_intermediates"]]
+
+    def _intermediates(self, pixels: Tensor, **options) -> dict:
+        visual = getattr(self.net, "visual", None)
         if not hasattr(visual, "forward_intermediates"):
             raise NotImplementedError(f"{self.name}: its image tower gives no token grid.")
-        found = visual.forward_intermediates(
-            self._normalised(pixels), indices=1, normalize_intermediates=True, intermediates_only=True,
-            output_fmt="NCHW",
-        )  # fmt: skip
-        return found["image_intermediates"][-1].permute(0, 2, 3, 1).float()
+        normalised = self._normalised(pixels)
+        return visual.forward_intermediates(normalised, normalize_intermediates=True, output_fmt="NCHW", **options)
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "t d"]:

@@ -30,52 +30,61 @@ def forest(
     names: Sequence[str],
     *,
     title: str,
+    group: str | None = None,
     unit: str = "percent",
     reference: tuple[float, str] | None = None,
 ) -> go.Figure:
-    """Dots with intervals, one a row of `table`.
+    """Dots with intervals, one a row of `table`; rows of one name share a line.
 
     Args:
         table: Columns value, low, high, interval, n.
         names: One a row.
         title: What is measured.
-        unit: `percent` shows a share on an axis from 0 to 100 %, `points` a difference of shares in
-            percentage points, `number` anything else.
+        group: Column whose values, at most six, are told apart by colour and mark.
+        unit: `percent` shows a share on an axis from 0 to 100 %, `share` one that may pass 100 %, `points` a
+            difference of shares in percentage points, `number` anything else.
         reference: A value to compare with and its name, drawn as a dotted line.
     """
     scale = 100 if unit == "points" else 1
-    values = scale * table[["value", "low", "high"]]
-    number = {"percent": ".1%", "points": "+.2f", "number": ".3g"}[unit]
-    color, symbol = (ORANGE, "diamond") if unit == "points" else (BLUE, "circle")
-    figure = go.Figure(
-        go.Scatter(
-            x=values["value"], y=_escaped(names), mode="markers",
+    number = {"percent": ".1%", "share": ".1%", "points": "+.2f", "number": ".3g"}[unit]
+    table = table.assign(**scale * table[["value", "low", "high"]], line=_escaped(names))
+    groups = table.groupby(group, sort=False) if group else [("", table)]
+    figure = go.Figure()
+    for (name, part), (color, symbol, _) in zip(groups, SERIES):
+        if unit == "points" and not group:
+            color, symbol = ORANGE, "diamond"
+        name = _escaped([name])[0]
+        figure.add_scatter(
+            x=part["value"], y=part["line"], mode="markers", name=name, orientation="h", offsetgroup=name,
             marker={"color": color, "size": 9, "symbol": symbol},
             error_x={
                 "type": "data", "symmetric": False, "color": color, "thickness": 1.6,
-                "array": values["high"] - values["value"], "arrayminus": values["value"] - values["low"],
+                "array": part["high"] - part["value"], "arrayminus": part["value"] - part["low"],
             },
-            customdata=np.stack([values["low"], values["high"], table["n"]], axis=1),
+            customdata=np.stack([part["low"], part["high"], part["n"]], axis=1),
             hovertemplate=f"%{{y}}: %{{x:{number}}} [%{{customdata[0]:{number}}}, %{{customdata[1]:{number}}}]"
-            ", n = %{customdata[2]:,}<extra></extra>",
-        )
-    )  # fmt: skip
+            f", n = %{{customdata[2]:,}}<extra>{name}</extra>",
+        )  # fmt: skip
     kinds = ", ".join(dict.fromkeys(table["interval"]))
     same = f", n = {int(table['n'].iloc[0]):,} each" if table["n"].nunique() == 1 else ""
     points = "percentage points, " if unit == "points" else ""
     figure.update_xaxes(title=f"{title}<br><sub>{points}{_escaped([kinds])[0]}{same}</sub>")
     if unit == "percent":
-        figure.update_xaxes(range=[-0.02, 1.02], tickformat=".0%")
+        figure.update_xaxes(range=[-0.02, 1.02])
+    if unit in ("percent", "share"):
+        figure.update_xaxes(tickformat=".0%")
     if unit == "points":
-        reach = 1.15 * max(1.0, float(values.abs().to_numpy().max()))
+        reach = 1.15 * max(1.0, float(table[["value", "low", "high"]].abs().to_numpy().max()))
         figure.update_xaxes(range=[-reach, reach])
         reference = reference or (0, "no change")
     if reference:
         figure.add_vline(
             x=reference[0], line={"dash": "dot", "color": GREY}, annotation_text=reference[1], annotation_position="top"
         )
-    figure.update_yaxes(autorange="reversed")
-    return figure.update_layout(height=max(240, 100 + 34 * len(names)), showlegend=False)
+    lines, height = table["line"].nunique(), 34 if table.groupby("line").size().max() == 1 else 46
+    figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=list(dict.fromkeys(table["line"])))
+    figure.update_layout(scattermode="group", scattergap=0.4) if group else None
+    return figure.update_layout(height=max(240, 100 + height * lines), showlegend=group is not None)
 
 
 def curves(

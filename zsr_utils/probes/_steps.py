@@ -8,6 +8,7 @@ from torch import Tensor
 
 PATIENCE = 50  # steps without progress after which gradient descent halves its step
 TINY = 1e-30
+LONGEST = 0.1  # Polyak step (RMS over the pixels): a vanishing gradient must not throw the image to the box's corners
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ def move(batch: dict[str, Tensor], gradient: Tensor, loss: Tensor, settings: Set
 
 
 def _polyak(batch, gradient, loss, settings):
-    return -_wide(settings.step * loss / _squares(gradient)) * gradient
+    squares = _squares(gradient)
+    longest = LONGEST * (gradient[0].numel() / squares).sqrt()
+    return -_wide(torch.minimum(settings.step * loss / squares, longest)) * gradient
 
 
 def _gradient_descent(batch, gradient, loss, settings):

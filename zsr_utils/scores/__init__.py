@@ -9,10 +9,12 @@ from zsr_utils.scores._classification import (
     nearest_misses,
 )
 from zsr_utils.scores._detection import detection, roc_curve
+from zsr_utils.scores._drift import correlations, drift_ratios, image_means, instability
 from zsr_utils.scores._intervals import Estimate, bootstrap, grouped_proportion, paired_difference, proportion
 from zsr_utils.scores._normality import covariance_agreement, normality, qq_points
 from zsr_utils.scores._similarity import auroc, overlap_coefficient, pair_estimates, pair_similarities
 from zsr_utils.scores._tables import estimates
+from zsr_utils.scores._tokens import band_of, change_spectrum, dirichlet_energy, mean_square_norm, power_change
 
 
 __all__ = [
@@ -20,20 +22,29 @@ __all__ = [
     "accuracy",
     "accuracy_by",
     "auroc",
+    "band_of",
     "bootstrap",
+    "change_spectrum",
     "confident_mistakes",
     "confusion",
     "correct",
+    "correlations",
     "covariance_agreement",
     "detection",
+    "dirichlet_energy",
+    "drift_ratios",
     "estimates",
     "grouped_proportion",
+    "image_means",
+    "instability",
+    "mean_square_norm",
     "nearest_misses",
     "normality",
     "overlap_coefficient",
     "pair_estimates",
     "pair_similarities",
     "paired_difference",
+    "power_change",
     "proportion",
     "qq_points",
     "roc_curve",

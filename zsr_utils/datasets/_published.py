@@ -1,0 +1,94 @@
+"""Published accuracies of other people's measurements, to compare with and to fit lines through."""
+
+from functools import lru_cache
+
+import pandas as pd
+
+from zsr_utils._text import one_of, unknown
+from zsr_utils.datasets._sources import EMBEDDED
+
+
+SHIFTS = ("imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch", "objectnet")
+MATCHED = tuple(f"imagenet-on-{name}" for name in ("imagenet-a", "imagenet-r", "objectnet"))
+# images behind an accuracy; in the testbed every accuracy is a whole number of them
+PUBLISHED_IMAGES = {
+    "imagenet": 50_000, "imagenet-v2": 10_000, "imagenet-a": 7_500, "imagenet-r": 30_000, "imagenet-sketch": 50_889,
+    "objectnet": 18_514, "imagenet-on-imagenet-a": 10_000, "imagenet-on-imagenet-r": 10_000,
+    "imagenet-on-objectnet": 6_250,
+}  # fmt: skip
+FILES = {
+    "openclip": (
+        "openclip_imagenet.csv",
+        ("model", "pretrained", "source", "counted", "parameters_m", "gflops", "image_size"),
+        ("imagenet", *SHIFTS),
+    ),
+    "imagenet-testbed": ("imagenet_testbed.csv", ("model", "group"), ("imagenet", *SHIFTS, *MATCHED)),
+    "wani-2026": ("wani_2026.csv", ("family",), ("ifr", "iv", "drift_context", "drift_answer")),
+}
+
+
+def published(name: str) -> pd.DataFrame:
+    """A table of published accuracies, one row a model, accuracies as fractions.
+
+    Groups, caveats and licences are on the card, `data/published/README.md`.
+
+    Examples:
+        >>> rows = published("imagenet-testbed").set_index("model")
+        >>> rows.group["resnet50"], float(rows.imagenet["resnet50"])
+        ('standard', 0.7613)
+
+    Args:
+        name: `openclip`, zero-shot accuracies of open_clip checkpoints, or `imagenet-testbed`, models
+            with and without robust training. `PUBLISHED_IMAGES` has the images behind each column.
+
+    Raises:
+        ValueError: If the name is unknown, or the file lacks a column or has a value that is no fraction.
+
+    Source:
+        `docs/openclip_results.csv` of open_clip; `robustness_top1s.csv` of Taori et al. (2020).
+    """
+    if name not in FILES:
+        raise ValueError(f"{unknown('table', name, FILES)} Known are {', '.join(FILES)}.")
+    file, labels, accuracies = FILES[name]
+    return _checked(pd.read_csv(EMBEDDED / "published" / file), file, labels, accuracies)
+
+
+def published_accuracy(model: str, pretrained: str | None, dataset: str) -> float | None:
+    """The published zero-shot accuracy of an open_clip checkpoint, or None where there is none.
+
+    Examples:
+        >>> published_accuracy("ViT-B-32", "openai", "imagenet")
+        0.6332
+        >>> published_accuracy("tabletop-base", None, "imagenet") is None
+        True
+
+    Args:
+        model, pretrained: As for `load_model`.
+        dataset: `imagenet`, `imagenet-v2`, `imagenet-a`, `imagenet-r`, `imagenet-sketch` or `objectnet`.
+
+    Raises:
+        ValueError: If nothing is published of the data set for any model.
+    """
+    one_of("dataset", dataset, ("imagenet", *SHIFTS))
+    table = _openclip()
+    return float(table.at[(model, pretrained), dataset]) if (model, pretrained) in table.index else None
+
+
+@lru_cache(maxsize=1)
+def _openclip() -> pd.DataFrame:
+    return published("openclip").set_index(["model", "pretrained"])
+
+
+def _checked(rows: pd.DataFrame, file: str, labels: tuple[str, ...], accuracies: tuple[str, ...]) -> pd.DataFrame:
+    missing = [column for column in (*labels, *accuracies) if column not in rows]
+    if missing:
+        raise ValueError(f"{file} has no column {', '.join(map(repr, missing))}.")
+    for column in accuracies:
+        # a model that was not measured on a set is NaN there
+        wrong = rows[~(rows[column].between(0, 1) | rows[column].isna())]
+        if len(wrong):
+            row = wrong.iloc[0]
+            raise ValueError(
+                f"{column} of {row[labels[0]]!r} in {file} is {row[column]}, allowed is a fraction from 0 to 1."
+            )
+    return rows

@@ -1,0 +1,97 @@
+"""Every perturbation by the name of its family."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from zsr_utils._text import one_of
+from zsr_utils.perturbations._geometry import STEP, Perturbation, geometric
+from zsr_utils.perturbations._overlay import OVERLAYS, overlay
+
+
+PAPER = (
+    "translation",
+    "pad_crop",
+    "scale",
+    "scale_pad",
+    "rotation",
+    "text_semantic",
+    "text_random",
+    "text_empty",
+)
+VARIANTS = ("scale_restored", "pad_crop_mean", "scale_pad_mean", "rotation_mean", "rotation_content")
+
+IN_PLACE = (*OVERLAYS, "scale_restored")
+KEEP_SIZE = (*IN_PLACE, "translation", "scale_pad", "scale_pad_mean")
+
+
+def families(
+    names: Sequence[str] | None = None,
+    *,
+    units: str = "relative",
+    phrase: str = "{}",
+    text_height: float = 1 / 8,
+) -> list[Perturbation]:
+    """All instances of the named families, in order.
+
+    The paper's families are `PAPER`, 30 instances:
+
+    - `translation` (8): the image wraps around sideways, positive to the right.
+    - `pad_crop` (8): a black border on every side, or (negative) a cut from every side.
+    - `scale` (1): 0.9 times as large, bicubic; the smaller image is the view, as in the authors' code.
+    - `scale_pad` (2): the same, centred on a black or white canvas of the original size.
+    - `rotation` (2): by 30 degrees, positive to the left, bicubic, on a larger white canvas.
+    - `text_semantic` (3): a class name in red on a white box in the middle of the image.
+    - `text_random` (3): 6 to 12 random characters, cut to the width of the class name, on the same box.
+    - `text_empty` (3): the same box alone.
+
+    `VARIANTS` are this project's, and tell what the fill and the size do: `scale_restored` (back at the
+    original size), `pad_crop_mean`, `scale_pad_mean` and `rotation_mean` (filled with the mean colour of the
+    image), and `rotation_content` (the largest centred rectangle of the original's aspect ratio, down to
+    whole pixels, that a rotated image fills).
+
+    Args:
+        names: Families; None for the paper's eight.
+        units: `relative` shifts, pads and crops by 1/64 to 4/64 of the shorter side, rounded, at least 1
+            pixel, so that an instance means the same at every size; it is the paper's number of pixels at
+            256. `pixels` takes the paper's 4, 8, 12 and 16 px, font size and padding.
+        phrase: What an overlay writes, with one `{}` for the class name.
+        text_height: Font size as a share of the image's height (at least 6 px); the padding around the text is
+            a quarter of it. Only for `relative`.
+
+    Raises:
+        ValueError: If a name or the units are unknown, phrase has not one `{}`, or text_height is not above 0
+            and at most 1.
+
+    Examples:
+        >>> from PIL import Image
+        >>> [(p.family, p.instance) for p in families(["scale_pad", "rotation"])]
+        [('scale_pad', 'black'), ('scale_pad', 'white'), ('rotation', '-30°'), ('rotation', '+30°')]
+        >>> view = families(["pad_crop"])[-1](Image.new("RGB", (64, 96)))
+        >>> view.image.size, view.content.getbbox()
+        ((72, 104), (4, 4, 68, 100))
+
+    Source:
+        Wani et al. (2026), perturbations, as in the authors' code; they write "Answer is" and an answer that the
+        model did not give, in DejaVuSans of max(14, H // 32) px with 4 px of padding. Relative units are this
+        project's (1/64 is the smallest whole pixel of a 64 px image), and so is the font, the one Pillow
+        ships with, which is therefore the same on every computer.
+    """
+    one_of("units", units, STEP)
+    if phrase.count("{}") != 1:
+        raise ValueError(f"phrase is {phrase!r}, allowed is a text with one '{{}}'.")
+    if not 0 < text_height <= 1:
+        raise ValueError(f"text_height is {text_height}, allowed is above 0 and at most 1.")
+    height = text_height if units == "relative" else None
+    known = geometric(units)
+    for kind in OVERLAYS:
+        known[kind] = [
+            (f"word {number + 1}", partial(overlay, kind=kind, number=number, phrase=phrase, text_height=height))
+            for number in range(3)
+        ]
+    found = []
+    for family in PAPER if names is None else names:
+        one_of("perturbation family", family, (*PAPER, *VARIANTS))
+        for number, (instance, change) in enumerate(known[family]):
+            kind = {"in_place": family in IN_PLACE, "keeps_size": family in KEEP_SIZE}
+            found.append(Perturbation(family, instance, number, **kind, change=change))
+    return found
