@@ -30,6 +30,24 @@ def test_a_forest_of_differences_is_in_percentage_points_around_zero():
     assert figure.layout.xaxis.range[0] == -figure.layout.xaxis.range[1] < -3
 
 
+def test_a_forest_of_groups_puts_them_on_one_line_and_may_pass_100_percent():
+    table = estimates([0.5, 0.9, 1.2], [0.4, 0.8, 1.1], [0.6, 0.95, 1.3], model=["m", "m", EVIL])
+    figure = plots.forest(table, ["a", "b", "a"], title="t", group="model", unit="share")
+    one, other = figure.data
+    assert list(one.y) == ["a", "b"] and list(other.y) == ["a"] and list(other.x) == [1.2]
+    assert one.marker.color != other.marker.color and one.marker.symbol != other.marker.symbol
+    assert list(figure.layout.yaxis.categoryarray) == ["a", "b"] and figure.layout.scattermode == "group"
+    assert figure.layout.xaxis.range[0] < 0 and figure.layout.xaxis.range[1] > 1.3
+    assert figure.layout.showlegend and "<img" not in figure.to_json()
+
+
+def test_curves_mark_whole_steps_and_no_others():
+    table = estimates([0.1, 0.2], [0, 0.1], [0.2, 0.3], block=[1, 2], g="a")
+    assert list(plots.curves(table, "block", group="g", x_title="x", y_title="y").layout.xaxis.tickvals) == [1, 2]
+    table = table.assign(block=[0.5, 1.25])
+    assert plots.curves(table, "block", group="g", x_title="x", y_title="y").layout.xaxis.tickvals is None
+
+
 def test_curves_draw_a_line_and_a_band_a_group():
     table = estimates(
         [0.1, 0.2, 0.3, 0.4], [0, 0.1, 0.2, 0.3], [0.2, 0.3, 0.4, 0.5], eps=[1, 2] * 2, g=["a", "a", EVIL, EVIL]

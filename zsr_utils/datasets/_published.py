@@ -38,14 +38,15 @@ def published(name: str) -> pd.DataFrame:
         ('standard', 0.7613)
 
     Args:
-        name: `openclip`, zero-shot accuracies of open_clip checkpoints, or `imagenet-testbed`, models
-            with and without robust training. `PUBLISHED_IMAGES` has the images behind each column.
+        name: `openclip`, zero-shot accuracies of open_clip checkpoints, `imagenet-testbed`, models with and
+            without robust training (`PUBLISHED_IMAGES` has the images behind each column of these two), or
+            `wani-2026`, flip rates and drift ratios by family of perturbation.
 
     Raises:
         ValueError: If the name is unknown, or the file lacks a column or has a value that is no fraction.
 
     Source:
-        `docs/openclip_results.csv` of open_clip; `robustness_top1s.csv` of Taori et al. (2020).
+        `docs/openclip_results.csv` of open_clip; `robustness_top1s.csv` of Taori et al. (2020); Wani et al. (2026).
     """
     if name not in FILES:
         raise ValueError(f"{unknown('table', name, FILES)} Known are {', '.join(FILES)}.")

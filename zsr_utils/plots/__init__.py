@@ -2,7 +2,7 @@
 
 from zsr_utils.plots import _style
 from zsr_utils.plots._figures import agreement, bars, curves, forest, heatmap, projection, similarity_histogram
-from zsr_utils.plots._gallery import gallery, picture, signed_picture
+from zsr_utils.plots._gallery import gallery, picture, side_by_side, signed_picture
 
 
 _style.use()
@@ -16,6 +16,7 @@ __all__ = [
     "heatmap",
     "picture",
     "projection",
+    "side_by_side",
     "signed_picture",
     "similarity_histogram",
 ]

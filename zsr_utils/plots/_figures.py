@@ -71,6 +71,9 @@ def forest(
     figure.update_xaxes(title=f"{title}<br><sub>{points}{_escaped([kinds])[0]}{same}</sub>")
     if unit == "percent":
         figure.update_xaxes(range=[-0.02, 1.02])
+    if unit == "share":
+        low, high = min(0, table["low"].min()), max([table["high"].max(), *([reference[0]] if reference else [])])
+        figure.update_xaxes(range=[low - 0.03 * (high - low), high + 0.06 * (high - low)])
     if unit in ("percent", "share"):
         figure.update_xaxes(tickformat=".0%")
     if unit == "points":
@@ -118,8 +121,9 @@ def curves(
         )  # fmt: skip
     figure.update_xaxes(title=x_title, type="log" if log_x else "linear")
     figure.update_yaxes(title=y_title, type="log" if log_y else "linear")
-    if log_x:
-        figure.update_xaxes(tickvals=sorted(set(table[x])) if table[x].nunique() < 12 else None)
+    steps = sorted(set(table[x]))
+    if len(steps) < 12 and (log_x or all(float(v).is_integer() for v in steps)):
+        figure.update_xaxes(tickvals=steps)
     if percent:
         figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.03])
     if reference:

@@ -32,6 +32,25 @@ def signed_picture(values, *, reach: float | None = None) -> Image.Image:
     return picture(0.5 + 0.5 * (values / reach).clip(-1, 1))
 
 
+def side_by_side(*images: Image.Image) -> Image.Image:
+    """Pictures next to each other, brought to the height of the first.
+
+    Examples:
+        >>> side_by_side(Image.new("RGB", (4, 4)), Image.new("RGB", (8, 16))).size
+        (7, 4)
+    """
+    height, gap = images[0].height, max(1, images[0].width // 32)
+    images = [
+        i.convert("RGB").resize((round(i.width * height / i.height), height), Image.Resampling.BICUBIC) for i in images
+    ]
+    canvas = Image.new("RGB", (sum(i.width for i in images) + gap * (len(images) - 1), height), "white")
+    left = 0
+    for image in images:
+        canvas.paste(image, (left, 0))
+        left += image.width + gap
+    return canvas
+
+
 def gallery(images: Sequence[Image.Image], captions: Sequence[str], *, width: int = 128):
     """A row of pictures that wraps; captions serve as alternative text.
 
