@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import linear_model, tiny_model
 from torch.nn import functional as F
 
-from zsr_utils.probes import _kept, alignment
+from zsr_utils.probes import _kept, _steps, alignment
 
 
 @pytest.fixture
@@ -306,3 +306,13 @@ def test_a_gradient_that_is_not_finite_names_pair_and_step(net, pairs):
     targets[3] = torch.nan
     with pytest.raises(FloatingPointError, match="pair 3 is not finite at step 0"):
         alignment.align(net, pairs[0], match(targets))
+
+
+def test_a_vanishing_gradient_does_not_throw_the_image_away():
+    # A loss that hardly depends on the pixels: Polyak's step would be 1e4 times the length of the box.
+    net = linear_model()
+    net.net.matrix.mul_(1e-4)
+    sources = torch.full((1, 3, 8, 8), 0.5)
+    goal = alignment.Match(net.encode_image(sources) + 1.0, cosine=0.99)
+    found = alignment.align(net, sources, goal, max_steps=1)
+    assert float((found.pixels - sources).square().mean().sqrt()) == pytest.approx(_steps.LONGEST, rel=1e-3)

@@ -82,7 +82,7 @@ def move(batch: dict[str, Tensor], gradient: Tensor, loss: Tensor, settings: Set
 
 def _polyak(batch, gradient, loss, settings):
     squares = _squares(gradient)
-    longest = LONGEST * (gradient[0].numel() / squares).sqrt()
+    longest = LONGEST * (gradient.shape[1:].numel() / squares).sqrt()
     return -_wide(torch.minimum(settings.step * loss / squares, longest)) * gradient
 
 
