@@ -1,5 +1,9 @@
 """The model handle and the registry: contracts and bad input."""
 
+import sys
+from importlib import metadata
+from types import ModuleType
+
 import open_clip
 import pytest
 import torch
@@ -7,7 +11,7 @@ from PIL import Image
 from tiny import tiny_model
 from torch.nn import functional as F
 
-from zsr_utils.models import ModelUnavailable, load_model, register_model
+from zsr_utils.models import ModelUnavailable, known_models, load_model, register_model
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +113,77 @@ def test_a_registered_model_loads_by_name():
     assert load_model("test-only", device="cpu").name == "test-only"
 
 
+def test_an_installed_package_offers_models_by_entry_point(monkeypatch):
+    """Listed unread, imported when asked for, by name or by prefix."""
+    package = ModuleType("offered_models")
+    package.build = lambda name, pretrained, precision: tiny_model(name=name, pretrained=pretrained)
+    points = [
+        metadata.EntryPoint(name, value, "zsr_utils.models")
+        for name, value in (
+            ("offered", "offered_models:build"),
+            ("offered:", "offered_models:build"),
+            ("gone", "gone:x"),
+        )
+    ]
+    monkeypatch.setattr(metadata, "entry_points", lambda group: points if group == "zsr_utils.models" else [])
+    assert {"offered", "offered:", "gone"} < set(known_models())
+    with pytest.raises(ValueError, match=r"adapter 'gone:x' of 'gone' could not be imported: No module named 'gone'"):
+        load_model("gone")
+    monkeypatch.setitem(sys.modules, "offered_models", package)
+    assert load_model("offered", "tag", device="cpu").pretrained == "tag"
+    assert load_model("offered:small", device="cpu").name == "offered:small"
+
+
+def test_imagebind_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "imagebind", None)
+    with pytest.raises(ModelUnavailable, match=r"imagebind is not installed .*pip install .*imagebind_huge.pth"):
+        load_model("imagebind")
+
+
+class Scaling(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.log_logit_scale, self.max_logit_scale = torch.nn.Parameter(torch.tensor(7.0)), 100
+
+    def forward(self, x):
+        return self.log_logit_scale.exp().clip(max=self.max_logit_scale) * x
+
+
+class ImageBind(torch.nn.Module):
+    """Calls and parts of ImageBind's model, as its package has them, around matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = torch.nn.ModuleDict({"vision": torch.nn.Linear(3, 4), "text": torch.nn.Linear(2, 4)})
+        self.modality_postprocessors = torch.nn.ModuleDict(
+            {"vision": torch.nn.LayerNorm(4), "text": torch.nn.Sequential(torch.nn.LayerNorm(4), Scaling())}
+        )
+
+    def forward(self, inputs):
+        pooled = {k: v.mean((2, 3)) if k == "vision" else v.float() for k, v in inputs.items()}
+        return {k: self.modality_postprocessors[k](self.heads[k](v)) for k, v in pooled.items()}
+
+
+def test_imagebind_gives_raw_features_and_its_clipped_scale(monkeypatch, tmp_path):
+    package, model, words = (ModuleType(f"imagebind{n}") for n in ("", ".models", ".words"))
+    package.__file__ = str(tmp_path / "__init__.py")
+    model.imagebind_huge = lambda pretrained: ImageBind()
+    words.SimpleTokenizer = lambda bpe_path: lambda text: torch.tensor([len(text), 1])
+    for name, module in (("", package), (".models", package), (".models.imagebind_model", model),
+                         (".models.multimodal_preprocessors", words)):  # fmt: skip
+        monkeypatch.setitem(sys.modules, f"imagebind{name}", module)
+    torch.manual_seed(0)
+    own = ImageBind()
+    torch.save(own.state_dict(), tmp_path / "imagebind_huge.pth")
+    net = load_model("imagebind", str(tmp_path / "imagebind_huge.pth"), device="cpu")
+    pixels = torch.rand(2, 3, 224, 224)
+    expected = own.heads["vision"](((pixels - net.mean) / net.std).mean((2, 3)))
+    torch.testing.assert_close(net.encode_image(pixels), expected)
+    torch.testing.assert_close(net.encode_text(["abc"]), own.heads["text"](torch.tensor([[3.0, 1.0]])))
+    assert net.logit_scale.item() == pytest.approx(100) and net.note == ""
+    assert net.classifier(["a", "bb"], ["{}"]).shape == (2, 4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -118,6 +193,7 @@ def test_a_registered_model_loads_by_name():
         (("ViT-B-32", "openai"), "trained with QuickGELU: load 'ViT-B-32-quickgelu' instead"),
         (("ViT-B-32-quickgelu", "laion2b_s34b_b79k"), "nearest known tags"),
         (("local-dir:nowhere",), "holds no open_clip_config.json"),
+        (("supervised",), "Unknown model 'supervised': nearest known names are supervised:"),
         (("ViT-B-32", None, "tpu"), "device is 'tpu', which this machine does not have"),
         (("ViT-B-32", None, "cpu", "fp8"), "precision is 'fp8', allowed are 'fp32', 'fp16', 'bf16'"),
     ],

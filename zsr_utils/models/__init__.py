@@ -9,11 +9,13 @@ from zsr_utils.models._registry import (
     resolve_device,
     seed_everything,
 )
+from zsr_utils.models._supervised import SupervisedModel
 
 
 __all__ = [
     "Model",
     "ModelUnavailable",
+    "SupervisedModel",
     "known_models",
     "load_model",
     "register_model",

@@ -2,6 +2,8 @@
 
 import random
 from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,11 +13,15 @@ from zsr_utils.models._handle import PRECISIONS, Model
 
 
 Builder = Callable[..., Model]
+ENTRY_POINTS = "zsr_utils.models"  # group in which an installed package offers its adapters
 _BUILDERS: dict[str, Builder] = {}
 
 
 def register_model(name: str) -> Callable[[Builder], Builder]:
     """Register `build(name, pretrained, precision) -> Model` for a name, or for a prefix that ends in `:`.
+
+    An installed package needs no call: an entry point of the group `zsr_utils.models`, with the model's name
+    (or prefix) and such a function, is found by `load_model`.
 
     Examples:
         >>> @register_model("my-model")
@@ -33,12 +39,16 @@ def register_model(name: str) -> Callable[[Builder], Builder]:
 
 
 def known_models() -> list[str]:
-    """Every name `load_model` knows: registered ones, embedded ones, and open_clip's architectures."""
+    """Every name `load_model` knows: adapters, embedded models and open_clip's architectures.
+
+    `supervised:` stands for each of timm's and torchvision's classifiers.
+    """
     import open_clip
 
+    from zsr_utils.models._supervised import PREFIX
     from zsr_utils.models._tabletop import embedded_models
 
-    return [*_BUILDERS, *embedded_models(), *open_clip.list_models()]
+    return list(dict.fromkeys([*_BUILDERS, *_offered(), *embedded_models(), PREFIX, *open_clip.list_models()]))
 
 
 def load_model(name: str, pretrained: str | None = None, device: str = "auto", precision: str = "fp32") -> Model:
@@ -46,32 +56,53 @@ def load_model(name: str, pretrained: str | None = None, device: str = "auto", p
 
     Args:
         name: An embedded model (`tabletop-base`), an open_clip architecture (`ViT-B-32`), an address
-            (`hf-hub:org/name`, `local-dir:/folder`), or a registered name.
-        pretrained: open_clip's tag or a weight file, for architectures only; None gives random weights
+            (`hf-hub:org/name`, `local-dir:/folder`), a classifier (`supervised:resnet50`,
+            `supervised:torchvision/resnet50`), or the name of an adapter.
+        pretrained: The library's tag or a weight file, for architectures only; None gives random weights
             and says so in `note`.
         device: `auto` takes a GPU where there is one; otherwise any torch device name.
         precision: `fp32`, `fp16` or `bf16`.
 
     Raises:
-        ValueError: If a name, tag, device or precision is unknown; the message lists the nearest ones.
+        ValueError: If a name, tag, device or precision is unknown (the message lists the nearest ones), or a
+            weight file is damaged, holds code, or belongs to another architecture.
         ModelUnavailable: If weights are not on this machine and cannot be fetched.
     """
     import open_clip
 
-    from zsr_utils.models import _openclip, _tabletop
+    from zsr_utils.models import _openclip, _supervised, _tabletop
 
     one_of("precision", precision, PRECISIONS)
     where = resolve_device(device)
     prefix = name.split(":", 1)[0] + ":" if ":" in name else None
-    if name in _BUILDERS or prefix in _BUILDERS:
-        model = _BUILDERS[name if name in _BUILDERS else prefix](name, pretrained, precision)
+    if builder := _adapter(name) or (prefix and _adapter(prefix)):
+        model = builder(name, pretrained, precision)
     elif name in _tabletop.embedded_models():
         model = _tabletop.load(name, precision)
     elif name in open_clip.list_models() or prefix in ("hf-hub:", "local-dir:"):
         model = _openclip.load(name, pretrained, precision)
+    elif prefix == _supervised.PREFIX:
+        model = _supervised.load(name, pretrained, precision)
     else:
         raise ValueError(unknown("model", name, known_models()))
     return model.to(where)
+
+
+def _offered() -> dict[str, metadata.EntryPoint]:
+    """Adapters of installed packages, by model name or prefix; none is imported before it is asked for."""
+    return {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def _adapter(name: str) -> Builder | None:
+    if name in _BUILDERS:
+        return _BUILDERS[name]
+    point = _offered().get(name)
+    if point is None:
+        return None
+    try:
+        return point.load()
+    except Exception as error:
+        raise ValueError(f"The adapter {point.value!r} of {name!r} could not be imported: {error}.") from error
 
 
 def resolve_device(device: str) -> torch.device:
@@ -97,3 +128,37 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+
+
+@register_model("imagebind")
+def _imagebind(name: str, pretrained: str | None, precision: str) -> Model:
+    """ImageBind's image and text towers: an adapter as a user would write it."""
+    from zsr_utils.models import _openclip, _supervised
+
+    try:
+        import imagebind
+        from imagebind.models.imagebind_model import imagebind_huge
+        from imagebind.models.multimodal_preprocessors import SimpleTokenizer
+    except ImportError as error:
+        raise _openclip.ModelUnavailable(
+            f"imagebind is not installed ({error}): pip install git+https://github.com/facebookresearch/ImageBind, "
+            "and pass its weight file imagebind_huge.pth as `pretrained`."
+        ) from error
+    net = imagebind_huge(pretrained=False)
+    if pretrained:
+        net.load_state_dict(_openclip.read_weights(Path(pretrained), name))
+    words = SimpleTokenizer(bpe_path=str(Path(imagebind.__file__).parent / "bpe" / "bpe_simple_vocab_16e6.txt.gz"))
+    scaling = net.modality_postprocessors["text"][1]  # the scale is on the texts there, and clipped
+    net.logit_scale = torch.nn.Parameter(scaling.log_logit_scale.detach().clamp(max=np.log(scaling.max_logit_scale)))
+    for modality in ("vision", "text"):  # raw features: this package normalises where it compares
+        net.modality_postprocessors[modality] = torch.nn.Identity()
+    net.encode_image = lambda pixels: net({"vision": pixels})["vision"]
+    net.encode_text = lambda tokens: net({"text": tokens})["text"]
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    preprocessing = {"image_size": 224, "resize": 224, "interpolation": "bicubic", "mean": mean, "std": std}
+    return Model(
+        net, name=name, pretrained=pretrained, image_size=224, mean=mean, std=std, precision=precision,
+        transform=_supervised.resize_and_crop(preprocessing), preprocessing=preprocessing,
+        tokenizer=lambda texts: torch.stack([words(text) for text in texts]),
+        note="" if pretrained else "random weights: its accuracies mean nothing",
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The embedded models of `data/models`: open_clip local directories like any other."""
+"""The embedded models of `data/models`: open_clip local directories like any other, and supervised classifiers."""
 
 from pathlib import Path
 
@@ -7,15 +7,18 @@ from zsr_utils.models._handle import Model
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "data" / "models"
+CONFIGS = ("open_clip_config.json", "config.json")  # with two towers, and supervised
 
 
 def embedded_models() -> list[str]:
     """Names of the models that come with the project."""
-    return sorted(p.parent.name for p in FOLDER.glob("*/open_clip_config.json"))
+    return sorted({p.parent.name for config in CONFIGS for p in FOLDER.glob(f"*/{config}")})
 
 
 def load(name: str, precision: str) -> Model:
-    import tabletop.towers  # noqa: F401  registers the image towers with timm
-    from zsr_utils.models import _openclip
+    from tabletop import towers  # registers the image towers with timm
+    from zsr_utils.models import _openclip, _supervised
 
-    return _openclip.load(f"local-dir:{FOLDER / name}", None, precision, shown_as=name, trained_on="tabletop")
+    if (FOLDER / name / CONFIGS[0]).is_file():
+        return _openclip.load(f"local-dir:{FOLDER / name}", None, precision, shown_as=name, trained_on="tabletop")
+    return _supervised.load_folder(FOLDER / name, towers.build_classifier, precision, trained_on="tabletop")

@@ -13,7 +13,7 @@ from zsr_utils.scores._drift import correlations, drift_ratios, image_means, ins
 from zsr_utils.scores._intervals import Estimate, bootstrap, grouped_proportion, paired_difference, proportion
 from zsr_utils.scores._normality import covariance_agreement, normality, qq_points
 from zsr_utils.scores._similarity import auroc, overlap_coefficient, pair_estimates, pair_similarities
-from zsr_utils.scores._tables import estimates
+from zsr_utils.scores._tables import estimates, paired_changes
 from zsr_utils.scores._tokens import band_of, change_spectrum, dirichlet_energy, mean_square_norm, power_change
 
 
@@ -43,6 +43,7 @@ __all__ = [
     "overlap_coefficient",
     "pair_estimates",
     "pair_similarities",
+    "paired_changes",
     "paired_difference",
     "power_change",
     "proportion",

@@ -1,0 +1,59 @@
+"""A supervised baseline on real photographs, through the whole path: loader, preprocessing, head.
+
+SqueezeNet with the weights of Deep Compression, made elsewhere for pixels of 0 to 255 at 227 px: what is not
+torchvision's is said by a JSON file beside the weights.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from zsr_utils.models import load_model
+from zsr_utils.models._supervised import imagenet_names
+
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+WEIGHTS = DATA / "weights" / "squeezenet1_0_imagenet_fp16.pt"
+PHOTOGRAPHS = DATA / "images" / "imagenet-sample"
+
+pytestmark = pytest.mark.skipif(
+    not (WEIGHTS.exists() and PHOTOGRAPHS.exists()), reason="real photographs and weights are not on this machine"
+)
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory):
+    file = shutil.copy(WEIGHTS, tmp_path_factory.mktemp("weights"))
+    trained = {"image_size": 227, "resize": 256, "mean": [c / 255 for c in (123, 117, 104)], "std": [1 / 255] * 3}
+    Path(file).with_suffix(".json").write_text(json.dumps(trained))
+    return load_model("supervised:squeezenet1_0", str(file), device="cpu")
+
+
+@torch.no_grad()
+def test_squeezenet_scores_what_is_recorded_of_it(net, capsys):
+    files = sorted(PHOTOGRAPHS.iterdir())
+    ids = [name for (name,) in imagenet_names(1000)[1]]
+    assert [file.name.split("_")[0] for file in files] == ids  # one photograph a class, in the head's order
+    head = net.classifier(ids)
+    right = 0
+    for start in range(0, 1000, 100):
+        pixels = torch.stack([net.from_pil(Image.open(file)) for file in files[start : start + 100]])
+        right += int((net.logits(pixels, head).argmax(1) == torch.arange(start, start + 100)).sum())
+    with capsys.disabled():
+        print(f"\nSqueezeNet, 1,000 photographs: top-1 {right / 1000:.1%}")
+    assert 0.60 <= right / 1000 <= 0.66
+
+
+@torch.no_grad()
+def test_fewer_classes_by_their_names_are_an_easier_question(net):
+    names = ["tench", "English springer", "cassette player", "chain saw", "church", "garbage truck", "gas pump"]
+    head = net.classifier(names)
+    rows = [0, 217, 482, 491, 497, 569, 571]
+    files = sorted(PHOTOGRAPHS.iterdir())
+    pixels = torch.stack([net.from_pil(Image.open(files[row])) for row in rows])
+    torch.testing.assert_close(net.logits(pixels, head), net.encode_image(pixels)[:, rows])
+    assert (net.logits(pixels, head).argmax(1) == torch.arange(7)).sum() >= 6
