@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from tabletop.captions import caption
+from tabletop.materials import SETTINGS, TYPICAL_PATTERN
 from tabletop.render import render
 from tabletop.scene import KINDS, Scene, SceneDistribution
 
@@ -26,6 +27,20 @@ BLOCK = 512  # scenes rendered at a time; a block is the unit that resumes
 VALIDATION = SceneDistribution()
 VALIDATION_IMAGES = 1_200
 VALIDATION_SEED = 0
+SHIFT_SCENES = 120
+SHIFT_SEED = 1
+# What each shifted condition changes in a scene; everything else stays as it is in `photo`.
+SHIFTS = {
+    "photo": (),
+    "cartoon": ("style",),
+    "sketch": ("style",),
+    "silhouette": ("style",),
+    "backdrop": ("setting",),
+    "viewpoint": ("yaw", "camera_elevation"),
+    "lighting": ("light_azimuth", "light_elevation", "light_strength"),
+    "pattern": ("pattern",),
+    "card": ("card",),
+}
 
 
 def to_uint8(pixels: torch.Tensor) -> np.ndarray:
@@ -193,8 +208,126 @@ def write_validation_set(path: Path, *, images: int = VALIDATION_IMAGES, seed: i
     write_scenes(path, scenes, [validation_id(i) for i in range(images)])
 
 
-def write_scenes(path: Path, scenes: Sequence[Scene], ids: Sequence[str]) -> None:
-    """Render scenes into a Parquet file in the layout that Hugging Face `datasets` reads as images."""
+@dataclass(frozen=True)
+class Shifted:
+    """A scene under one condition of `SHIFTS`.
+
+    Attributes:
+        scene_id: The same for all conditions of a scene.
+        condition: A key of `SHIFTS`.
+        scene: The scene with what the condition changes.
+        other_kind: Whose pattern the object wears (`pattern`) or whose name the card says (`card`);
+            None elsewhere.
+    """
+
+    scene_id: str
+    condition: str
+    scene: Scene
+    other_kind: str | None = None
+
+    @property
+    def sample_id(self) -> str:
+        return f"{self.scene_id}/{self.condition}"
+
+
+def shifted_scenes(*, scenes: int = SHIFT_SCENES, seed: int = SHIFT_SEED) -> list[Shifted]:
+    """The scenes of the shifted sets: all of `photo`, then the same ones under each other condition.
+
+    The scenes of `photo` have the distribution of the validation set and come from the stream `test`.
+    Which kind is the other one is drawn once a scene, from those whose typical pattern the object does
+    not wear already, so `pattern` and `card` pull the same image towards the same wrong answer.
+
+    Examples:
+        >>> drawn = shifted_scenes(scenes=10)
+        >>> len(drawn), drawn[0].sample_id, drawn[-1].sample_id
+        (90, 'shift-000000/photo', 'shift-000009/card')
+        >>> drawn[-1].scene.kind, drawn[-1].scene.card == drawn[-1].other_kind
+        ('duck', True)
+
+    Args:
+        scenes: How many different scenes, a multiple of the number of kinds.
+        seed: Seed of the scenes and of what is drawn for a condition.
+
+    Raises:
+        ValueError: If the kinds cannot have equally many scenes.
+    """
+    kinds = len(VALIDATION.kinds)
+    if scenes < 1 or scenes % kinds:
+        raise ValueError(f"scenes is {scenes}, allowed are multiples of {kinds}, at least {kinds}.")
+    drawn = [_conditions(index, seed) for index in range(scenes)]
+    return [conditions[name] for name in SHIFTS for conditions in drawn]
+
+
+def _conditions(index: int, seed: int) -> dict[str, Shifted]:
+    scene = VALIDATION.draw(seed, "test", index)
+    rng = np.random.default_rng([seed, 97, index])
+    # a plain surface names no kind, so the duck is never the other one
+    others = [k for k in VALIDATION.kinds if k != scene.kind and TYPICAL_PATTERN[k] not in ("plain", scene.pattern)]
+    other = str(rng.choice(others))
+    unseen = [name for name in SETTINGS if name not in VALIDATION.settings]
+    elevation, light_elevation, light_strength = (
+        round(float(rng.uniform(*bounds)), 4) for bounds in ((36, 48), (10, 25), (0.5, 0.7))
+    )
+    changes = {
+        "photo": {},
+        "cartoon": {"style": "cartoon"},
+        "sketch": {"style": "sketch"},
+        "silhouette": {"style": "silhouette"},
+        "backdrop": {"setting": unseen[index // len(VALIDATION.kinds) % len(unseen)]},  # in turn within a kind
+        "viewpoint": {"yaw": _opposite(scene.yaw), "camera_elevation": elevation},
+        "lighting": {
+            "light_azimuth": _opposite(scene.light_azimuth),
+            "light_elevation": light_elevation,
+            "light_strength": light_strength,
+        },
+        "pattern": {"pattern": TYPICAL_PATTERN[other]},
+        "card": {"card": other},
+    }
+    return {
+        name: Shifted(
+            f"shift-{index:06d}", name, replace(scene, **changes[name]), other if name in ("pattern", "card") else None
+        )
+        for name in SHIFTS
+    }
+
+
+def _opposite(degrees: float) -> float:
+    """The opposite direction, from -180 to 180."""
+    return round(degrees - 180 if degrees > 0 else degrees + 180, 4)
+
+
+def write_shifts(path: Path, *, scenes: int = SHIFT_SCENES, seed: int = SHIFT_SEED) -> None:
+    """Write the shifted sets: the columns of the validation set, and which scene and condition a row is.
+
+    The further columns are `scene_id`, `condition`, `other_kind` and `other_label`; the last two are null
+    where a condition has no other kind.
+
+    Args:
+        path: The Parquet file.
+        scenes: How many different scenes, a multiple of the number of kinds.
+        seed: Seed of the scenes and of what is drawn for a condition.
+
+    Raises:
+        ValueError: If the kinds cannot have equally many scenes.
+    """
+    drawn = shifted_scenes(scenes=scenes, seed=seed)
+    others = [d.other_kind for d in drawn]
+    more = {
+        "scene_id": pa.array([d.scene_id for d in drawn], pa.string()),
+        "condition": pa.array([d.condition for d in drawn], pa.string()),
+        "other_kind": pa.array(others, pa.string()),
+        "other_label": pa.array([None if k is None else list(KINDS).index(k) for k in others], pa.int64()),
+    }
+    write_scenes(path, [d.scene for d in drawn], [d.sample_id for d in drawn], more=more)
+
+
+def write_scenes(
+    path: Path, scenes: Sequence[Scene], ids: Sequence[str], *, more: Mapping[str, pa.Array] | None = None
+) -> None:
+    """Render scenes into a Parquet file in the layout that Hugging Face `datasets` reads as images.
+
+    `more` are further columns, one value a scene.
+    """
     pixels = to_uint8(render(scenes, size=SIZE).pixels)
     columns = {
         "sample_id": list(ids),
@@ -208,7 +341,7 @@ def write_scenes(path: Path, scenes: Sequence[Scene], ids: Sequence[str]) -> Non
         "label": {"_type": "ClassLabel", "names": list(KINDS)},
     }
     words = {name: pa.array(columns[name], pa.string()) for name in ("card", "second_kind")}
-    table = pa.table(columns | words).replace_schema_metadata(
+    table = pa.table(columns | words | dict(more or {})).replace_schema_metadata(
         {"huggingface": json.dumps({"info": {"features": features}})}
     )
     temporary = path.with_suffix(".tmp")

@@ -11,6 +11,7 @@ import torch
 
 import tabletop.towers  # noqa: F401  registers the image towers
 import zsr_utils as zsr
+from tabletop.data import SHIFTS
 from zsr_utils import scores
 from zsr_utils.probes import zero_shot
 
@@ -125,3 +126,22 @@ def test_the_projection_holds_every_image_and_text_and_repeats(net, images, embe
         for _, t in texts.iterrows()
     ]
     assert np.mean(nearest == texts.label.to_numpy()) >= 0.8, "class texts should lie among their images"
+
+
+def test_zero_shot_accuracy_on_fresh_photos_is_at_least_97_percent(net):
+    fresh = zsr.load_dataset("tabletop", split="photo")
+    rows = zero_shot.classify(
+        net, zero_shot.embed(net, fresh), fresh.class_names, fresh.templates, condition="plain prompt"
+    )
+    found = scores.accuracy(rows)
+    assert found.n == 120 and found.value >= 0.97
+
+
+def test_every_condition_shows_the_same_scenes_with_the_same_labels():
+    shown = {}
+    for condition in SHIFTS:
+        samples = zsr.load_dataset("tabletop", split=condition).samples
+        assert {s.sample_id.split("/")[1] for s in samples} == {condition}
+        shown[condition] = [(s.sample_id.split("/")[0], s.label) for s in samples]
+    assert all(scenes == shown["photo"] for scenes in shown.values())
+    assert np.bincount([label for _, label in shown["photo"]]).tolist() == [12] * 10

@@ -55,9 +55,15 @@ def test_every_profile_has_a_valid_parameter_file(path):
         run.check(path, run.read_parameters(files, []))
 
 
-def nbval(path, tmp_path) -> subprocess.CompletedProcess:
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    """One cache for all notebooks, as for a reader who runs them in turn: later ones take pairs of earlier ones."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def nbval(path, tmp_path, cache) -> subprocess.CompletedProcess:
     environment = os.environ | {
-        "ZSR_PROGRESS": "0", "ZSR_RESULTS": str(tmp_path / "results"), "ZSR_CACHE": str(tmp_path / "cache"),
+        "ZSR_PROGRESS": "0", "ZSR_RESULTS": str(tmp_path / "results"), "ZSR_CACHE": str(cache),
         "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     command = [
@@ -67,12 +73,12 @@ def nbval(path, tmp_path) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
 
 
-def test_checked_numbers_are_the_committed_ones(path, tmp_path):
-    done = nbval(path, tmp_path)
+def test_checked_numbers_are_the_committed_ones(path, tmp_path, cache):
+    done = nbval(path, tmp_path, cache)
     assert done.returncode == 0, done.stdout[-3000:]
 
 
-def test_a_changed_number_is_noticed(path, tmp_path):
+def test_a_changed_number_is_noticed(path, tmp_path, cache):
     """The check above can fail: the same notebook with one committed digit changed."""
     notebook = nbformat.read(path, as_version=4)
     cells = notebook.cells
@@ -83,5 +89,5 @@ def test_a_changed_number_is_noticed(path, tmp_path):
     output["text"] = output["text"].replace(digit, str((int(digit) + 1) % 10), 1)
     changed = tmp_path / "changed.ipynb"
     nbformat.write(notebook, changed)
-    done = nbval(changed, tmp_path)
+    done = nbval(changed, tmp_path, cache)
     assert done.returncode == 1 and "mismatch" in done.stdout.lower()

@@ -1,6 +1,7 @@
 """Folders of pictures as users have them: mixed modes, broken files, odd names."""
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as TF
 
-from zsr_utils.datasets import Dataset, Sample, UnreadableImages, load_dataset
+from tabletop.data import SHIFTS
+from zsr_utils.datasets import Dataset, Sample, UnreadableImages, load_dataset, tabletop_factors
+from zsr_utils.datasets._sources import tabletop_shifts, tabletop_splits
 
 
 def from_pil(image: Image.Image) -> torch.Tensor:
@@ -104,10 +107,58 @@ def test_a_local_imagenette_tree_is_read_with_its_curated_names(tmp_path, monkey
     assert dataset.class_names[0] == "tench" and len(dataset) == 10
 
 
-@pytest.mark.parametrize("split", ["test", "val"])
-def test_an_unknown_split_is_refused(split):
-    with pytest.raises(ValueError, match=f"split is '{split}', allowed are 'validation', 'train'"):
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_an_unknown_split_of_tabletop_is_refused_with_all_its_conditions(split):
+    known = ", ".join(map(repr, ("validation", *SHIFTS)))
+    with pytest.raises(ValueError, match=re.escape(f"split is '{split}', allowed are {known}.")):
         load_dataset("tabletop", split=split)
+
+
+@pytest.mark.parametrize("split", ["test", "sketch"])
+def test_an_unknown_split_of_another_data_set_is_refused(folder, split):
+    with pytest.raises(ValueError, match=f"split is '{split}', allowed are 'validation', 'train'"):
+        load_dataset(str(folder), split=split)
+
+
+def test_every_condition_is_a_split_with_the_same_scenes_and_labels():
+    frame, photo, sets = tabletop_shifts(), load_dataset("tabletop", split="photo"), {}
+    assert tabletop_splits() == ("validation", *SHIFTS)
+    for condition in SHIFTS:
+        dataset = sets[condition] = load_dataset("tabletop", split=condition)
+        ids = [s.sample_id for s in dataset.samples]
+        assert ids == [s.sample_id.replace("photo", condition) for s in photo.samples]
+        assert ids == frame.index[frame.condition == condition].tolist()
+        assert [s.label for s in dataset.samples] == frame.label[ids].tolist() == [s.label for s in photo.samples]
+        assert dataset.samples[0].open().size == (64, 64)
+    validation = load_dataset("tabletop")
+    for dataset in sets.values():
+        assert dataset.name == validation.name == "tabletop"
+        assert (dataset.class_names, dataset.templates) == (validation.class_names, validation.templates)
+    assert len({d.fingerprint for d in (validation, *sets.values())}) == len(SHIFTS) + 1
+
+
+def test_pictures_of_a_condition_are_those_of_its_ids():
+    """A silhouette is black and white, and the photo of the same scene is not."""
+    for condition, shares in (("silhouette", (0.9, 1.0)), ("photo", (0.0, 0.1))):
+        pixels = np.asarray(load_dataset("tabletop", split=condition).image(f"shift-000042/{condition}"))
+        assert shares[0] <= np.isin(pixels, (0, 255)).all(-1).mean() <= shares[1]
+
+
+def test_a_limit_keeps_the_same_scenes_in_every_condition():
+    chosen = {
+        tuple(s.sample_id.split("/")[0] for s in load_dataset("tabletop", split=condition, limit=25, seed=3).samples)
+        for condition in SHIFTS
+    }
+    assert len(chosen) == 1 and len(chosen.pop()) == 25
+
+
+def test_factors_of_the_shifted_sets_have_the_columns_of_the_validation_set():
+    frame, factors = tabletop_shifts(), tabletop_factors()
+    assert set(frame.columns) - set(factors.columns) == {"scene_id", "condition", "other_kind", "other_label"}
+    assert set(factors.columns) < set(frame.columns) and frame.index.is_unique
+    other = frame.condition.isin(["pattern", "card"])
+    assert (frame.other_label.notna() == other).all() and (frame.other_kind.notna() == other).all()
+    assert (frame.other_label != frame.label).all()
 
 
 def test_limit_spreads_over_classes_and_depends_on_the_seed_only(folder):

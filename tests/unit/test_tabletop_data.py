@@ -4,6 +4,7 @@ import io
 import json
 from contextlib import nullcontext
 from dataclasses import asdict, fields
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tabletop import ALL_KINDS, KINDS, Scene, SceneDistribution, data, render
+from tabletop import ALL_KINDS, KINDS, Scene, SceneDistribution, data, render, train
+from tabletop.materials import TYPICAL_PATTERN
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +31,17 @@ def table():
 def validation():
     """The scenes of the validation stream, drawn from the seed."""
     return [data.VALIDATION.draw(0, "validation", i) for i in range(data.VALIDATION_IMAGES)]
+
+
+@pytest.fixture(scope="module")
+def shifts():
+    return pq.read_table(ROOT / "data" / "tabletop" / "shifts.parquet")
+
+
+@pytest.fixture(scope="module")
+def shifted():
+    """The scenes of the shifted sets, drawn from the seed."""
+    return data.shifted_scenes()
 
 
 @pytest.fixture
@@ -117,6 +130,108 @@ def test_written_scenes_can_be_read_back(tmp_path):
 def test_grey_levels_are_rounded():
     pixels = torch.tensor([0.0, 0.4 / 255, 0.6 / 255, 1.0]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
     assert data.to_uint8(pixels)[0, :, :, 0].tolist() == [[0, 0], [1, 255]]
+
+
+# Shifted sets
+
+
+def changed(one, other):
+    return {f.name for f in fields(Scene) if getattr(one, f.name) != getattr(other, f.name)}
+
+
+def test_shifted_rows_are_the_scenes_drawn_from_the_seed(shifts, shifted):
+    rows = shifts.drop(["image"]).to_pylist()
+    assert len(rows) == len(shifted) == data.SHIFT_SCENES * len(data.SHIFTS)
+    for row, drawn in zip(rows, shifted, strict=True):
+        assert Scene(**{f.name: row[f.name] for f in fields(Scene)}) == drawn.scene
+        for name in ("sample_id", "scene_id", "condition", "other_kind"):
+            assert row[name] == getattr(drawn, name)
+        assert list(KINDS)[row["label"]] == drawn.scene.kind
+        assert row["other_label"] == (list(KINDS).index(drawn.other_kind) if drawn.other_kind else None)
+
+
+def test_a_condition_changes_what_it_names_in_every_scene_and_nothing_else(shifted):
+    photos = {s.scene_id: s.scene for s in shifted if s.condition == "photo"}
+    assert [s.sample_id for s in shifted] == [f"{i}/{name}" for name in data.SHIFTS for i in photos]
+    for s in shifted:
+        assert changed(s.scene, photos[s.scene_id]) == set(data.SHIFTS[s.condition]), s.sample_id
+
+
+def test_shifted_sets_are_balanced(shifted):
+    photos = [s.scene.kind for s in shifted if s.condition == "photo"]
+    assert {photos.count(k) for k in KINDS} == {data.SHIFT_SCENES // len(KINDS)}
+    places = [(s.scene.kind, s.scene.setting) for s in shifted if s.condition == "backdrop"]
+    assert {places.count((k, name)) for k in KINDS for name in ("beach", "night")} == {6}
+
+
+def test_pattern_and_card_show_the_same_other_kind(shifted):
+    by_id = {s.sample_id: s for s in shifted}
+    for s in shifted:
+        assert (s.other_kind is None) == (s.condition not in ("pattern", "card"))
+        if s.condition == "pattern":
+            photo, card = (by_id[f"{s.scene_id}/{name}"] for name in ("photo", "card"))
+            assert s.scene.pattern == TYPICAL_PATTERN[s.other_kind] not in ("plain", photo.scene.pattern)
+            assert card.scene.card == card.other_kind == s.other_kind != s.scene.kind
+
+
+@pytest.mark.parametrize(
+    ("condition", "field", "low", "high"),
+    [
+        ("viewpoint", "yaw", 80, 180),
+        ("viewpoint", "camera_elevation", 32, 50),
+        ("lighting", "light_azimuth", 70, 180),
+        ("lighting", "light_elevation", 5, 35),
+        ("lighting", "light_strength", 0.4, 0.8),
+    ],
+)
+def test_view_and_light_leave_the_range_of_pretraining(shifted, condition, field, low, high):
+    values = [abs(getattr(s.scene, field)) for s in shifted if s.condition == condition]
+    assert low < min(values) <= max(values) <= high
+
+
+@pytest.mark.parametrize("name", ["default", "othersource"])
+def test_no_shifted_scene_is_a_validation_or_pretraining_scene(name, shifted, validation):
+    """All 40,000 scenes of the pre-training set are drawn; no condition changes what is compared."""
+    kept = attrgetter(*({f.name for f in fields(Scene)} - {f for names in data.SHIFTS.values() for f in names}))
+    shown = {kept(s.scene) for s in shifted}
+    assert len(shown) == data.SHIFT_SCENES
+    config = train.read_config(train.CONFIGS / f"{name}.yaml")
+    scenes = list(data.pretraining_scenes(train.distribution_of(config), seed=config["seed"], scenes=config["scenes"]))
+    assert len(scenes) == 40_000
+    assert not shown & {kept(s) for s in [*scenes, *validation]}
+    if name == "default":
+        assert {s.style for s in scenes} == {"photo", "cartoon", "sketch"}
+        assert not {s.setting for s in scenes} & {s.scene.setting for s in shifted if s.condition == "backdrop"}
+        assert all(s.card in (None, s.kind) for s in scenes), "pre-training shows a wrong card"
+
+
+def test_shifted_images_render_again_within_one_grey_level(shifts, shifted):
+    rows = [data.SHIFT_SCENES * c + 7 * c for c in range(len(data.SHIFTS))]
+    images = [decode(shifts["image"][i].as_py()) for i in rows]
+    assert {(i.shape, i.dtype.name) for i in images} == {((64, 64, 3), "uint8")}
+    again = data.to_uint8(render([shifted[i].scene for i in rows]).pixels)
+    assert np.abs(np.stack(images).astype(int) - again).max() <= 1
+
+
+def test_no_two_shifted_images_are_the_same(shifts):
+    encoded = [row["bytes"] for row in shifts["image"].to_pylist()]
+    assert len(set(encoded)) == len(encoded)
+
+
+def test_shifted_sets_are_written_from_the_seed(tmp_path, shifted, monkeypatch):
+    monkeypatch.setattr(data, "SIZE", 8)
+    for name in ("one", "two"):
+        data.write_shifts(tmp_path / f"{name}.parquet", scenes=10)
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
+    ids = pq.read_table(tmp_path / "one.parquet")["sample_id"].to_pylist()
+    assert ids == [s.sample_id for s in shifted if int(s.scene_id[-6:]) < 10]
+    assert data.shifted_scenes(scenes=10, seed=2)[0].scene != shifted[0].scene
+
+
+@pytest.mark.parametrize("scenes", [0, -10, 15])
+def test_shifted_scenes_come_in_rounds_of_the_kinds(scenes):
+    with pytest.raises(ValueError, match=f"scenes is {scenes}, allowed are multiples of 10, at least 10"):
+        data.shifted_scenes(scenes=scenes)
 
 
 # Pre-training set

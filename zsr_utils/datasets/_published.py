@@ -75,6 +75,21 @@ def published_accuracy(model: str, pretrained: str | None, dataset: str) -> floa
     return float(table.at[(model, pretrained), dataset]) if (model, pretrained) in table.index else None
 
 
+def claims() -> pd.DataFrame:
+    """What the literature says a single factor changes, beside the embedded model that tests it.
+
+    Returns:
+        Columns `factor`, `model` (the member of the family that differs from the default in it),
+        `measurement` (as in `zsr_utils.probes.family`), `expected` (sign of the change against the default:
+        1, 0 or -1), `reported` and `source`.
+
+    Examples:
+        >>> claims().expected.isin([-1, 0, 1]).all().item()
+        True
+    """
+    return pd.read_csv(EMBEDDED / "published" / "claims.csv")
+
+
 @lru_cache(maxsize=1)
 def _openclip() -> pd.DataFrame:
     return published("openclip").set_index(["model", "pretrained"])

@@ -15,6 +15,7 @@ from zsr_utils.datasets._dataset import Dataset, Sample, subset
 
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = ROOT / "data"
+VALIDATION, SHIFTS = (EMBEDDED / "tabletop" / f"{name}.parquet" for name in ("validation", "shifts"))
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jpe"}
 
 # The names in the order of the folders, as commonly given for Imagenette's ten ImageNet classes.
@@ -38,6 +39,8 @@ def load_dataset(name_or_folder: str, split: str = "validation", limit: int | No
     Args:
         name_or_folder: `tabletop`, `imagenette`, or a folder with one sub-folder of images a class.
         split: `validation` or `train`, where a data set has both; a folder of class folders has one.
+            `tabletop` has `validation` and the conditions of its shifted sets, the same scenes in each:
+            `photo`, `cartoon`, `sketch`, `silhouette`, `backdrop`, `viewpoint`, `lighting`, `pattern`, `card`.
         limit: At most this many images, drawn by `seed` and spread over the classes; None or 0 is all.
         seed: Seed of that draw.
 
@@ -46,7 +49,7 @@ def load_dataset(name_or_folder: str, split: str = "validation", limit: int | No
             folders with images, or `split` or `limit` is not allowed.
         FileNotFoundError: If a data set has not been downloaded; the message says how.
     """
-    one_of("split", split, ("validation", "train"))
+    one_of("split", split, tabletop_splits() if name_or_folder == "tabletop" else ("validation", "train"))
     if name_or_folder == "tabletop":
         dataset = _tabletop(split)
     elif name_or_folder == "imagenette":
@@ -60,18 +63,33 @@ def load_dataset(name_or_folder: str, split: str = "validation", limit: int | No
 
 
 def _tabletop(split: str) -> Dataset:
-    if split != "validation":
-        raise ValueError(
-            "tabletop keeps only its 'validation' split; pre-training images are rendered by tabletop.data."
-        )
-    return parquet_dataset(EMBEDDED / "tabletop" / "validation.parquet", name="tabletop")
+    if split == "validation":
+        return parquet_dataset(VALIDATION, name="tabletop")
+    return parquet_dataset(SHIFTS, name="tabletop", condition=split)
 
 
-def parquet_dataset(path: Path, *, name: str) -> Dataset:
-    """A Parquet file with columns `sample_id`, `image` ({bytes, path}) and `label`, as written by tabletop."""
+@lru_cache(maxsize=1)
+def tabletop_splits() -> tuple[str, ...]:
+    """Splits of the embedded data: `validation`, then the conditions of the shifted sets in their order.
+
+    Pre-training images are no split: they are rendered when a model is trained.
+    """
+    import pyarrow.parquet as pq
+
+    return ("validation", *pq.read_table(SHIFTS, columns=["condition"])["condition"].unique().to_pylist())
+
+
+def parquet_dataset(path: Path, *, name: str, condition: str | None = None) -> Dataset:
+    """A Parquet file with columns `sample_id`, `image` ({bytes, path}) and `label`, as written by tabletop.
+
+    With `condition`, only the rows that have this value in the column `condition`.
+    """
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
+    if condition is not None:
+        table = table.filter(pc.equal(table["condition"], condition))
     features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
     ids, labels = table["sample_id"].to_pylist(), table["label"].to_pylist()
     encoded = table["image"].combine_chunks().field("bytes")
@@ -90,10 +108,23 @@ def parquet_dataset(path: Path, *, name: str) -> Dataset:
 @lru_cache(maxsize=4)
 def tabletop_factors() -> "object":
     """The scene factors of the embedded validation set: a frame indexed by `sample_id`."""
+    return _factors(VALIDATION)
+
+
+@lru_cache(maxsize=1)
+def tabletop_shifts() -> "object":
+    """The scene factors of the shifted Tabletop sets: a frame indexed by `sample_id`.
+
+    Its columns are those of `tabletop_factors` and `scene_id`, `condition`, `other_kind` and `other_label`:
+    the kind whose pattern (condition `pattern`) or name (`card`) the picture shows, missing elsewhere.
+    """
+    return _factors(SHIFTS)
+
+
+def _factors(path: Path):
     import pandas as pd
 
-    frame = pd.read_parquet(EMBEDDED / "tabletop" / "validation.parquet")
-    return frame.drop(columns=["image"]).set_index("sample_id")
+    return pd.read_parquet(path).drop(columns=["image"]).set_index("sample_id")
 
 
 def _opener(source):

@@ -10,15 +10,18 @@ from zsr_utils.models._registry import (
     seed_everything,
 )
 from zsr_utils.models._supervised import SupervisedModel
+from zsr_utils.models._tabletop import embedded_models, training
 
 
 __all__ = [
     "Model",
     "ModelUnavailable",
     "SupervisedModel",
+    "embedded_models",
     "known_models",
     "load_model",
     "register_model",
     "resolve_device",
     "seed_everything",
+    "training",
 ]

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import yaml
+
+from zsr_utils._text import one_of
 from zsr_utils.models._handle import Model
 
 
@@ -13,6 +16,20 @@ CONFIGS = ("open_clip_config.json", "config.json")  # with two towers, and super
 def embedded_models() -> list[str]:
     """Names of the models that come with the project."""
     return sorted({p.parent.name for config in CONFIGS for p in FOLDER.glob(f"*/{config}")})
+
+
+def training(name: str) -> dict:
+    """The config that an embedded model was trained with; `changes` lists where it differs from the default.
+
+    Examples:
+        >>> training("tabletop-base")["samples"]
+        384000
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    one_of("embedded model", name, embedded_models())
+    return {"changes": [], **yaml.safe_load((FOLDER / name / "training.yaml").read_text())}
 
 
 def load(name: str, precision: str) -> Model:
