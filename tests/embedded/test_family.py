@@ -1,0 +1,94 @@
+"""Every embedded model: its card, its learning curve and its config, against the model itself."""
+
+import csv
+import re
+
+import pytest
+import yaml
+from scipy.stats import binomtest
+
+import zsr_utils as zsr
+from tabletop import train
+from zsr_utils import scores
+from zsr_utils.models import _tabletop
+from zsr_utils.probes import zero_shot
+
+
+NAMES = sorted(p.name for p in _tabletop.FOLDER.iterdir() if p.is_dir())
+ACCURACY = re.compile(r"\| ([\d.]+) % \(95 % Wilson interval ([\d.]+) to ([\d.]+)\) \|")
+SEEN = re.compile(r"\| (?:Image-caption pairs|Images) seen(?: in fine-tuning)? \| ([\d,]+) \|")
+MINUTES = re.compile(r"\| Training time \| (\d+) minutes ")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return zsr.load_dataset("tabletop")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSR_CACHE", str(tmp_path))
+
+
+def card_of(name):
+    return (_tabletop.FOLDER / name / "README.md").read_text()
+
+
+def config_of(name):
+    """The config it was trained with; the default fills in keys that were not there yet."""
+    own = yaml.safe_load((_tabletop.FOLDER / name / "training.yaml").read_text())
+    return {**train.read_config(train.DEFAULT), **own}
+
+
+def curve_of(name):
+    with (_tabletop.FOLDER / name / "curve.csv").open(newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def metric_of(name):
+    return train.objective_of(config_of(name)).metric
+
+
+def test_every_folder_of_models_is_a_known_model():
+    assert "tabletop-base" in NAMES
+    assert _tabletop.embedded_models() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_accuracy_on_the_validation_set_lies_in_the_interval_of_the_card(name, images):
+    net = zsr.load_model(name, device="cpu")
+    embedded = zero_shot.embed(net, images, batch_size=200)
+    found = scores.accuracy(zero_shot.classify(net, embedded, images.class_names, images.templates, condition="plain"))
+    _, low, high = map(float, ACCURACY.search(card_of(name)).groups())
+    assert found.n == 1200 and low <= 100 * found.value <= high
+    assert abs(found.value - curve_of(name)[-1][metric_of(name)]) < 0.003, "fp16 storage changed the accuracy"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_card_prints_the_numbers_of_the_curve(name, images):
+    card, last = card_of(name), curve_of(name)[-1]
+    accuracy = last[metric_of(name)]
+    right = round(accuracy * len(images.samples))
+    assert right / len(images.samples) == pytest.approx(accuracy), "another number of images"
+    interval = binomtest(right, len(images.samples)).proportion_ci(method="wilson")
+    expected = [f"{100 * v:.2f}" for v in (accuracy, interval.low, interval.high)]
+    assert list(ACCURACY.search(card).groups()) == expected
+    assert int(SEEN.search(card)[1].replace(",", "")) == last["samples"]
+    seconds = last.get("cpu_seconds", last.get("seconds", 0))  # the default's curve has the time of day
+    assert float(MINUTES.search(card)[1]) == pytest.approx(seconds / 60, abs=0.51)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_curve_goes_to_the_end_of_the_training(name):
+    config, samples = config_of(name), [row["samples"] for row in curve_of(name)]
+    averaged = "alpha" in config["finetune"]
+    assert samples[-1] == (0 if averaged else train.plan_of(config)["samples"])
+    assert samples == sorted(set(samples))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_changes_of_the_config_are_its_differences_to_the_default(name):
+    config = config_of(name)
+    assert config["name"] == name and card_of(name).startswith(f"# {name}\n")
+    assert sorted(config["changes"]) == sorted({key.split(".")[0] for key in train.differences(config)})
+    assert config == train.read_config(train.find_config(name)), "the committed config has changed since"
