@@ -5,9 +5,11 @@ import pandas as pd
 import pytest
 import torch
 from tiny import linear_model
+from torch import nn
 from torch.nn import functional as F
 
 from zsr_utils import perturbations
+from zsr_utils.models import SupervisedModel
 from zsr_utils.perturbations import band_mask, band_noise, energy_outside, high_pass, low_pass, project
 from zsr_utils.probes import bands, noise as gaussian
 
@@ -29,6 +31,17 @@ def texts(net, images):
     """What sets four of the images apart, so that not all get one answer."""
     features = net.encode_image(images)
     return F.normalize((features - features.mean(0))[:4])
+
+
+@pytest.fixture
+def head(net, images, texts):
+    """A trained head on the same embeddings: lengths count, and so do biases that change answers."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5, bias=False), nn.Linear(5, 4))
+    network[1].weight.data, network[2].weight.data = net.net.matrix.data, texts
+    features = net.encode_image(images)
+    network[2].bias.data = 0.02 * torch.arange(4.0) - texts @ features.mean(0)
+    options = {"image_size": 8, "mean": (0.0,) * 3, "std": (1.0,) * 3, "transform": None}
+    return SupervisedModel(network, library="torchvision", namings=[[(c,) for c in "abcd"]], name="head", **options)
 
 
 @pytest.fixture
@@ -334,6 +347,44 @@ def test_a_gradient_that_is_not_finite_names_its_image(net, images, texts):
     net.net.encode_image = lambda x: original(x) * (torch.nan if torch.is_grad_enabled() else 1.0)
     with pytest.raises(FloatingPointError, match="The gradient of image 0 is not finite at step 0"):
         bands.attack(net, images, texts, rms=[0.01])
+
+
+def test_a_trained_head_gives_its_own_logits(head, images):
+    classifier = head.classifier("abcd")
+    logits = head.logits(images, classifier).double()
+    two = logits.topk(2)
+    assert len(set(two.indices[:, 0].tolist())) > 1
+    whole = bands.sweep(head, images, classifier, cutoffs=[1])[:6]
+    assert whole.prediction.tolist() == whole.clean_prediction.tolist() == two.indices[:, 0].tolist()
+    np.testing.assert_allclose(whole.margin, two.values[:, 0] - two.values[:, 1], atol=1e-5)
+    random = bands.noise(head, images, classifier, rms=[0], draws=1)
+    assert random.margin[:6].tolist() == pytest.approx(whole.margin.tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("band", ["low", "high", "all"])
+def test_the_attack_on_a_trained_head_takes_its_weights_down_the_margin(head, net, images, band):
+    """Of two classes the log-odds are the margin, w f(x) + b: linear, so all steps go one way."""
+    classifier = head.classifier("ab")
+    base = head.logits(images, classifier).argmax(1)
+    rows = classifier[base, :-1] - classifier[1 - base, :-1]
+    down = project((rows @ net.net.matrix).view(6, 3, 8, 8), band)
+    delta = bands._pgd(head, images, classifier, base, band, 0.02, 10, 0.25, torch.arange(6))
+    expected = -0.02 * 192**0.5 * F.normalize(down.flatten(1)).view_as(down)
+    torch.testing.assert_close(delta, expected, atol=1e-5, rtol=0)
+    found = bands.attack(head, images, classifier, rms=[0.02], bands=[band])
+    lost = 0.02 * 192**0.5 * down.flatten(1).norm(dim=1)
+    clean = head.logits(images, classifier)[range(6), base] - head.logits(images, classifier)[range(6), 1 - base]
+    np.testing.assert_allclose(found.margin, clean - lost, atol=0.02)  # less what rounding to grey levels changes
+
+
+@pytest.mark.parametrize("probe", ["sweep", "noise", "attack"])
+def test_a_classifier_of_another_kind_of_model_is_refused(net, head, images, texts, probe):
+    options = {} if probe == "sweep" else {"rms": [0.01]}
+    for model, rows, width in ((net, head.classifier("abcd"), 5), (head, texts, 6)):
+        with pytest.raises(
+            ValueError, match=rf"shape \(4, {11 - width}\), allowed is \(K, {width}\) with K at least 2"
+        ):
+            getattr(bands, probe)(model, images, rows, **options)
 
 
 SHARED = [

@@ -8,6 +8,7 @@ from tiny import tiny_model
 from torch import nn
 
 import zsr_utils
+from zsr_utils.models import SupervisedModel
 from zsr_utils.probes import jacobian
 
 
@@ -185,12 +186,27 @@ def classifier():
     return nn.functional.normalize(torch.randn(4, 5, generator=torch.Generator().manual_seed(7)))
 
 
-def test_flip_prediction_of_two_classes_is_exact(linear, pixels, classifier):
+@pytest.fixture(params=["text", "supervised"])
+def head(request, linear, classifier):
+    """A linear model with its classifier, and that one's weights and biases: of a text model, and of a trained head."""
+    if request.param == "text":
+        return linear, classifier, classifier, torch.zeros(4)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5, bias=False), nn.Linear(5, 4))
+    bias = torch.tensor([0.03, 0.0, 0.02, -0.02])
+    network[1].weight.data, network[2].weight.data, network[2].bias.data = linear.net.matrix.data, classifier, bias
+    options = {"image_size": 8, "mean": (0.5,) * 3, "std": (1.0,) * 3, "transform": None}
+    net = SupervisedModel(network, library="torchvision", namings=[[(c,) for c in "abcd"]], name="head", **options)
+    return net, net.classifier("abcd"), classifier, bias
+
+
+def test_flip_prediction_of_two_classes_is_exact(head, linear, pixels):
     """The margin of a linear model under Gaussian noise is normal, so the formula is a closed form."""
-    rows = jacobian.flip_prediction(linear, pixels, classifier[:2], [4 / 255, 16 / 255])
-    features, weight = linear.encode_image(pixels).double(), (classifier[0] - classifier[1]).double()
-    margin = (features @ weight).abs().numpy()
-    size = float((linear.net.matrix.double().T @ weight).norm())
+    net, classifier, weights, bias = head
+    rows = jacobian.flip_prediction(net, pixels, classifier[:2], [4 / 255, 16 / 255])
+    features, weight = net.encode_image(pixels).double(), (weights[0] - weights[1]).double()
+    signed = features @ weight + (bias[0] - bias[1])
+    margin, size = signed.abs().numpy(), float((linear.net.matrix.double().T @ weight).norm())
+    assert rows.prediction[:5].tolist() == (signed < 0).long().tolist() and len(set(rows.prediction)) == 2
     for sigma, part in rows.groupby("sigma"):
         np.testing.assert_allclose(part.flip, norm.cdf(-margin / (sigma * size)), rtol=1e-3)
         np.testing.assert_allclose(part.margin, margin, rtol=1e-4)
@@ -200,39 +216,49 @@ def test_flip_prediction_of_two_classes_is_exact(linear, pixels, classifier):
     assert (rows.prediction + rows.nearest == 1).all()
 
 
-def test_measured_flips_agree_with_the_prediction(linear, pixels, classifier):
+def test_measured_flips_agree_with_the_prediction(head, pixels):
+    net, classifier, _, _ = head
     draws, sigmas = 2000, [8 / 255, 32 / 255]
     pixels = 0.5 + 0.2 * (pixels - 0.5)  # headroom, so that hardly any noisy pixel is clipped
-    predicted = jacobian.flip_prediction(linear, pixels, classifier[:2], sigmas).set_index(["sample_id", "sigma"])
-    rows = jacobian.flip_measured(linear, pixels, classifier[:2], sigmas, draws=draws)
+    predicted = jacobian.flip_prediction(net, pixels, classifier[:2], sigmas).set_index(["sample_id", "sigma"])
+    rows = jacobian.flip_measured(net, pixels, classifier[:2], sigmas, draws=draws)
     measured = rows.set_index(["sample_id", "sigma"]).loc[predicted.index]
     error = np.sqrt(predicted.flip * (1 - predicted.flip) / draws)
     assert ((measured.flip - predicted.flip).abs() <= 4 * error + 1e-3).all()
     assert (rows.clipped < 1e-3).all() and measured.flip.min() > 0 and measured.flip.max() < 1
 
 
-def test_measured_flips_lie_between_the_bounds_of_many_classes(linear, pixels, classifier):
+def test_measured_flips_lie_between_the_bounds_of_many_classes(head, pixels):
+    net, classifier, _, _ = head
     pixels = 0.5 + 0.2 * (pixels - 0.5)
-    predicted = jacobian.flip_prediction(linear, pixels, classifier, [24 / 255])
-    measured = jacobian.flip_measured(linear, pixels, classifier, [24 / 255], draws=2000)
+    predicted = jacobian.flip_prediction(net, pixels, classifier, [24 / 255])
+    measured = jacobian.flip_measured(net, pixels, classifier, [24 / 255], draws=2000)
     assert (predicted.flip <= predicted.flip_at_most).all()
     assert (measured.flip >= predicted.flip - 0.04).all() and (measured.flip <= predicted.flip_at_most + 0.04).all()
-    gram = jacobian.spectra(linear, pixels).gram
-    closest = jacobian.flip_prediction(linear, pixels, classifier, [24 / 255], gram=gram)
+    gram = jacobian.spectra(net, pixels).gram
+    closest = jacobian.flip_prediction(net, pixels, classifier, [24 / 255], gram=gram)
     np.testing.assert_allclose(closest.flip, predicted.flip, rtol=1e-4)
     assert (closest.nearest == predicted.nearest).all()
 
 
-def test_the_directed_move_closes_the_margin(linear, pixels, classifier):
-    row = jacobian.flip_prediction(linear, pixels, classifier, [0.1]).iloc[0]
-    weight = classifier[int(row.prediction)] - classifier[int(row.nearest)]
-    gradient = (linear.net.matrix.T @ weight).view_as(pixels[0])
-    moved = pixels[:1] - row.directed * gradient / gradient.norm()
-    assert abs(float(linear.encode_image(moved)[0] @ weight)) < 1e-5 < row.margin
+def test_the_directed_move_closes_the_margin(head, linear, pixels):
+    net, classifier, weights, bias = head
+    rows = jacobian.flip_prediction(net, pixels, classifier, [0.1])
+    assert rows.prediction.tolist() == net.logits(pixels, classifier).argmax(1).tolist()
+    if bias.any():  # the biases decide
+        assert rows.prediction.tolist() != (net.encode_image(pixels) @ weights.T).argmax(1).tolist()
+    for row, image in zip(rows.itertuples(), pixels):
+        weight, offset = (t[row.prediction] - t[row.nearest] for t in (weights, bias))
+        gradient = (linear.net.matrix.T @ weight).view_as(image)
+        moved = image[None] - row.directed * gradient / gradient.norm()
+        assert abs(float(net.encode_image(moved)[0] @ weight + offset)) < 1e-5 < row.margin
 
 
-def test_random_moves_are_weaker_by_the_root_of_the_number_of_pixels(linear, pixels, classifier):
-    rows = jacobian.directed_against_random(linear, pixels, classifier, size=2, draws=3000)
+def test_random_moves_are_weaker_by_the_root_of_the_number_of_pixels(head, pixels):
+    net, classifier, weights, bias = head
+    rows = jacobian.directed_against_random(net, pixels, classifier, size=2, draws=3000)
+    two = (net.encode_image(pixels) @ weights.T + bias).topk(2).indices
+    assert rows.prediction.tolist() == two[:, 0].tolist() and rows.runner_up.tolist() == two[:, 1].tolist()
     np.testing.assert_allclose(rows.factor, np.sqrt(192), rtol=0.08)
     np.testing.assert_allclose(rows.directed, rows.predicted, rtol=1e-3)
     np.testing.assert_allclose(rows.predicted_factor, np.sqrt(192))
@@ -288,7 +314,7 @@ def test_other_bad_input_gets_one_clear_sentence(linear, pixels, classifier):
     for probe in (jacobian.flip_prediction, jacobian.flip_measured):
         with pytest.raises(ValueError, match="sigma is 0, allowed is above 0"):
             probe(linear, pixels, classifier, [0.1, 0])
-        with pytest.raises(ValueError, match="1 class given, allowed are two or more"):
+        with pytest.raises(ValueError, match=r"classifier has shape \(1, 5\), allowed is \(K, 5\) with K at least 2"):
             probe(linear, pixels, classifier[:1], [0.1])
         with pytest.raises(ValueError, match="at least one image"):
             probe(linear, pixels[:0], classifier, [0.1])

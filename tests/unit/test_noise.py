@@ -5,9 +5,11 @@ import pandas as pd
 import pytest
 import torch
 from tiny import linear_model
+from torch import nn
 from torch.nn import functional as F
 
 from zsr_utils import scores
+from zsr_utils.models import SupervisedModel
 from zsr_utils.probes import noise
 
 
@@ -28,6 +30,16 @@ def texts(net, images):
     """What sets four of the images apart, so that not all get one answer."""
     features = net.encode_image(images)
     return F.normalize((features - features.mean(0))[:4])
+
+
+@pytest.fixture
+def head(net, images, texts):
+    """A trained head on three times these embeddings: lengths count, and so do biases that change answers."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5, bias=False), nn.Linear(5, 4))
+    network[1].weight.data, network[2].weight.data = 3 * net.net.matrix.data, texts
+    network[2].bias.data = 0.06 * torch.arange(4.0) - 3 * texts @ net.encode_image(images).mean(0)
+    options = {"image_size": 8, "mean": (0.0,) * 3, "std": (1.0,) * 3, "transform": None}
+    return SupervisedModel(network, library="torchvision", namings=[[(c,) for c in "abcd"]], name="head", **options)
 
 
 @pytest.fixture
@@ -78,6 +90,24 @@ def test_consistency_and_smoothed_answer_are_those_of_the_noisy_copies(net, imag
     assert found.consistency.tolist() == pytest.approx(consistency.tolist()) and 0 < consistency.mean() < 1
     smoothed = (unit.view(6, 25, -1).mean(1) @ texts.T).argmax(1)
     assert found.noisy_prediction.tolist() == smoothed.tolist() and len(set(smoothed.tolist())) > 1
+
+
+def test_a_trained_head_answers_for_every_copy_and_for_the_mean_of_its_logits(head, images):
+    shown, original = [], head.net.encode_image
+    head.net.encode_image = lambda x: shown.append(x.clone()) or original(x)
+    classifier = head.classifier("abcd")
+    found = noise.response(head, images, classifier, sigmas=[0.2], draws=25)
+    assert found.prediction.tolist() == head.logits(images, classifier).argmax(1).tolist()
+    features = original(shown[1])
+    logits = head.logits_of(features, classifier)
+    same = logits.argmax(1).view(6, 25) == torch.tensor(found.prediction.to_numpy())[:, None]
+    assert found.consistency.tolist() == pytest.approx(same.double().mean(1).tolist()) and 0 < same.double().mean() < 1
+    smoothed = logits.view(6, 25, 4).mean(1).argmax(1).tolist()
+    assert found.noisy_prediction.tolist() == smoothed and len(set(smoothed)) > 1
+    unit = F.normalize(features).view(6, 25, -1).mean(1)  # right for cosines only
+    assert head.logits_of(unit, classifier).argmax(1).tolist() != smoothed
+    with pytest.raises(ValueError, match=r"classifier has shape \(4, 5\), allowed is \(K, 6\) with K at least 2"):
+        noise.response(head, images, classifier[:, :-1], sigmas=[0.2])
 
 
 def test_batch_size_and_order_of_sigmas_change_nothing(net, images, texts):
@@ -181,7 +211,7 @@ def test_the_random_control_is_not_the_noise_of_response(net, images, texts, see
         ({"draws": 0}, "draws is 0, allowed is 1 or more"),
         ({"batch_size": 0}, "batch_size is 0, allowed is 1 or more"),
         ({"conversion": "floor"}, "conversion is 'floor', allowed are 'float', 'round', 'truncate'"),
-        ({"classifier": torch.ones(4, 3)}, r"classifier has shape \(4, 3\), allowed is \(K, 5\)"),
+        ({"classifier": torch.ones(4, 3)}, r"classifier has shape \(4, 3\), allowed is \(K, 5\) with K at least 2"),
         ({"pixels": torch.ones(3, 8, 8)}, r"images have shape \(3, 8, 8\), allowed is \(N, 3, H, W\)"),
         ({"pixels": torch.ones(0, 3, 8, 8)}, r"images have shape \(0, 3, 8, 8\)"),
     ],

@@ -28,6 +28,7 @@ def test_a_run_leaves_metrics_and_provenance(run, tmp_path):
     wanted = {
         "model", "pretrained", "fingerprint", "activation", "precision", "dataset", "dataset_fingerprint",
         "prompts", "parameters", "seed", "versions", "git", "dirty", "device", "seconds", "unreadable",
+        "preprocessing",
     }  # fmt: skip
     assert wanted <= set(provenance) and provenance["seed"] == 3
     assert provenance["prompts"] == {"plain prompt": ["a photo of a {}"]}
@@ -39,6 +40,51 @@ def test_rows_of_several_runs_are_read_together(run, tmp_path):
     rows = records.read_rows(tmp_path / "*" / "01-x")
     assert rows.model.tolist() == ["tiny"] and rows.dataset.tolist() == ["tiny"]
     assert records.read_metrics(tmp_path / "*" / "01-x").name.tolist() == ["zero_shot/accuracy"]
+
+
+def test_provenance_says_how_images_were_prepared(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
+    how = {"image_size": 8, "interpolation": "bicubic", "mean": (0.5, 0.4, 0.3)}
+    run = records.Run("01-x", tiny_model(preprocessing=how), tiny_images())
+    written = json.loads((run.save() / "provenance.json").read_text())["preprocessing"]
+    assert written == {**how, "mean": [0.5, 0.4, 0.3]}
+    assert "interpolation: bicubic" in run.show_provenance().data
+
+
+def one_row(answer):
+    return pd.DataFrame({"sample_id": ["a"], "label": [0], "prediction": [answer]})
+
+
+def test_results_of_another_checkpoint_of_the_name_move_aside(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
+    nets = [tiny_model(pretrained="x/w.pt"), tiny_model(pretrained="x/w.pt", config={"trained": "again"})]
+    plain, aside = (tmp_path / f"tiny-x-w.pt{f}@tiny" / "01-x" for f in ("", f"-{nets[0].fingerprint[:8]}"))
+    for answer, net in enumerate(nets):
+        run = records.Run("01-x", net, tiny_images())
+        (plain / "failed").mkdir(parents=True, exist_ok=True)
+        (plain / ".01-x.running.ipynb").write_text(f"running {answer}")  # what `zsr_utils.run` has there
+        run.save_rows(one_row(answer))
+        assert (plain / ".01-x.running.ipynb").read_text() == f"running {answer}"
+        assert run.save() == plain
+        (plain / "01-x.ipynb").write_text(f"notebook {answer}")
+    for answer, (net, folder) in enumerate(zip(nets, (aside, plain))):
+        assert records.read_rows(folder).prediction.tolist() == [answer]
+        assert json.loads((folder / "provenance.json").read_text())["fingerprint"] == net.fingerprint
+        assert (folder / "01-x.ipynb").read_text() == f"notebook {answer}"
+        assert (folder / "metrics.json").exists()
+    both = records.read_rows(tmp_path / "*" / "01-x").set_index("fingerprint").prediction
+    assert both.to_dict() == {nets[0].fingerprint: 0, nets[1].fingerprint: 1}
+
+
+@pytest.mark.parametrize("changes", [{}, {"trained_on": "tiny", "config": {"trained": "again"}}])
+def test_the_same_checkpoint_and_an_embedded_one_trained_again_replace_their_results(run, tmp_path, changes):
+    run.save_rows(one_row(0))
+    run.save()
+    again = records.Run("01-x", tiny_model(**changes), tiny_images())
+    again.save_rows(one_row(1))
+    again.save()
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny@tiny"]
+    assert records.read_rows(tmp_path / "*" / "01-x").prediction.tolist() == [1]
 
 
 def test_missing_rows_say_so(tmp_path):

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
+from tiny import tiny_model
 from torchvision import models
 
 import tabletop.train
@@ -58,6 +59,33 @@ def test_logits_are_those_of_the_network_itself(case):
     assert expected.std() > 1e-3
     torch.testing.assert_close(net.logits(pixels, head), expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(net.logits_of(features, head[3:5]), expected[:, 3:5], atol=1e-5, rtol=1e-4)
+
+
+def test_directions_and_features_make_the_logits(case):
+    net = case[2]
+    pixels, head = pixels_of(net), net.classifier(net.class_names)
+    features = net.encode_image(pixels)
+    weights, bias = net.directions(head)
+    assert weights.shape == (1000, features.shape[1]) and bias.shape == (1000,)
+    torch.testing.assert_close(features @ weights.T + bias, net.logits(pixels, head), atol=1e-5, rtol=1e-4)
+    net.check_classifier(head, features.shape[1])
+    d = features.shape[1]
+    for wrong in (weights, head[:1], head[0]):
+        with pytest.raises(ValueError, match=rf"allowed is \(K, {d + 1}\) with K at least 2"):
+            net.check_classifier(wrong, d)
+
+
+def test_directions_of_a_text_classifier_are_its_rows_and_rank_as_its_logits():
+    net, classifier = tiny_model(), torch.randn(5, 4, generator=torch.Generator().manual_seed(3))
+    features = torch.randn(20, 4, generator=torch.Generator().manual_seed(4))
+    weights, bias = net.directions(classifier)
+    assert weights is classifier and bias.tolist() == [0] * 5
+    net.net.logit_bias = torch.tensor(-10.0)  # as SigLIP has
+    order = (features @ weights.T + bias).argsort(1)
+    assert torch.equal(order, net.logits_of(features, classifier).argsort(1))
+    net.check_classifier(classifier, 4)
+    with pytest.raises(ValueError, match=r"classifier has shape \(5, 4\), allowed is \(K, 3\) with K at least 2"):
+        net.check_classifier(classifier, 3)
 
 
 def test_tokens_are_a_square_grid_and_layers_end_in_it(case):

@@ -1,12 +1,16 @@
 """The zero-shot probe: rows, resumption, bad input."""
 
+import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tiny import tiny_images, tiny_model
+from torch import nn
 
+from zsr_utils.models import SupervisedModel
 from zsr_utils.probes import zero_shot
 
 
@@ -118,3 +122,47 @@ def test_one_class_or_a_label_without_name_is_refused():
         zero_shot.classify(net, embedded, ["a"], ["{}"], condition="x")
     with pytest.raises(ValueError, match="label 2 has no name among 2"):
         zero_shot.classify(net, embedded, ["a", "b"], ["{}"], condition="x")
+
+
+def trained_head():
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 6), nn.Linear(6, 3))
+    options = {"image_size": 8, "mean": (0.5,) * 3, "std": (0.25,) * 3, "transform": tiny_model().from_pil}
+    names = [("a",), ("bb",), ("ccc",)]
+    return SupervisedModel(network, library="torchvision", namings=[names], name="head", **options)
+
+
+@pytest.mark.parametrize("make", [tiny_model, trained_head])
+def test_the_map_shows_images_and_the_directions_of_the_classes(make, monkeypatch):
+    """Each cloud of unit vectors is centred; a bias is no coordinate of a trained head's classes."""
+    seen = []
+
+    class Plane:
+        def __init__(self, **_):
+            pass
+
+        def fit_transform(self, points):
+            seen.append(points)
+            return points[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Plane))
+    torch.manual_seed(0)
+    net, images = make(), tiny_images()
+    embedded = zero_shot.embed(net, images)
+    rows = zero_shot.project(net, embedded, images.class_names, ["{}"])
+    assert rows.modality.tolist() == ["image"] * 25 + ["text"] * 3
+    assert rows.sample_id[25:].tolist() == ["text/a", "text/bb", "text/ccc"] and rows.label[25:].tolist() == [0, 1, 2]
+    d = embedded.features.shape[1]
+    weights = net.net.weight if make is trained_head else net.classifier(images.class_names, ["{}"])
+    for found, raw in ((seen[0][:25], embedded.features), (seen[0][25:], weights.numpy())):
+        unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+        assert found.shape[1] == d
+        np.testing.assert_allclose(found, unit - unit.mean(0), atol=1e-6)
+
+
+def test_rows_of_a_trained_head_are_the_softmax_of_its_logits():
+    torch.manual_seed(0)
+    net, images = trained_head(), tiny_images()
+    rows = zero_shot.classify(net, zero_shot.embed(net, images), images.class_names, [], condition="head")
+    pixels = torch.stack([net.from_pil(s.open()) for s in images.samples])
+    expected = net.logits(pixels, net.classifier(images.class_names)).softmax(1)
+    np.testing.assert_allclose(np.stack(rows.probabilities), expected, atol=1e-6)

@@ -40,6 +40,8 @@ class Model(nn.Module):
         fingerprint: sha256 over weights and config, as hexadecimal digits.
     """
 
+    bias_columns = 0  # of a classifier, after its weights
+
     def __init__(
         self,
         net: nn.Module,
@@ -175,6 +177,24 @@ class Model(nn.Module):
     def logits_of(self, features: Float[Tensor, "n d"], classifier: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:
         """Logits of features already computed."""
         return self.logit_scale * F.normalize(features, dim=-1) @ classifier.T + self.logit_bias
+
+    def directions(self, classifier: Float[Tensor, "k columns"]) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
+        """Weights and biases that tell classes apart: `features @ weights.T + bias` ranks them as the logits do.
+
+        Features are raw: their length, a logit scale above 0 and a bias that all classes share rank nothing.
+        """
+        return classifier, classifier.new_zeros(len(classifier))
+
+    def check_classifier(self, classifier: Float[Tensor, "k columns"], d: int) -> None:
+        """Refuse a classifier that does not fit embeddings of d numbers.
+
+        Raises:
+            ValueError: If it has not two rows or more, each as wide as those of `classifier`.
+        """
+        width = d + self.bias_columns
+        if classifier.ndim != 2 or len(classifier) < 2 or classifier.shape[1] != width:
+            shape = tuple(classifier.shape)
+            raise ValueError(f"classifier has shape {shape}, allowed is (K, {width}) with K at least 2.")
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         if pixels.ndim != 4 or pixels.shape[1:] != (3, self.image_size, self.image_size):

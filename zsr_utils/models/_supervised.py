@@ -31,6 +31,8 @@ class SupervisedModel(Model):
         class_names: One name for every row of the head.
     """
 
+    bias_columns = 1
+
     def __init__(self, network: nn.Module, *, namings: Sequence[Naming], library: str = "timm", **options):
         """`namings` are vocabularies for the head's classes, the first of them for display; the rest as `Model`."""
         self._namings = [list(naming) for naming in namings]
@@ -57,7 +59,12 @@ class SupervisedModel(Model):
 
     def logits_of(self, features: Float[Tensor, "n d"], classifier: Float[Tensor, "k d+1"]) -> Float[Tensor, "n k"]:
         """The head's logits, `features @ weights.T + bias`: no normalisation, scale 1."""
-        return features @ classifier[:, :-1].T + classifier[:, -1]
+        weights, bias = self.directions(classifier)
+        return features @ weights.T + bias
+
+    def directions(self, classifier: Float[Tensor, "k d+1"]) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
+        """The weights and the biases of the rows."""
+        return classifier[:, :-1], classifier[:, -1]
 
     def _rows(self, wanted: list[str]) -> list[int]:
         if not wanted:

@@ -30,7 +30,7 @@ TINY = 1e-30
 def sweep(
     net: Model,
     pixels: Float[Tensor, "n 3 h w"],
-    classifier: Float[Tensor, "k d"],
+    classifier: Float[Tensor, "k columns"],
     *,
     cutoffs: Sequence[float] = tuple(i / 9 for i in range(10)),
     batch_size: int = 256,
@@ -40,7 +40,7 @@ def sweep(
     Args:
         net: The model handle.
         pixels: Images in [0, 1].
-        classifier: Unit text weights of two classes or more.
+        classifier: Rows of `net.classifier`, two or more.
         cutoffs: Radii, 0 (the mean) to 1 (the corner of the spectrum); `low_pass` keeps what is up to
             the cutoff, `high_pass` what is above, and the mean.
         batch_size: Images a forward pass.
@@ -78,7 +78,7 @@ def sweep(
 def noise(
     net: Model,
     pixels: Float[Tensor, "n 3 h w"],
-    classifier: Float[Tensor, "k d"],
+    classifier: Float[Tensor, "k columns"],
     *,
     rms: Sequence[float],
     bands: Sequence[str] = ("low", "high", "all"),
@@ -96,7 +96,7 @@ def noise(
     Args:
         net: The model handle.
         pixels: Images in [0, 1].
-        classifier: Unit text weights of two classes or more.
+        classifier: Rows of `net.classifier`, two or more.
         rms: Root mean squares of delta, in units of [0, 1] pixels: a grey level is 1/255.
         bands: Of `low`, `high` and `all`.
         draws: Noisy copies an image, band and level.
@@ -150,7 +150,7 @@ def noise(
 def attack(
     net: Model,
     pixels: Float[Tensor, "n 3 h w"],
-    classifier: Float[Tensor, "k d"],
+    classifier: Float[Tensor, "k columns"],
     *,
     rms: Sequence[float],
     bands: Sequence[str] = ("low", "high", "all"),
@@ -173,7 +173,7 @@ def attack(
     Args:
         net: The model handle.
         pixels: Images in [0, 1].
-        classifier: Unit text weights of two classes or more.
+        classifier: Rows of `net.classifier`, two or more.
         rms: Largest root mean squares of the change, in units of [0, 1] pixels.
         bands: Of `low`, `high` and `all`.
         steps: Gradient steps, each of length 2.5 radius / steps; the start is the image itself.
@@ -263,9 +263,7 @@ def _length(values: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 1 1"]:
 def _clean(net, pixels, classifier, batch_size) -> tuple[Tensor, Tensor, Tensor]:
     """The classifier on the device; raw embeddings and answers of the images, on the CPU."""
     features = encode(net, pixels, batch_size=batch_size)
-    if classifier.ndim != 2 or len(classifier) < 2 or classifier.shape[1] != features.shape[1]:
-        allowed = f"(K, {features.shape[1]}) with K at least 2"
-        raise ValueError(f"classifier has shape {tuple(classifier.shape)}, allowed is {allowed}.")
+    net.check_classifier(classifier, features.shape[1])
     classifier = classifier.to(net.device)
     return classifier, features, net.logits_of(features.to(net.device), classifier).argmax(1).cpu()
 

@@ -58,7 +58,8 @@ def member(
         Columns `measurement`, `sample_id` (of the source image) and `value`:
 
         - `accuracy/<set>`: 1 if the image is named rightly, else 0.
-        - `alignment/systematic_<budget>_255`: 1 if the pair's image keeps its source's name in that ball.
+        - `alignment/systematic_<budget>_255`: 1 if the pair's image is named rightly after the search in that
+          ball for an image that has the target's name.
         - `alignment/rms`: grey levels (RMS) of full alignment.
         - `jacobian/sensitivity`: share of the embedding's length by which one grey level (RMS) can move it at
           most, by the linear account; unlike s1 it can be compared between models.
@@ -67,10 +68,11 @@ def member(
           over pairs is the AUROC.
         - `stability/flips`: share of an image's views whose answer changed.
         - `drift/<family>`: drift of views with unchanged answer over the model's mean distance between
-          unrelated images.
+          unrelated images; an image without such views has no value.
 
     Raises:
-        ValueError: As the probes.
+        ValueError: If the pairs leave no image that noise can be shown on unaligned, and as the probes.
+        NotImplementedError: If the model has no token grid.
     """
     found = []
     for name, data in {"validation": images, **shifted}.items():
@@ -122,6 +124,10 @@ def _jacobian(net: Model, made: Pairs, number: int) -> list[pd.DataFrame]:
 def _noise(net: Model, images: Dataset, made: Pairs, sigma: float, seed: int) -> pd.DataFrame:
     used = set(made.table.sample_id) | set(made.table.target_id)
     clean = made.rows[~made.rows.sample_id.isin(used)]
+    if clean.empty:
+        raise ValueError(
+            f"{images.name}: {len(made.table)} pairs use all its {len(made.rows)} images, allowed are fewer."
+        )
     clean = clean.sample(min(2 * len(made.table), len(clean)), random_state=seed)
     pixels = alignment.saved_as_png(images.pixels(clean.sample_id, net.from_pil))
     moved, kept = (

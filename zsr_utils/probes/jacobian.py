@@ -379,7 +379,7 @@ def reach(rows: pd.DataFrame, tolerance: float = 0.1, *, by: Sequence[str] = ("s
 def flip_prediction(
     net: Model,
     pixels: Float[Tensor, "n 3 h w"],
-    classifier: Float[Tensor, "k d"],
+    classifier: Float[Tensor, "k columns"],
     sigmas: Sequence[float],
     *,
     gram: Float[Tensor, "n d d"] | None = None,
@@ -389,16 +389,16 @@ def flip_prediction(
 ) -> pd.DataFrame:
     """Probability that noise changes the answer, by the linear account.
 
-    Class a is the answer at x. Its margin over b, m = (t_a - t_b) f, is normal under noise, with mean m
-    and standard deviation sigma ||J^T (t_a - t_b)||, and is negative with probability
-    Phi(-m / (sigma ||J^T (t_a - t_b)||)). The answer changes when any of the K - 1 margins is negative:
-    the largest of the probabilities is a lower bound of that, `flip`, and their sum an upper one,
-    `flip_at_most`, both within the linear account; for two classes they are the same.
+    Class a is the answer at x. Its margin over b, m = (t_a - t_b) f, and b_a - b_b more where classes have
+    biases, is normal under noise, with mean m and standard deviation sigma ||J^T (t_a - t_b)||, and is
+    negative with probability Phi(-m / (sigma ||J^T (t_a - t_b)||)). The answer changes when any of the K - 1
+    margins is negative: the largest of the probabilities is a lower bound of that, `flip`, and their sum an
+    upper one, `flip_at_most`, both within the linear account; for two classes they are the same.
 
     Args:
         net: The model handle.
         pixels: Images in [0, 1].
-        classifier: Unit text weights; the margin is taken on raw embeddings, whose answer is the same.
+        classifier: Rows of `net.classifier`; the margin is taken on raw embeddings, whose answer is the same.
         sigmas: Standard deviations of the noise, in units of [0, 1] pixels.
         gram: `Spectra.gram` of the same images, which saves the K - 1 backward passes a batch:
             ||J^T w||^2 = w^T J J^T w.
@@ -412,7 +412,7 @@ def flip_prediction(
         smallest change of pixels that closes the margin, margin / gradient_norm).
 
     Raises:
-        ValueError: If there is no image, fewer than two classes, or a sigma that is not above 0.
+        ValueError: If there is no image, the classifier does not fit, or a sigma that is not above 0.
         FloatingPointError: If a Jacobian is not finite; the message names the image.
 
     Source:
@@ -424,9 +424,9 @@ def flip_prediction(
     names, rows = _names(sample_ids, len(pixels)), []
     for first, images in _batches(pixels, batch_size):
         images = images.to(net.device)
-        answers, others, weights = _against(net, images, classifier)
+        answers, others, weights, offsets = _against(net, images, classifier)
         with torch.no_grad():
-            margins = (weights @ net.encode_image(images)[..., None])[..., 0].double()
+            margins = (weights @ net.encode_image(images)[..., None])[..., 0].double() + offsets
         if gram is None:
             blocks = ROUTES[route](net, images, weights.transpose(0, 1), max(1, COTANGENTS // len(images)))
             norms = torch.cat([block.double().norm(dim=-1) for block in blocks]).T
@@ -459,7 +459,7 @@ def flip_prediction(
 def flip_measured(
     net: Model,
     pixels: Float[Tensor, "n 3 h w"],
-    classifier: Float[Tensor, "k d"],
+    classifier: Float[Tensor, "k columns"],
     sigmas: Sequence[float],
     *,
     draws: int = 200,
@@ -478,7 +478,7 @@ def flip_measured(
         `clipped` (a share of the pixels).
 
     Raises:
-        ValueError: If there is no image, fewer than two classes, no draw, or a sigma that is not above 0.
+        ValueError: If there is no image, the classifier does not fit, no draw, or a sigma that is not above 0.
     """
     _check_images(pixels)
     _check_sigmas(sigmas)
@@ -503,7 +503,7 @@ def flip_measured(
 def directed_against_random(
     net: Model,
     pixels: Float[Tensor, "n 3 h w"],
-    classifier: Float[Tensor, "k d"],
+    classifier: Float[Tensor, "k columns"],
     *,
     size: float = 0.25,
     draws: int = 200,
@@ -521,7 +521,7 @@ def directed_against_random(
     Args:
         net: The model handle.
         pixels: Images in [0, 1].
-        classifier: Unit text weights.
+        classifier: Rows of `net.classifier`.
         size: Root mean square of a move, in grey levels.
         draws: Random directions an image; the factor's relative standard error is 1 / sqrt(2 draws).
         seed: Of the draws.
@@ -532,7 +532,7 @@ def directed_against_random(
         `random` (size of the moves measured), `factor` (their quotient), `predicted_factor`.
 
     Raises:
-        ValueError: If there is no image, fewer than two classes, no draw, or a size that is not above 0.
+        ValueError: If there is no image, the classifier does not fit, no draw, or a size that is not above 0.
         FloatingPointError: If a gradient is not finite; the message names the image.
 
     Source:
@@ -545,9 +545,9 @@ def directed_against_random(
     root, rows = pixels[0].numel() ** 0.5, []
     names = _names(sample_ids, len(pixels))
     for n, image in enumerate(pixels.to(net.device)[:, None]):
-        answers, others, weights = _against(net, image, classifier)
+        answers, others, weights, offsets = _against(net, image, classifier)
         with torch.no_grad():
-            margins = weights[0] @ net.encode_image(image)[0]
+            margins = weights[0] @ net.encode_image(image)[0] + offsets[0]
         best = int(margins.argmin())
         weight = weights[0, best]
         (gradient,) = ROUTES["loop"](net, image, weight[None, None], 1)
@@ -668,21 +668,21 @@ def _panels_filed(blocks: Iterable[Tensor], shape: tuple[int, int, int], width: 
             yield torch.from_numpy(panel).view(1, d, -1).to(device)
 
 
-def _against(net: Model, images: Tensor, classifier: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The answers (N,), the other classes (N, K-1), and t_a - t_b for each of them, (N, K-1, D)."""
-    classifier = classifier.to(net.device)
+def _against(net: Model, images: Tensor, classifier: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The answers (N,), the other classes (N, K-1), and of each t_a - t_b (N, K-1, D) and b_a - b_b (N, K-1)."""
     answers = _answers(net, images, classifier)
-    classes = torch.arange(len(classifier), device=net.device).expand(len(images), -1)
+    weights, bias = net.directions(classifier.to(net.device))
+    classes = torch.arange(len(weights), device=net.device).expand(len(images), -1)
     others = classes[classes != answers[:, None]].view(len(images), -1)
-    return answers, others, classifier[answers][:, None] - classifier[others]
+    return answers, others, weights[answers][:, None] - weights[others], bias[answers][:, None] - bias[others]
 
 
 @torch.no_grad()
 def _answers(net: Model, pixels: Tensor, classifier: Tensor, *, batch_size: int = 100) -> Tensor:
-    if len(classifier) < 2:
-        raise ValueError(f"{len(classifier)} class given, allowed are two or more.")
-    parts = [net.encode_image(part.to(net.device)) for part in pixels.split(batch_size)]
-    return (torch.cat(parts) @ classifier.to(net.device).T).argmax(1)
+    features = torch.cat([net.encode_image(part.to(net.device)) for part in pixels.split(batch_size)])
+    net.check_classifier(classifier, features.shape[1])
+    weights, bias = net.directions(classifier.to(net.device))  # on raw embeddings, as the margins
+    return (features @ weights.T + bias).argmax(1)
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ CONTROL = 2**32 - 1  # draw number of `random_control`: noise that `response` ne
 def response(
     net: Model,
     pixels: Float[Tensor, "n 3 h w"],
-    classifier: Float[Tensor, "k d"],
+    classifier: Float[Tensor, "k columns"],
     *,
     sigmas: Sequence[float],
     draws: int = 16,
@@ -56,7 +56,7 @@ def response(
     Args:
         net: The model handle.
         pixels: Images in [0, 1].
-        classifier: Unit text weights.
+        classifier: Rows of `net.classifier`.
         sigmas: Standard deviations of the noise, in units of [0, 1] pixels: a grey level is 1/255.
         draws: Noisy copies an image and sigma.
         conversion: `float` keeps the pixels, `round` is what a correct 8-bit file gives back, `truncate`
@@ -68,7 +68,8 @@ def response(
         One row an image and sigma, columns `row` (position of the image), `sigma`, `conversion`, `drift`
         (mean over draws of 1 - cosine to the noise-free embedding), `consistency` (share of draws whose
         answer is the noise-free one), `prediction` (noise-free answer) and `noisy_prediction` (answer of
-        the mean of the normalised noisy embeddings).
+        the mean of the noisy copies' logits: for a text classifier, whose logits are linear in the
+        normalised embedding, that of the mean of those).
 
     Raises:
         ValueError: If there is no image or sigma, a sigma is not positive, draws or batch_size is below
@@ -83,11 +84,10 @@ def response(
     convert, n = CONVERSIONS[conversion], len(pixels)
     classifier = classifier.to(net.device)
     features = torch.cat([net.encode_image(convert(part.to(net.device))) for part in pixels.split(batch_size)])
-    if classifier.ndim != 2 or classifier.shape[1] != features.shape[1]:
-        raise ValueError(f"classifier has shape {tuple(classifier.shape)}, allowed is (K, {features.shape[1]}).")
-    prediction = net.logits_of(features, classifier).argmax(1).cpu()
-    clean = F.normalize(features.double(), dim=1).cpu()
-    totals = np.zeros((len(sigmas), n, 2 + clean.shape[1]))  # drift, same answer, unit embedding
+    net.check_classifier(classifier, features.shape[1])
+    clean, clean_logits = F.normalize(features.double(), dim=1).cpu(), net.logits_of(features, classifier).cpu()
+    prediction = clean_logits.argmax(1)
+    totals = np.zeros((len(sigmas), n, 2 + len(classifier)))  # drift, same answer, logits
     with tqdm(total=n * draws * len(sigmas), desc="noise", unit="image", disable=hidden()) as progress:
         for part in torch.arange(n * draws).split(batch_size):
             rows = part // draws
@@ -98,20 +98,18 @@ def response(
             for s, sigma in enumerate(sigmas):  # inside, so that noise is made once for all sigmas
                 noisy = convert(torch.add(images, noise, alpha=sigma).clamp_(0, 1))
                 features = net.encode_image(noisy)
-                answers = net.logits_of(features, classifier).argmax(1).cpu()
-                unit = F.normalize(features.double(), dim=1).cpu()
+                unit, logits = F.normalize(features.double(), dim=1).cpu(), net.logits_of(features, classifier).cpu()
                 # Rounding may give the image back: its drift is 0 then, not the 1e-14 by which batches differ,
                 # which a rank statistic would take for a signal.
                 back = (noisy == before).flatten(1).all(1).cpu()
-                unit[back] = clean[rows[back]]
+                unit[back], logits[back] = clean[rows[back]], clean_logits[rows[back]]
                 # 1 - cos of unit vectors, without the cancellation that would hide a small drift
                 drift = (unit - clean[rows]).square().sum(1) / 2
-                same = back | (answers == prediction[rows])
+                same = logits.argmax(1) == prediction[rows]
                 # a batch holds an image's draws side by side, so its rows are a run of images
-                totals[s, own] += np.add.reduceat(np.column_stack([drift, same, unit]), first)
+                totals[s, own] += np.add.reduceat(np.column_stack([drift, same, logits]), first)
                 progress.update(len(rows))
     means = torch.from_numpy(totals / draws)
-    smoothed = torch.stack([net.logits_of(m.float().to(net.device), classifier).argmax(1) for m in means[:, :, 2:]])
     return pd.DataFrame(
         {
             "row": np.tile(np.arange(n), len(sigmas)),
@@ -120,7 +118,7 @@ def response(
             "drift": means[:, :, 0].flatten().numpy(),
             "consistency": means[:, :, 1].flatten().numpy(),
             "prediction": prediction.repeat(len(sigmas)).numpy(),
-            "noisy_prediction": smoothed.flatten().cpu().numpy(),
+            "noisy_prediction": means[:, :, 2:].argmax(2).flatten().numpy(),
         }
     )
 

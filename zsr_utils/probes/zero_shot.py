@@ -161,13 +161,13 @@ def project(
     neighbors: int = 15,
     moved: Embedded | None = None,
 ) -> pd.DataFrame:
-    """UMAP of images and class texts in one plane, by cosine distance.
+    """UMAP of images and classes in one plane, by cosine distance: texts, or the weights of a supervised head.
 
     Images and texts sit in separate cones of the sphere (the modality gap), so each cloud is centred
     before the two are joined; without that the map would show two islands and nothing else.
 
     Args:
-        net: The model, for its texts.
+        net: The model, for its classes.
         embedded: Raw image features.
         class_names: Names in label order.
         templates: Prompt templates.
@@ -186,7 +186,8 @@ def project(
     def unit(values: np.ndarray) -> np.ndarray:
         return values / np.linalg.norm(values, axis=1, keepdims=True)
 
-    texts = unit(net.classifier(class_names, templates).cpu().numpy())
+    weights, _ = net.directions(net.classifier(class_names, templates))
+    texts = unit(weights.cpu().numpy())
     originals = unit(embedded.features)
     others = originals[:0] if moved is None else unit(moved.features)
     center = originals.mean(0)

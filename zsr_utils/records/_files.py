@@ -72,7 +72,7 @@ def result_folder(model: str, dataset: str, notebook: str, pretrained: str | Non
 def read_rows(folder: Path | str) -> pd.DataFrame:
     """Rows of one result folder, or of several by a pattern such as `results/*/01-zero-shot-baseline`.
 
-    Columns `model` and `dataset` come from each folder's provenance.
+    Columns `model`, `fingerprint` and `dataset` come from each folder's provenance.
 
     Raises:
         FileNotFoundError: If no folder holds `samples.parquet`.
@@ -80,7 +80,7 @@ def read_rows(folder: Path | str) -> pd.DataFrame:
     frames = []
     for path in _matching(folder, "samples.parquet"):
         provenance = json.loads((path.parent / "provenance.json").read_text())
-        frames.append(pd.read_parquet(path).assign(model=provenance["model"], dataset=provenance["dataset"]))
+        frames.append(pd.read_parquet(path).assign(**{k: provenance[k] for k in ("model", "fingerprint", "dataset")}))
     return concat(frames)
 
 

@@ -2,6 +2,7 @@
 
 import html
 import importlib.metadata
+import json
 import platform
 import re
 import subprocess
@@ -25,6 +26,10 @@ RECORD = "application/papermill.record/"
 class Run:
     """What one notebook measures with one model on one data set.
 
+    Its folder is known by names, before any model is loaded. If it holds results of another checkpoint of the
+    same name, the first file that is written moves them to `<model>-<8 digits of its fingerprint>@<data set>`;
+    an embedded model that was trained again replaces its results.
+
     Args:
         notebook: File name of the notebook without `.ipynb`.
         net: The model handle.
@@ -37,9 +42,9 @@ class Run:
     """
 
     def __init__(self, notebook: str, net, images, **parameters):
-        dataset = parameters.get("dataset") or images.name
         self.notebook, self.parameters = notebook, parameters
-        self.folder = result_folder(net.name, dataset, notebook, net.pretrained)
+        self._dataset = parameters.get("dataset") or images.name
+        self.folder = result_folder(net.name, self._dataset, notebook, net.pretrained)
         self.metrics: dict[str, Estimate] = {}
         self._net, self._images = net, images
         self._prompts: dict[str, list[str]] = {}
@@ -93,6 +98,7 @@ class Run:
 
     def save_rows(self, rows: pd.DataFrame, name: str = "samples") -> None:
         """Write per-sample rows to `<name>.parquet`."""
+        self._make_room()
         write_frame(self.folder / f"{name}.parquet", rows)
 
     def say(self, text: str) -> None:
@@ -106,11 +112,27 @@ class Run:
 
     def save(self) -> Path:
         """Write `metrics.json` and `provenance.json`, and leave every number in the notebook for other pages."""
+        self._make_room()
         write_json(self.folder / "metrics.json", self.table().to_dict("records"))
         write_json(self.folder / "provenance.json", self.provenance())
         for name, estimate in self.metrics.items():
             glue(name, estimate)
         return self.folder
+
+    def _make_room(self) -> None:
+        """Move the results of another checkpoint aside, its provenance last: a stop in between is made up for."""
+        net, known = self._net, self.folder / "provenance.json"
+        if net.trained_on or not known.is_file():
+            return
+        owner = json.loads(known.read_text())["fingerprint"]
+        if owner == net.fingerprint:
+            return
+        tag = "-".join(filter(None, (net.pretrained, owner[:8])))
+        aside = result_folder(net.name, self._dataset, self.notebook, tag)
+        aside.mkdir(parents=True, exist_ok=True)
+        files = [p for p in self.folder.glob("[!.]*") if p.is_file()]  # a notebook that is running has a hidden name
+        for file in sorted(files, key=lambda p: p == known):
+            file.replace(aside / file.name)
 
     def provenance(self) -> dict:
         """Everything needed to say where these numbers come from."""
@@ -123,6 +145,7 @@ class Run:
             "activation": net.activation,
             "precision": net.precision,
             "image_size": net.image_size,
+            "preprocessing": net.preprocessing,
             "caution": self.caution,
             "dataset": images.name,
             "dataset_fingerprint": images.fingerprint,
