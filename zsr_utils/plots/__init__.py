@@ -3,6 +3,7 @@
 from zsr_utils.plots import _style
 from zsr_utils.plots._figures import agreement, bars, curves, forest, heatmap, projection, similarity_histogram
 from zsr_utils.plots._gallery import gallery, picture, side_by_side, signed_picture
+from zsr_utils.plots._trends import forests, trend
 
 
 _style.use()
@@ -12,6 +13,7 @@ __all__ = [
     "bars",
     "curves",
     "forest",
+    "forests",
     "gallery",
     "heatmap",
     "picture",
@@ -19,4 +21,5 @@ __all__ = [
     "side_by_side",
     "signed_picture",
     "similarity_histogram",
+    "trend",
 ]
