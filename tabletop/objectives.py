@@ -38,6 +38,7 @@ class Contrastive:
     metric, shown_as = "zero_shot", "Zero-shot accuracy"
     makes, seen = "CLIP model", "Image-caption pairs seen"
     weights = "open_clip_model.safetensors"
+    origin = "trained from scratch"
     measured = 'zero-shot top-1 over ten kinds with the prompt "a photo of a ..."'
 
     def __init__(self, label: str, function: nn.Module, **model_cfg: float):
@@ -130,10 +131,15 @@ class Supervised:
     metric, shown_as = "accuracy", "Accuracy"
     makes, seen = "image classifier", "Images seen"
     weights = "model.safetensors"
+    origin = "trained from scratch"
     measured = "top-1 over the ten kinds it was trained on"
 
     def build(self, config: dict) -> nn.Module:
-        return towers.build_classifier(config["tower"], len(KINDS))
+        return towers.build_classifier(self.tower(config), len(KINDS))
+
+    def tower(self, config: dict) -> str:
+        """The name in timm."""
+        return config["tower"]
 
     def targets(self, kinds: Iterable[str], captions: Sequence[Sequence[str]]) -> Tensor:
         """The label of every scene, once for each caption, so that batches are drawn alike for every loss."""
@@ -159,7 +165,7 @@ class Supervised:
     def write(self, config: dict, folder: Path) -> None:
         """`config.json`: what `towers.build_classifier` and the normalisation need."""
         contents = {
-            "tower": config["tower"],
+            "tower": self.tower(config),
             "class_names": list(KINDS),
             "image_size": towers.IMAGE_SIZE,
             "mean": MEAN,
@@ -172,9 +178,65 @@ class Supervised:
 
     def loading(self, name: str) -> str:
         return (
-            "Build it with `tabletop.towers.build_classifier(tower, len(class_names))` from the values in "
-            "`config.json` and load `model.safetensors` into it."
+            f'Load it with `zsr_utils.load_model("{name}")`, or build it with '
+            "`tabletop.towers.build_classifier(tower, len(class_names))` from the values in `config.json` "
+            "and load `model.safetensors` into it."
         )
+
+
+class FineTuned(Supervised):
+    """The zero-shot classifier of a CLIP member, trained on: all its weights, or its head alone (linear probe).
+
+    Args:
+        start: Name of the member that it starts from.
+        trains: `all` or `head`.
+        plan: Samples, learning rate and the like; `tabletop.train` reads them.
+
+    Raises:
+        ValueError: If `trains` is something else.
+    """
+
+    seen = "Images seen in fine-tuning"
+
+    def __init__(self, start: str, trains: str, **plan: float):
+        if trains not in ("all", "head"):
+            raise ValueError(f"trains is {trains!r}, allowed are 'all' and 'head'.")
+        what = "all weights are" if trains == "all" else "the linear layer alone is"
+        self.trains, self.origin = trains, f"fine-tuned from `{start}`, which was trained"
+        self.label = f"cross-entropy on the kind of the object in the pre-training scenes; {what} trained"
+
+    def tower(self, config: dict) -> str:
+        return f"{config['tower']}_unit"
+
+    def loss(self, model: nn.Module, pixels: Tensor, target: Tensor) -> Tensor:
+        if self.trains == "all":
+            return super().loss(model, pixels, target)
+        model.eval()  # weights without a gradient stand still, but the statistics of batch norms would move
+        with torch.no_grad():
+            features = model.forward_head(model.forward_features(normalise(pixels)), pre_logits=True)
+        return F.cross_entropy(model.head(features), target)
+
+    def text_tower(self, config: dict) -> str:
+        return "none; a linear layer on the ten kinds, at the start the embedded prompts times the logit scale"
+
+
+class Averaged(FineTuned):
+    """The weight average of a zero-shot classifier and its fine-tuned end (WiSE-FT); nothing is trained.
+
+    Args:
+        start: Name of the member that it starts from.
+        end: Name of the member that was fine-tuned from it.
+        alpha: Share of the end, from 0 to 1.
+
+    Raises:
+        ValueError: If `alpha` is not a share.
+    """
+
+    def __init__(self, start: str, end: str, alpha: float):
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is {alpha}, allowed is 0 to 1.")
+        self.origin = f"averaged from the weights of `{start}` and `{end}`, which were trained"
+        self.label = f"none of its own: {1 - alpha:g} times the start plus {alpha:g} times the end (WiSE-FT)"
 
 
 # SigLIP starts from a small scale and a large negative bias, because most pairs in a batch do not match.
@@ -188,15 +250,17 @@ OBJECTIVES = {
 
 
 def objective_of(config: dict) -> Contrastive | Supervised:
-    """The objective that a config names as its `loss`.
+    """The objective that a config names as its `loss`, or what its block `finetune` adds to that training.
 
     Examples:
         >>> objective_of({"loss": "siglip"}).label
         'pairwise sigmoid (SigLIP)'
 
     Raises:
-        ValueError: If there is no such loss.
+        ValueError: If there is no such loss, or fine-tuning is not possible so.
     """
+    if how := config.get("finetune"):
+        return Averaged(**how) if "alpha" in how else FineTuned(**how)
     loss = config["loss"]
     if loss not in OBJECTIVES:
         raise ValueError(f"loss is {loss!r}, allowed are {', '.join(OBJECTIVES)}.")

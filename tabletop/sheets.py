@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ZOOM = 2
 GAP, LABEL = 10, 26  # pixels between tiles, and below a tile for its label
 PAPER, INK, RULE = (255, 255, 255), (40, 40, 44), (215, 215, 220)
-LINE_COLORS = {"loss": (196, 78, 32), "zero_shot": (31, 91, 176)}
+LINE_COLORS = {"loss": (196, 78, 32), "zero_shot": (31, 91, 176), "accuracy": (31, 91, 176)}
+TITLES = {"zero_shot": "zero-shot accuracy, validation set", "accuracy": "accuracy, validation set"}
 
 Cell = tuple[str, Sequence[Scene]]  # a label, and the scenes stacked above it
 
@@ -111,7 +112,7 @@ def contact_sheet(cells: Sequence[Cell], columns: int) -> Image.Image:
 
 
 def learning_curve(path: Path, *, width: int = 680, panel: int = 240) -> Image.Image:
-    """Loss and zero-shot accuracy against the samples seen, from a model's `curve.csv`.
+    """Loss and accuracy (zero-shot, or that of a classifier) against the samples seen, from a model's `curve.csv`.
 
     Args:
         path: The curve that `tabletop.train` wrote.
@@ -120,16 +121,19 @@ def learning_curve(path: Path, *, width: int = 680, panel: int = 240) -> Image.I
 
     Raises:
         FileNotFoundError: If the model has not been trained yet.
+        ValueError: If there is nothing to draw: an average of weights has no training of its own.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist yet: `python -m tabletop.train` writes it.")
     with path.open(newline="") as file:
         points = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    if "loss" not in points[0]:
+        raise ValueError(f"{path.parent.name} was not trained, so it has no learning curve.")
     scale = 3  # drawn large and reduced, so that lines are smooth
+    metric = next(name for name in TITLES if name in points[0])
+    titles = {"loss": "contrastive loss" if metric == "zero_shot" else "cross-entropy", metric: TITLES[metric]}
     picture = Image.new("RGB", (width * scale, 2 * panel * scale), PAPER)
-    for index, (name, title) in enumerate(
-        (("loss", "contrastive loss"), ("zero_shot", "zero-shot accuracy, validation set"))
-    ):
+    for index, (name, title) in enumerate(titles.items()):
         _panel(ImageDraw.Draw(picture), points, name, title, (width, panel, index * panel), scale)
     return picture.resize((width, 2 * panel), Image.Resampling.LANCZOS)
 
@@ -139,7 +143,7 @@ def _panel(draw, points, name, title, place, scale) -> None:
     left, right, upper, lower = 62, width - 24, top + 38, top + height - 48
     font = ImageFont.load_default(size=16 * scale)
     across = max(p["samples"] for p in points)
-    above = 1.0 if name == "zero_shot" else max(p[name] for p in points) * 1.05
+    above = 1.0 if name in TITLES else max(p[name] for p in points) * 1.05
 
     def at(samples, value):
         x = left + (right - left) * samples / across
@@ -153,7 +157,7 @@ def _panel(draw, points, name, title, place, scale) -> None:
         x, y = at(tick, 0)
         draw.text((x, y + 8 * scale), f"{tick:,.0f}", fill=INK, font=font, anchor="ma")
     draw.text((left * scale, (top + 8) * scale), title, fill=INK, font=font, anchor="la")
-    if name == "zero_shot":
+    if name in TITLES:
         x, y = right * scale, (lower + 27) * scale
         draw.text((x, y), "samples seen", fill=INK, font=font, anchor="ra")
     line = [at(p["samples"], p[name]) for p in points]
@@ -186,7 +190,7 @@ def main() -> None:
     curve = ROOT / "data" / "models" / arguments.model / "curve.csv"
     try:
         learning_curve(curve).save(arguments.outdir / "curve.png", optimize=True)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         parser.exit(1, f"the sheets are written, the curve is not: {error}\n")
 
 

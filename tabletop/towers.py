@@ -96,6 +96,22 @@ def tabletop_resnet(pretrained=False, **kwargs):
     return _resnet(32, (64, 128), (1, 3), pretrained, **kwargs)
 
 
+class UnitLength(nn.Module):
+    """Features of length one."""
+
+    def forward(self, x):
+        return nn.functional.normalize(x, dim=-1)
+
+
+@register_model
+def tabletop_vit_base_unit(pretrained=False, **kwargs):
+    """`tabletop_vit_base` up to the embedding of its CLIP model: projected, and of length one."""
+    model = _vit(128, 4, pretrained, **kwargs)
+    # the embedding is as wide as the tower, so a head fits either
+    model.fc_norm = nn.Sequential(nn.Linear(128, 128, bias=False), UnitLength())
+    return model
+
+
 def build_classifier(tower: str, classes: int) -> nn.Module:
     """A tower with a linear layer over the mean of its last tokens, as the towers of the CLIP models have it.
 

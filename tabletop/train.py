@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from tabletop import towers
+from tabletop import finetune, towers
 from tabletop.data import (
     NUDGES,
     VALIDATION_IMAGES,
@@ -40,7 +40,7 @@ from tabletop.data import (
     pretraining_scenes,
     write_twins,
 )
-from tabletop.objectives import objective_of
+from tabletop.objectives import Averaged, objective_of
 from tabletop.scene import SceneDistribution
 
 
@@ -118,7 +118,23 @@ def up_to_date(config: dict, models: Path) -> bool:
     files = [folder / name for name in ("training.yaml", "README.md", "curve.csv", objective_of(config).weights)]
     if not all(f.is_file() for f in files):
         return False
-    return {**read_config(DEFAULT), **yaml.safe_load(files[0].read_text())} == config
+    return _same(yaml.safe_load(files[0].read_text()), config)
+
+
+def _same(one: dict, other: dict) -> bool:
+    """Whether two configs are equal once the default has filled in the keys that one of them does not know."""
+    default = read_config(DEFAULT)
+    return {**default, **one} == {**default, **other}
+
+
+def plan_of(config: dict) -> dict:
+    """The config of the training itself: what the block `finetune` names goes before the same key outside.
+
+    Examples:
+        >>> plan_of({"samples": 384_000, "seed": 0, "finetune": {"samples": 25_600}})["samples"]
+        25600
+    """
+    return {**config, **config.get("finetune", {})}
 
 
 def build(config: dict) -> torch.nn.Module:
@@ -164,34 +180,37 @@ def learning_rate(samples: int, config: dict) -> float:
 
 def train(config: dict, *, runs: Path, models: Path, validation: Path, device: str) -> Path:
     """Train to the end (or go on from the checkpoint) and return the finished model's folder."""
+    objective, plan = objective_of(config), plan_of(config)
+    if isinstance(objective, Averaged):
+        return _average(objective, config, models, validation, device)
     run = runs / config["name"]
     run.mkdir(parents=True, exist_ok=True)
-    objective = objective_of(config)
     images, targets = _pretraining_set(config, objective, runs / "images" / _data_key(config))
 
     torch.manual_seed(config["seed"])
-    model = objective.build(config).to(device)
+    model = finetune.starting_point(config, models) if config.get("finetune") else objective.build(config)
+    model.to(device)
     decay = [p for p in model.parameters() if p.ndim >= 2]
     rest = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": config["weight_decay"]}, {"params": rest, "weight_decay": 0.0}],
-        lr=config["learning_rate"],
+        [{"params": decay, "weight_decay": plan["weight_decay"]}, {"params": rest, "weight_decay": 0.0}],
+        lr=plan["learning_rate"],
         betas=(0.9, 0.98),
     )
     state = {"samples": 0, "cpu_seconds": 0.0, "curve": []}
     checkpoint = run / "checkpoint.pt"
     saved = torch.load(checkpoint, weights_only=True, map_location=device) if checkpoint.exists() else {}
-    if saved.get("config") == config:  # a checkpoint of another config is not gone on from
+    if saved and _same(saved["config"], config):  # a checkpoint of another config is not gone on from
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         state = saved["state"]
 
-    batch_size = config["batch_size"]
+    batch_size, every = plan["batch_size"], EVERY // 4 if config.get("finetune") else EVERY
     val_pixels, val_labels = _validation(validation)
-    bar = tqdm(total=config["samples"], initial=state["samples"], unit="img", mininterval=5)
+    bar = tqdm(total=plan["samples"], initial=state["samples"], unit="img", mininterval=5)
     losses: list[float] = []
     model.train()
-    while state["samples"] < config["samples"]:
+    while state["samples"] < plan["samples"]:
         began = time.process_time()  # not the time of day: a run may be stopped and continued, or share the machine
         # the batch depends on the sample count alone, so a resumed run sees what it would have seen
         rng = np.random.default_rng([config["seed"], 7, state["samples"]])
@@ -200,7 +219,7 @@ def train(config: dict, *, runs: Path, models: Path, validation: Path, device: s
         pixels = torch.from_numpy(images[np.sort(rows)]).permute(0, 3, 1, 2).float().to(device) / 255
         target = targets[np.sort(rows), rng.integers(config["captions"], size=batch_size)].to(device)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(state["samples"], config)
+            group["lr"] = learning_rate(state["samples"], plan)
         loss = objective.loss(model, augment(pixels, generator), target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -211,7 +230,7 @@ def train(config: dict, *, runs: Path, models: Path, validation: Path, device: s
         state["samples"] += batch_size
         state["cpu_seconds"] += time.process_time() - began
         bar.update(batch_size)
-        if state["samples"] % EVERY < batch_size or state["samples"] >= config["samples"]:
+        if state["samples"] % every < batch_size or state["samples"] >= plan["samples"]:
             accuracy = accuracy_of(objective, model, val_pixels, val_labels, device)
             state["curve"].append(
                 {"samples": state["samples"], "loss": float(np.mean(losses)), objective.metric: accuracy,
@@ -226,6 +245,13 @@ def train(config: dict, *, runs: Path, models: Path, validation: Path, device: s
             )
             temporary.replace(checkpoint)
     bar.close()
+    return export(model, config, state, models / config["name"])
+
+
+def _average(objective, config, models, validation, device) -> Path:
+    model = finetune.starting_point(config, models).to(device)
+    accuracy = accuracy_of(objective, model, *_validation(validation), device)
+    state = {"samples": 0, "cpu_seconds": 0.0, "curve": [{"samples": 0, objective.metric: accuracy}]}
     return export(model, config, state, models / config["name"])
 
 
@@ -292,9 +318,10 @@ def card(model, config: dict, state: dict) -> str:
     interval = binomtest(round(accuracy * images), images).proportion_ci(method="wilson")
     million = sum(p.numel() for p in model.parameters()) / 1e6
     tower = objective.image_parameters(model) / 1e6
+    batches = "" if isinstance(objective, Averaged) else f", batches of {plan_of(config)['batch_size']}"
     return f"""# {config["name"]}
 
-A small {objective.makes} trained from scratch on still lifes of the tabletop world.
+A small {objective.makes} {objective.origin} on still lifes of the tabletop world.
 It is a model organism: it shows phenomena and methods, not facts about CLIP.
 
 {_changes(config)}
@@ -304,7 +331,7 @@ It is a model organism: it shows phenomena and methods, not facts about CLIP.
 | Image tower | `{config["tower"]}`, {tower:.2f} million parameters, {towers.IMAGE_SIZE} px, {towers.describe(objective.trunk(model))} |
 | Text tower | {objective.text_tower(config)} |
 | Parameters in all | {million:.2f} million, stored as fp16 |
-| Loss | {objective.label}, batches of {config["batch_size"]} |
+| Loss | {objective.label}{batches} |
 | Pre-training set | {config["scenes"]:,} scenes with {config["captions"]} captions each, seed {config["seed"]} |
 | {objective.seen} | {state["samples"]:,} |
 | Training time | {state["cpu_seconds"] / 60:.0f} minutes of CPU time, summed over cores |

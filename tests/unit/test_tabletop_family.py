@@ -18,7 +18,7 @@ import yaml
 from test_tabletop_train import CONFIG
 
 import zsr_utils as zsr
-from tabletop import KINDS, Scene, SceneDistribution, data, objectives, render, towers, train
+from tabletop import KINDS, Scene, SceneDistribution, data, objectives, render, sheets, towers, train
 
 
 MODELS = Path(__file__).resolve().parents[2] / "data" / "models"
@@ -65,8 +65,19 @@ def test_all_members_are_there_and_only_one_changes_two_things():
     changes = {name: config_of(name)["changes"] for name in NAMES}
     assert {name for name, keys in changes.items() if len(keys) > 1} == {"conv-supervised"}
     assert {"small", "large", "conv", "siglip", "othersource", "quarter", "overlap", "supervised"} < changes.keys()
+    assert {name for name, keys in changes.items() if "finetune" in keys} == {"probe", "finetuned", "wise"}
     assert {config_of(name)["samples"] for name in NAMES} == {384_000}
     assert train.differences(config_of("default")) == {} and config_of("default")["changes"] == []
+
+
+def test_fine_tuned_members_go_on_from_the_default_on_its_own_images():
+    default, probe, finetuned, wise = map(config_of, ("default", "probe", "finetuned", "wise"))
+    for config in (probe, finetuned, wise):
+        assert config["finetune"]["start"] == default["name"]
+        assert train._data_key(config) == train._data_key(default)
+    assert (probe["finetune"]["trains"], finetuned["finetune"]["trains"]) == ("head", "all")
+    assert probe["finetune"]["samples"] == finetuned["finetune"]["samples"] < default["samples"]
+    assert wise["finetune"] == {"start": default["name"], "end": finetuned["name"], "alpha": 0.5}
 
 
 def test_default_keeps_its_images_and_its_model():
@@ -320,6 +331,29 @@ def test_card_names_what_the_member_changes(name, tmp_path):
 
 
 def test_every_objective_describes_itself():
-    names = ("label", "metric", "shown_as", "makes", "seen", "measured", "weights")
-    for (_, objective), name in itertools.product(objectives.OBJECTIVES.items(), names):
-        assert getattr(objective, name)
+    names = ("label", "metric", "shown_as", "makes", "seen", "measured", "weights", "origin")
+    for config, name in itertools.product(PATHS, names):
+        assert getattr(objectives.objective_of(config_of(config)), name)
+
+
+# Learning curve
+
+
+@pytest.mark.parametrize("metric", ["zero_shot", "accuracy"])
+def test_learning_curve_shows_the_loss_above_the_accuracy(metric, tmp_path):
+    path = tmp_path / "curve.csv"
+    path.write_text(f"samples,loss,{metric},cpu_seconds\n100,2.0,0.25,1\n200,1.0,0.75,2\n")
+    picture = np.asarray(sheets.learning_curve(path, width=340, panel=120)).astype(int)
+    assert picture.shape == (240, 340, 3)
+    for panel, name in ((picture[:120], "loss"), (picture[120:], metric)):
+        marked = np.abs(panel - sheets.LINE_COLORS[name]).max(axis=2) < 8
+        rows, columns = np.nonzero(marked)
+        left, right = (rows[columns == edge].mean() for edge in (columns.min(), columns.max()))
+        assert np.sign(right - left) == (1 if name == "loss" else -1), "a falling loss, a rising accuracy"
+
+
+def test_average_of_weights_has_no_learning_curve(tmp_path):
+    path = tmp_path / "curve.csv"
+    path.write_text("samples,accuracy\n0,0.5\n")
+    with pytest.raises(ValueError, match=f"^{tmp_path.name} was not trained, so it has no learning curve"):
+        sheets.learning_curve(path)

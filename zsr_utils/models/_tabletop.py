@@ -29,7 +29,9 @@ def training(name: str) -> dict:
         ValueError: If there is no such model.
     """
     one_of("embedded model", name, embedded_models())
-    return {"changes": [], **yaml.safe_load((FOLDER / name / "training.yaml").read_text())}
+    # a setting that an older config does not know has the default's value
+    files = (ROOT / "tabletop" / "configs" / "default.yaml", FOLDER / name / "training.yaml")
+    return {key: value for file in files for key, value in yaml.safe_load(file.read_text()).items()}
 
 
 def load(name: str, precision: str) -> Model:

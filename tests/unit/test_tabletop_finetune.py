@@ -1,0 +1,228 @@
+"""Fine-tuning on the ten kinds: where it starts, what it moves, and the weight average."""
+
+import csv
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from test_tabletop_train import CONFIG, Interrupted, folders  # noqa: F401  the folders are a fixture
+
+import zsr_utils as zsr
+from tabletop import finetune, objectives, render, towers, train
+from tabletop.scene import KINDS, Scene
+from zsr_utils.models import _tabletop
+
+
+CLIP = CONFIG | {"name": "start", "tower": "tabletop_vit_base", "embed_dim": 128}
+BLOCK = {"start": "start", "samples": 24, "learning_rate": 0.01, "warmup": 8}
+FINETUNED = CLIP | {"name": "finetuned", "changes": ["finetune"], "finetune": {**BLOCK, "trains": "all"}}
+PROBE = FINETUNED | {"name": "probe", "finetune": {**BLOCK, "trains": "head"}}
+WISE = FINETUNED | {"name": "wise", "finetune": {"start": "start", "end": "finetuned", "alpha": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """A CLIP model with random weights and statistics, as none of them would be left out unseen."""
+    torch.manual_seed(0)
+    model = train.build(CLIP)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def start(clip, tmp_path_factory):
+    """The folder that it was exported to."""
+    state = {"samples": 8, "cpu_seconds": 1.0, "curve": [{"samples": 8, "loss": 2.0, "zero_shot": 0.1}]}
+    return train.export(clip, CLIP, state, tmp_path_factory.mktemp("models") / "start")
+
+
+@pytest.fixture
+def places(folders, start, tmp_path):  # noqa: F811
+    """Arguments of `train.train`, with the start among the finished models."""
+    folders["models"].mkdir()
+    (folders["models"] / "start").symlink_to(start)
+    return folders | {"runs": tmp_path / "runs"}
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return render([Scene(kind) for kind in KINDS]).pixels
+
+
+# Start
+
+
+def test_fine_tuning_starts_as_the_zero_shot_model(clip, start, pixels):
+    network = finetune.zero_shot_network(start).eval()
+    with torch.no_grad():
+        cosines = objectives.OBJECTIVES["clip"].logits(clip, "cpu")(pixels)
+        logits = network(objectives.normalise(pixels))
+    assert cosines.std(dim=0).min() > 1e-4, "every picture has the same scores"
+    torch.testing.assert_close(logits, clip.logit_scale.exp() * cosines, atol=5e-3, rtol=0)  # stored as fp16
+    assert torch.equal(network.head.bias, torch.zeros(10))
+
+
+def test_features_of_the_head_are_the_embedding_at_length_one(clip, start, pixels):
+    network = finetune.zero_shot_network(start).eval()
+    pixels = objectives.normalise(pixels)
+    with torch.no_grad():
+        features = network.forward_head(network.forward_features(pixels), pre_logits=True)
+        torch.testing.assert_close(features, clip.encode_image(pixels, normalize=True), atol=2e-3, rtol=0)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(10))
+
+
+def test_own_start_is_needed(tmp_path):
+    with pytest.raises(ValueError, match=r"^finetuned needs start, which has not been trained yet\.$"):
+        finetune.starting_point(FINETUNED, tmp_path)
+
+
+# Training
+
+
+def weights_of(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def moved(folder, start):
+    before = finetune.zero_shot_network(start).half().state_dict()
+    return {key for key, value in weights_of(folder).items() if not torch.equal(value, before[key])}
+
+
+def test_linear_probe_moves_the_head_and_nothing_else(places, start):
+    folder = train.train(PROBE, **places)
+    assert moved(folder, start) == {"head.weight", "head.bias"}
+
+
+def test_fine_tuning_moves_everything(places, start):
+    folder = train.train(FINETUNED, **places)
+    assert moved(folder, start) == weights_of(folder).keys()
+
+
+def test_the_block_sets_the_length_and_the_rates(places, monkeypatch):
+    original, seen = train.learning_rate, []
+    monkeypatch.setattr(train, "learning_rate", lambda s, c: seen.append((s, original(s, c))) or original(s, c))
+    block = PROBE["finetune"] | {"samples": 16}
+    folder = train.train(PROBE | {"finetune": block}, **places)
+    assert dict(seen) == {0: pytest.approx(0.01 / 8), 8: pytest.approx(0.01)}
+    assert [int(row["samples"]) for row in csv.DictReader((folder / "curve.csv").open())] == [8, 16]
+    assert yaml.safe_load((folder / "training.yaml").read_text())["samples"] == CLIP["samples"]
+
+
+@pytest.mark.parametrize("config", [PROBE, FINETUNED], ids=lambda c: c["name"])
+def test_interrupted_fine_tuning_ends_with_the_same_weights(config, places, tmp_path, monkeypatch):
+    expected = weights_of(train.train(config, **places | {"runs": tmp_path / "straight"}))
+    original = train.learning_rate
+
+    def interrupt(samples, plan):
+        if samples >= 8:
+            raise Interrupted
+        return original(samples, plan)
+
+    monkeypatch.setattr(train, "learning_rate", interrupt)
+    with pytest.raises(Interrupted):
+        train.train(config, **places)
+    monkeypatch.setattr(train, "learning_rate", original)
+    resumed = weights_of(train.train(config, **places))
+    assert all(torch.equal(resumed[key], value) for key, value in expected.items())
+
+
+def test_checkpoint_older_than_a_key_of_the_default_is_gone_on_from(places, monkeypatch):
+    config = train.read_config(train.DEFAULT) | CONFIG
+    train.train(config, **places)
+    path = places["runs"] / "tiny" / "checkpoint.pt"
+    saved = torch.load(path, weights_only=True)
+    del saved["config"]["finetune"]
+    torch.save(saved, path)
+    monkeypatch.setattr(train, "learning_rate", None)  # a further step would fail
+    train.train(config, **places)
+
+
+# Average
+
+
+@pytest.fixture
+def ends(start, tmp_path):
+    """A folder of models with a fine-tuned end that lies elsewhere: every weight is moved by one."""
+    network = finetune.zero_shot_network(start)
+    weights = {k: v + 1 if v.is_floating_point() else v + 7 for k, v in network.state_dict().items()}
+    (tmp_path / "finetuned").mkdir()
+    save_file(weights, tmp_path / "finetuned" / "model.safetensors")
+    (tmp_path / "finetuned" / "README.md").touch()
+    (tmp_path / "start").symlink_to(start)
+    return tmp_path, network.state_dict(), weights
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
+def test_average_lies_that_share_of_the_way(alpha, ends):
+    models, before, after = ends
+    config = WISE | {"finetune": WISE["finetune"] | {"alpha": alpha}}
+    found = finetune.starting_point(config, models).state_dict()
+    for key, value in found.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, before[key] + alpha)
+        else:
+            assert torch.equal(value, after[key])
+
+
+def test_average_is_exported_with_its_accuracy_and_without_training(places, start, monkeypatch):
+    monkeypatch.setattr(train, "learning_rate", None)  # a step would fail
+    (places["models"] / "finetuned").mkdir()
+    end = finetune.zero_shot_network(start)
+    torch.nn.init.zeros_(end.head.weight)
+    torch.nn.init.constant_(end.head.bias[3], 100)
+    save_file(end.state_dict(), places["models"] / "finetuned" / "model.safetensors")
+    (places["models"] / "finetuned" / "README.md").touch()
+    folder = train.train(WISE, **places)
+    (row,) = csv.DictReader((folder / "curve.csv").open())
+    assert row == {"samples": "0", "accuracy": "0.1"}, "the bias of one class in ten decides"
+    card = (folder / "README.md").read_text()
+    assert (
+        "averaged from the weights of `start` and `finetuned`" in card and "| Images seen in fine-tuning | 0 |" in card
+    )
+    assert "batches" not in card and "0.5 times the start plus 0.5 times the end" in card
+    assert not places["runs"].exists(), "an average needs no pictures"
+    assert train.up_to_date(WISE, places["models"])
+
+
+# Block
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({**BLOCK, "trains": "tower"}, "trains is 'tower', allowed are 'all' and 'head'."),
+        (WISE["finetune"] | {"alpha": 1.5}, "alpha is 1.5, allowed is 0 to 1."),
+    ],
+)
+def test_impossible_fine_tuning_is_refused(block, message):
+    with pytest.raises(ValueError) as error:
+        objectives.objective_of(CLIP | {"finetune": block})
+    assert str(error.value) == message
+
+
+def test_card_says_what_was_trained(places):
+    card = (train.train(PROBE, **places) / "README.md").read_text()
+    assert "A small image classifier fine-tuned from `start`, which was trained on still lifes" in card
+    assert "in the pre-training scenes; the linear layer alone is trained, batches of 8 |" in card
+    assert "from scratch" not in card and "| Images seen in fine-tuning | 24 |" in card
+
+
+# Loading
+
+
+def test_exported_model_loads_by_name_with_the_same_logits(places, pixels, monkeypatch):
+    folder = train.train(FINETUNED, **places)
+    network = towers.build_classifier("tabletop_vit_base_unit", 10).eval()
+    network.load_state_dict(weights_of(folder))
+    monkeypatch.setattr(_tabletop, "FOLDER", places["models"])
+    net = zsr.load_model("finetuned", device="cpu")
+    with torch.no_grad():
+        expected = network(objectives.normalise(pixels))
+    torch.testing.assert_close(net.logits(pixels, net.classifier(list(KINDS), [])), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(net.encode_image(pixels).norm(dim=1), torch.ones(10))
+    assert net.encode_tokens(pixels).shape == (10, 8, 8, 128)
