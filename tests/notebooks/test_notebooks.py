@@ -68,7 +68,7 @@ def nbval(path, tmp_path, cache) -> subprocess.CompletedProcess:
     }  # fmt: skip
     command = [
         sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env",
-        "--nbval-cell-timeout=180", "--rootdir", str(tmp_path), str(path),
+        "--nbval-cell-timeout=600", "--rootdir", str(tmp_path), str(path),
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
 

@@ -84,10 +84,15 @@ def forest(
         figure.add_vline(
             x=reference[0], line={"dash": "dot", "color": GREY}, annotation_text=reference[1], annotation_position="top"
         )
-    lines, height = table["line"].nunique(), 34 if table.groupby("line").size().max() == 1 else 46
     figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=list(dict.fromkeys(table["line"])))
-    figure.update_layout(scattermode="group", scattergap=0.4) if group else None
-    return figure.update_layout(height=max(240, 100 + height * lines), showlegend=group is not None)
+    line = 22 + 12 * table.groupby("line").size().max()
+    height = max(240, 100 + line * table["line"].nunique())
+    if group:  # the legend leaves room for the name of the reference below it
+        above = 1 + 26 / (height - 140)
+        figure.update_layout(
+            scattermode="group", scattergap=0.4, legend={"y": above, "yanchor": "bottom"}, margin={"t": 70}
+        )
+    return figure.update_layout(height=height, showlegend=group is not None)
 
 
 def curves(

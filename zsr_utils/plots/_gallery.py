@@ -67,7 +67,7 @@ def gallery(images: Sequence[Image.Image], captions: Sequence[str], *, width: in
     if len(images) != len(captions):
         raise ValueError(f"gallery: {len(images)} images and {len(captions)} captions, one caption each is needed.")
     figures = "".join(
-        f'<figure><img src="data:image/png;base64,{_png(image, width)}" width="{width}" '
+        f'<figure style="--width:{width}px"><img src="data:image/png;base64,{_png(image, width)}" width="{width}" '
         f'alt="{html.escape(caption.replace(chr(10), ", "), quote=True)}">'
         f"<figcaption>{html.escape(caption).replace(chr(10), '<br>')}</figcaption></figure>"
         for image, caption in zip(images, captions, strict=True)
