@@ -28,7 +28,7 @@ book: install  ## run the notebooks of PROFILE (default tabletop) and render _bu
 test: install lint  ## everything: unit, doctests, embedded model, notebooks, book, browser (CI runs this)
 	$(RUN)/python -m pytest --doctest-modules zsr_utils tabletop tests
 
-test-fast: install  ## unit tests and doctests, under a minute
+test-fast: install  ## unit tests and doctests, no trained model
 	$(RUN)/python -m pytest -q --doctest-modules zsr_utils tabletop tests/unit
 
 notebooks: install  ## compare every notebook's checked numbers with the committed ones (nbval)

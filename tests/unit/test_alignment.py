@@ -316,3 +316,13 @@ def test_a_vanishing_gradient_does_not_throw_the_image_away():
     goal = alignment.Match(net.encode_image(sources) + 1.0, cosine=0.99)
     found = alignment.align(net, sources, goal, max_steps=1)
     assert float((found.pixels - sources).square().mean().sqrt()) == pytest.approx(_steps.LONGEST, rel=1e-3)
+
+
+def test_the_last_look_takes_no_gradient(monkeypatch):
+    net, taken = linear_model(), []
+    original = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: (taken.append(1), original(*a, **k))[1])
+    sources = torch.full((3, 3, 8, 8), 0.5)
+    goal = alignment.Match(net.encode_image(sources) + 100.0, cosine=0.99)  # out of reach
+    found = alignment.align(net, sources, goal, max_steps=4, optimizer="pgd", eps=4 / 255)
+    assert len(taken) == 4 and found.steps.tolist() == [4, 4, 4] and not found.reached.any()

@@ -53,11 +53,14 @@ def join(batch: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.cat([value, new[name]]) for name, value in batch.items()}
 
 
-def look(net, pixels, goal, until, rows, settings, generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixel gradient and loss of every pair and whether it is finished, from one pass each way."""
-    pixels = pixels.detach().requires_grad_(True)
+def look(net, pixels, goal, until, rows, settings, generator, last=False) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixel gradient and loss of every pair and whether it is finished, from one pass each way.
+
+    The `last` look, after which no pair moves, needs no way back: its gradient is zero.
+    """
+    pixels = pixels.detach().requires_grad_(not last)
     copies = 1
-    with torch.enable_grad():
+    with torch.set_grad_enabled(not last):
         seen = pixels
         if settings.noise:
             copies += settings.draws
@@ -68,7 +71,7 @@ def look(net, pixels, goal, until, rows, settings, generator) -> tuple[Tensor, T
         features = net.encode_image(seen)
         rows = rows.repeat(copies)
         loss = goal.loss(features, rows).view(copies, -1).mean(0)
-        (gradient,) = torch.autograd.grad(loss.sum(), pixels)
+        gradient = torch.zeros_like(pixels) if last else torch.autograd.grad(loss.sum(), pixels)[0]
     reached = until.reached(features.detach(), rows).view(copies, -1).all(0)
     return gradient, loss.detach(), reached
 

@@ -199,8 +199,10 @@ def align(
             taken, waiting = waiting[:free], waiting[free:]
             batch = _steps.join(batch, _steps.begin(sources, taken, settings, net.device))
             pixels = saved_as_png(batch["pixels"]) if eight_bit else batch["pixels"]
-            gradient, loss, reached = _steps.look(net, pixels, goal, until, batch["rows"], settings, generator)
-            done = reached | (batch["steps"] >= (0 if settings.radius == 0 else max_steps))
+            given_up = batch["steps"] >= (0 if settings.radius == 0 else max_steps)
+            last = bool(given_up.all())
+            gradient, loss, reached = _steps.look(net, pixels, goal, until, batch["rows"], settings, generator, last)
+            done = reached | given_up
             _refuse_not_finite(gradient, done, batch, names)
             if done.any():
                 rows = batch["rows"][done].cpu()
