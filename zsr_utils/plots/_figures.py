@@ -40,7 +40,7 @@ def forest(
         table: Columns value, low, high, interval, n.
         names: One a row.
         title: What is measured.
-        group: Column whose values, at most six, are told apart by colour and mark.
+        group: Column whose values, at most eight, are told apart by colour and mark.
         unit: `percent` shows a share on an axis from 0 to 100 %, `share` one that may pass 100 %, `points` a
             difference of shares in percentage points, `number` anything else.
         reference: A value to compare with and its name, drawn as a dotted line.
@@ -108,7 +108,7 @@ def curves(
     markers: bool = True,
     reference: tuple[float, str] | None = None,
 ) -> go.Figure:
-    """Lines with their intervals as bands (columns `x`, `group`, value, low, high), at most six groups."""
+    """Lines with their intervals as bands (columns `x`, `group`, value, low, high), at most eight groups."""
     figure = go.Figure()
     number = ".1%" if percent else ".3g"
     for (name, part), (color, symbol, dash) in zip(table.groupby(group, sort=False), SERIES):
@@ -161,7 +161,7 @@ def agreement(
 
 
 def bars(table: pd.DataFrame, x: str, *, group: str, x_title: str, y_title: str) -> go.Figure:
-    """Grouped bars (columns `x`, `group`, value), at most six groups."""
+    """Grouped bars (columns `x`, `group`, value), at most eight groups."""
     figure = go.Figure()
     for (name, part), (color, _, _) in zip(table.groupby(group, sort=False), SERIES):
         name = _escaped([name])[0]

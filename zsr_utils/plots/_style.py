@@ -19,6 +19,7 @@ BLUE, ORANGE, GREY = "#3366AA", "#D4762C", "#808892"
 SERIES = (
     (BLUE, "circle", "solid"), (ORANGE, "diamond", "dash"), ("#117733", "square", "dot"),
     ("#882255", "triangle-up", "dashdot"), ("#88CCEE", "x", "longdash"), ("#999933", "cross", "longdashdot"),
+    ("#AA4499", "star", "8px,2px"), ("#777777", "hexagon", "2px,6px"),
 )  # fmt: skip
 SEQUENTIAL = "Blues"
 HEIGHT = 400

@@ -14,7 +14,7 @@ from zsr_utils.scores.trends import SCALES
 
 
 # as many groups as stay apart by colour and by mark; what comes after them is drawn as one, OTHER
-GROUPS = (*SERIES, ("#CC6677", "star", "solid"), ("#44AA99", "hexagon", "dash"))
+GROUPS = SERIES
 OTHER = (GREY, "circle-open", "dot")
 # round accuracies on both sides of one half, dense towards the ends as the scales are
 TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *np.arange(1, 10) / 10, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
