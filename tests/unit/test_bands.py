@@ -4,12 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import linear_model
-from torch import nn
+from tiny import grey_images, linear_head, linear_model, texts_apart
 from torch.nn import functional as F
 
 from zsr_utils import perturbations
-from zsr_utils.models import SupervisedModel
 from zsr_utils.perturbations import band_mask, band_noise, energy_outside, high_pass, low_pass, project
 from zsr_utils.probes import bands, noise as gaussian
 
@@ -21,27 +19,17 @@ def net():
 
 @pytest.fixture
 def images():
-    """Mid-grey images on whole grey levels: changes of RMS 0.05 do not reach black or white."""
-    generator = torch.Generator().manual_seed(2)
-    return torch.randint(102, 154, (6, 3, 8, 8), generator=generator) / 255
+    return grey_images()
 
 
 @pytest.fixture
 def texts(net, images):
-    """What sets four of the images apart, so that not all get one answer."""
-    features = net.encode_image(images)
-    return F.normalize((features - features.mean(0))[:4])
+    return texts_apart(net, images)
 
 
 @pytest.fixture
 def head(net, images, texts):
-    """A trained head on the same embeddings: lengths count, and so do biases that change answers."""
-    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5, bias=False), nn.Linear(5, 4))
-    network[1].weight.data, network[2].weight.data = net.net.matrix.data, texts
-    features = net.encode_image(images)
-    network[2].bias.data = 0.02 * torch.arange(4.0) - texts @ features.mean(0)
-    options = {"image_size": 8, "mean": (0.0,) * 3, "std": (1.0,) * 3, "transform": None}
-    return SupervisedModel(network, library="torchvision", namings=[[(c,) for c in "abcd"]], name="head", **options)
+    return linear_head(net, images, texts)
 
 
 @pytest.fixture

@@ -4,12 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import linear_model
-from torch import nn
+from tiny import grey_images, linear_head, linear_model, texts_apart
 from torch.nn import functional as F
 
 from zsr_utils import scores
-from zsr_utils.models import SupervisedModel
 from zsr_utils.probes import noise
 
 
@@ -20,26 +18,17 @@ def net():
 
 @pytest.fixture
 def images():
-    """Mid-grey images on whole grey levels: noise of 0.05 never reaches black or white."""
-    generator = torch.Generator().manual_seed(2)
-    return torch.randint(102, 154, (6, 3, 8, 8), generator=generator) / 255
+    return grey_images()
 
 
 @pytest.fixture
 def texts(net, images):
-    """What sets four of the images apart, so that not all get one answer."""
-    features = net.encode_image(images)
-    return F.normalize((features - features.mean(0))[:4])
+    return texts_apart(net, images)
 
 
 @pytest.fixture
 def head(net, images, texts):
-    """A trained head on three times these embeddings: lengths count, and so do biases that change answers."""
-    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5, bias=False), nn.Linear(5, 4))
-    network[1].weight.data, network[2].weight.data = 3 * net.net.matrix.data, texts
-    network[2].bias.data = 0.06 * torch.arange(4.0) - 3 * texts @ net.encode_image(images).mean(0)
-    options = {"image_size": 8, "mean": (0.0,) * 3, "std": (1.0,) * 3, "transform": None}
-    return SupervisedModel(network, library="torchvision", namings=[[(c,) for c in "abcd"]], name="head", **options)
+    return linear_head(net, images, texts, scale=3)
 
 
 @pytest.fixture

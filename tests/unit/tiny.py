@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.transforms import functional as TF
 
 from zsr_utils.datasets import Dataset, Sample
-from zsr_utils.models import Model
+from zsr_utils.models import Model, SupervisedModel
 
 
 class TinyNet(nn.Module):
@@ -83,3 +83,24 @@ def token_model() -> Model:
     model = tiny_model(mean=(0.0,) * 3, std=(1.0,) * 3)
     model.net.visual = Patches().requires_grad_(False)
     return model
+
+
+def grey_images() -> torch.Tensor:
+    """Six mid-grey images on whole grey levels: changes of RMS 0.05 do not reach black or white."""
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(102, 154, (6, 3, 8, 8), generator=generator) / 255
+
+
+def texts_apart(net: Model, images: torch.Tensor) -> torch.Tensor:
+    """What sets four of the images apart, so that not all get one answer."""
+    features = net.encode_image(images)
+    return nn.functional.normalize((features - features.mean(0))[:4])
+
+
+def linear_head(net: Model, images: torch.Tensor, texts: torch.Tensor, *, scale: float = 1) -> SupervisedModel:
+    """A trained head on `scale` times the linear model's embeddings: lengths and biases change answers."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5, bias=False), nn.Linear(5, 4))
+    network[1].weight.data, network[2].weight.data = scale * net.net.matrix.data, texts
+    network[2].bias.data = scale * (0.02 * torch.arange(4.0) - texts @ net.encode_image(images).mean(0))
+    options = {"image_size": 8, "mean": (0.0,) * 3, "std": (1.0,) * 3, "transform": None}
+    return SupervisedModel(network, library="torchvision", namings=[[(c,) for c in "abcd"]], name="head", **options)

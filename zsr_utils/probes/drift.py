@@ -8,6 +8,7 @@ in `zsr_utils.scores`.
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -76,6 +77,16 @@ class _Pass:
     logits: Tensor
     pooled: list[Tensor]  # mean token after every block
     grids: list[np.ndarray]  # tokens after every block; without the layer profile only the last
+
+    @cached_property
+    def energies(self) -> list[np.ndarray]:
+        """Dirichlet energy of every grid; that of the clean images serves all their views."""
+        return [dirichlet_energy(grid) for grid in self.grids]
+
+    @cached_property
+    def normalised(self) -> list[np.ndarray]:
+        """The same, divided by the mean squared length of the tokens."""
+        return [energy / mean_square_norm(grid) for energy, grid in zip(self.energies, self.grids)]
 
     @property
     def predictions(self) -> np.ndarray:
@@ -262,13 +273,13 @@ def _tokens(net: Model, clean: _Pass, seen: _Pass, views: list[View], perturbati
     before, after = clean.grids[-1], seen.grids[-1]
     grid = after.shape[1:3]
     found = {
-        "clean_energy": dirichlet_energy(before),
-        "energy": dirichlet_energy(after),
+        "clean_energy": clean.energies[-1],
+        "energy": seen.energies[-1],
+        "clean_energy_normalised": clean.normalised[-1],
+        "energy_normalised": seen.normalised[-1],
         "clean_energy_content": dirichlet_energy(before, _original(net, [v.kept for v in views], grid)),
         "energy_content": dirichlet_energy(after, _original(net, [v.content for v in views], grid)),
     }
-    found["clean_energy_normalised"] = found["clean_energy"] / mean_square_norm(before)
-    found["energy_normalised"] = found["energy"] / mean_square_norm(after)
     if perturbation.keeps_size:
         shares, coherence = change_spectrum(before, after, BANDS)
     else:
@@ -298,11 +309,11 @@ def _profile(kind: dict, clean: _Pass, seen: _Pass) -> list[pd.DataFrame]:
                 "layer": layer,
                 "unchanged": unchanged,
                 "drift": _drift(clean.pooled[layer - 1], seen.pooled[layer - 1]),
-                "clean_energy": dirichlet_energy(before) / mean_square_norm(before),
-                "energy": dirichlet_energy(after) / mean_square_norm(after),
+                "clean_energy": before,
+                "energy": after,
             }
         )
-        for layer, (before, after) in enumerate(zip(clean.grids, seen.grids), start=1)
+        for layer, (before, after) in enumerate(zip(clean.normalised, seen.normalised), start=1)
     ]
 
 
