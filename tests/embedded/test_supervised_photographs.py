@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from zsr_utils import scores
+from zsr_utils.datasets import load_dataset
 from zsr_utils.models import load_model
 from zsr_utils.models._supervised import imagenet_names
 
@@ -19,6 +21,9 @@ from zsr_utils.models._supervised import imagenet_names
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 WEIGHTS = DATA / "weights" / "squeezenet1_0_imagenet_fp16.pt"
 PHOTOGRAPHS = DATA / "images" / "imagenet-sample"
+PACS = DATA / "images" / "pacs"
+# the kinds of PACS that ImageNet has classes for: 118 dogs, tuskers and elephants, guitars, the sorrel
+KINDS = {"dog": range(151, 269), "elephant": (101, 385, 386), "guitar": (402, 546), "horse": (339,)}
 
 pytestmark = pytest.mark.skipif(
     not (WEIGHTS.exists() and PHOTOGRAPHS.exists()), reason="real photographs and weights are not on this machine"
@@ -57,3 +62,23 @@ def test_fewer_classes_by_their_names_are_an_easier_question(net):
     pixels = torch.stack([net.from_pil(Image.open(files[row])) for row in rows])
     torch.testing.assert_close(net.logits(pixels, head), net.encode_image(pixels)[:, rows])
     assert (net.logits(pixels, head).argmax(1) == torch.arange(7)).sum() >= 6
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not PACS.exists(), reason="PACS is not on this machine")
+def test_accuracy_falls_from_photographs_to_sketches(net, capsys):
+    """A shift that is known to be hard: a kind has the probability of its classes, over four kinds."""
+    found = {}
+    for domain in ("photo", "art_painting", "cartoon", "sketch"):
+        images = load_dataset(str(PACS / domain)).restricted(list(KINDS))
+        assert images.class_names == tuple(KINDS)
+        right = []
+        for _, pixels, labels in images.batches(net.from_pil, 80):
+            logits = net.encode_image(pixels)
+            kinds = torch.stack([logits[:, list(rows)].logsumexp(1) for rows in KINDS.values()], 1)
+            right += (kinds.argmax(1) == labels).tolist()
+        found[domain] = scores.proportion(sum(right), len(right))
+    with capsys.disabled():
+        print("\nSqueezeNet, PACS:", ", ".join(f"{domain} {e:pct}" for domain, e in found.items()))
+    assert found["photo"].value > found["art_painting"].value > found["sketch"].value
+    assert found["photo"].low > found["sketch"].high

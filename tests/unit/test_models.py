@@ -195,7 +195,7 @@ def test_imagebind_gives_raw_features_and_its_clipped_scale(monkeypatch, tmp_pat
         (("local-dir:nowhere",), "holds no open_clip_config.json"),
         (("supervised",), "Unknown model 'supervised': nearest known names are supervised:"),
         (("ViT-B-32", None, "tpu"), "device is 'tpu', which this machine does not have"),
-        (("ViT-B-32", None, "cpu", "fp8"), "precision is 'fp8', allowed are 'fp32', 'fp16', 'bf16'"),
+        (("ViT-B-32", None, "cpu", "fp8"), "precision is 'fp8', allowed are 'fp32', 'tf32', 'fp16', 'bf16'"),
     ],
 )
 def test_bad_names_get_one_clear_sentence(arguments, words):

@@ -18,14 +18,28 @@ SHIFTS = ("imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch", "objectn
     ],
 )  # fmt: skip
 def test_openai_vit_b_32_has_its_published_accuracies(dataset, accuracy):
-    assert published_accuracy("ViT-B-32", "openai", dataset) == accuracy
+    assert published_accuracy("ViT-B-32-quickgelu", "openai", dataset) == (accuracy, "open_clip's results")
+
+
+def test_a_checkpoint_listed_without_its_activation_is_found():
+    rows = published("openclip").set_index(["model", "pretrained"])
+    assert ("ViT-L-14-quickgelu", "openai") not in rows.index
+    found = published_accuracy("ViT-L-14-quickgelu", "openai", "imagenet")
+    assert found.accuracy == rows.imagenet["ViT-L-14", "openai"] == 0.7554
+    assert published_accuracy("ViT-B-32", "openai", "cifar10").accuracy == 0.8983
 
 
 def test_what_nobody_published_is_none():
     assert published_accuracy("tabletop-base", None, "imagenet") is None
     assert published_accuracy("ViT-B-32", "openai-2", "imagenet") is None
-    with pytest.raises(ValueError, match="dataset is 'tabletop', allowed are 'imagenet', 'imagenet-v2'"):
-        published_accuracy("ViT-B-32", "openai", "tabletop")
+    assert published_accuracy("ViT-B-32", "openai", "tabletop") is None
+    assert published_accuracy("ViT-B-32", "openai", "source") is None
+
+
+def test_an_embedded_model_is_published_by_its_card():
+    found = published_accuracy("tabletop-base", None, "tabletop")
+    card = (_published.DATA / "models" / "tabletop-base" / "README.md").read_text()
+    assert found.source == "model card" and f"{100 * found.accuracy:.2f} %" in card
 
 
 def test_unknown_tables_list_the_known_ones():
@@ -38,7 +52,7 @@ def test_tables_have_every_model_once_and_only_fractions(name, n):
     rows = published(name)
     keys = ["model", "pretrained"] if name == "openclip" else ["model"]
     assert len(rows) == n and not rows.duplicated(keys).any()
-    accuracies = [column for column in rows if column in PUBLISHED_IMAGES]
+    accuracies = [column for column in rows if column in (*PUBLISHED_IMAGES, "cifar10", "cifar100")]
     assert set(accuracies) >= {"imagenet", *SHIFTS}
     values = rows[accuracies].to_numpy()
     assert ((values >= 0) & (values <= 1) | np.isnan(values)).all() and values[~np.isnan(values)].max() > 0.5
@@ -95,7 +109,7 @@ def test_two_measurements_of_one_model_agree_within_a_point():
     """The testbed evaluated OpenAI's ViT-B/32 with its own prompts and images."""
     testbed = published("imagenet-testbed").set_index("model").loc["vit_b_32_clip_zeroshot"]
     for dataset in ("imagenet", *SHIFTS):
-        assert abs(testbed[dataset] - published_accuracy("ViT-B-32", "openai", dataset)) < 0.01
+        assert abs(testbed[dataset] - published_accuracy("ViT-B-32", "openai", dataset).accuracy) < 0.01
 
 
 def test_a_broken_file_is_told_by_column_and_model():

@@ -5,6 +5,7 @@ import threading
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny import tiny_images, tiny_model
@@ -112,7 +113,8 @@ def test_rows_say_prediction_confidence_and_margin():
     np.testing.assert_allclose(rows.confidence, logits.softmax(1).max(1).values, rtol=1e-6)
     right = (rows.label == rows.prediction).to_numpy()
     assert (rows.margin[right] >= 0).all() and (rows.margin[~right] <= 0).all()
-    np.testing.assert_allclose(np.stack(rows.probabilities).sum(1), 1, rtol=1e-5)
+    found = zero_shot.probabilities(net, torch.from_numpy(embedded.features), images.class_names, ["{}"])
+    np.testing.assert_allclose(found, logits.softmax(1), rtol=1e-6)
 
 
 def test_one_class_or_a_label_without_name_is_refused():
@@ -165,4 +167,14 @@ def test_rows_of_a_trained_head_are_the_softmax_of_its_logits():
     rows = zero_shot.classify(net, zero_shot.embed(net, images), images.class_names, [], condition="head")
     pixels = torch.stack([net.from_pil(s.open()) for s in images.samples])
     expected = net.logits(pixels, net.classifier(images.class_names)).softmax(1)
-    np.testing.assert_allclose(np.stack(rows.probabilities), expected, atol=1e-6)
+    np.testing.assert_allclose(rows.confidence, expected.amax(1), atol=1e-6)
+    assert rows.prediction.tolist() == expected.argmax(1).tolist()
+
+
+def test_rows_do_not_depend_on_how_many_logits_are_held_at_once(monkeypatch):
+    net, images = tiny_model(), tiny_images()
+    embedded = zero_shot.embed(net, images)
+    whole = zero_shot.classify(net, embedded, images.class_names, ["{}"], condition="x")
+    monkeypatch.setattr(zero_shot, "CHUNK", 4)
+    parts = zero_shot.classify(net, embedded, images.class_names, ["{}"], condition="x")
+    pd.testing.assert_frame_equal(whole, parts)

@@ -1,18 +1,26 @@
 """Labelled images that stream: nothing is decoded before it is asked for."""
 
 import hashlib
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils import data
+
+from zsr_utils._text import unknown
+from zsr_utils.datasets._decode import reason, upright_rgb
+from zsr_utils.datasets._pixels import PixelStore, pixel_store
 
 
 MAX_UNREADABLE = 0.01
+WORTH_WORKERS = 2000  # pictures: to decode fewer takes less time than to start processes for them
+HANDED_OVER = 16  # pictures that a worker hands over at once
 
 
 class UnreadableImages(RuntimeError):
@@ -21,11 +29,25 @@ class UnreadableImages(RuntimeError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled image; `open` decodes it."""
+    """One labelled image.
+
+    Attributes:
+        sample_id: Its id, unique in the data set.
+        label: Index of its class.
+        open: Opens the picture; decoding it is left to `image`.
+    """
 
     sample_id: str
     label: int
     open: Callable[[], Image.Image]
+
+    def image(self) -> Image.Image:
+        """The picture, upright and RGB.
+
+        Raises:
+            Exception: What Pillow raises for a file it cannot read; there are many kinds.
+        """
+        return upright_rgb(self.open())
 
 
 @dataclass
@@ -42,6 +64,8 @@ class Dataset:
         samples: What is in it; opening is lazy.
         content: What the fingerprint is made of beside ids and labels, such as file sizes.
         unreadable: `{sample_id: reason}` of images that could not be decoded so far.
+        whole: Fingerprint and length of the data set that this is a subset of; None if it is none.
+        positions: Where each sample stands in that whole.
     """
 
     name: str
@@ -50,15 +74,20 @@ class Dataset:
     templates: tuple[str, ...] = ("a photo of a {}",)
     content: str = ""
     unreadable: dict[str, str] = field(default_factory=dict)
+    whole: tuple[str, int] | None = None
+    positions: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __iter__(self) -> Iterator[tuple[str, Image.Image, int]]:
         for sample in self.samples:
-            image = self._open(sample)
-            if image is not None:
-                yield sample.sample_id, image, sample.label
+            try:
+                image = sample.image()
+            except Exception as error:
+                self.unreadable[sample.sample_id] = reason(error)
+                continue
+            yield sample.sample_id, image, sample.label
 
     @property
     def fingerprint(self) -> str:
@@ -68,49 +97,139 @@ class Dataset:
             digest.update(f"{sample.sample_id}\0{sample.label}\n".encode())
         return digest.hexdigest()
 
+    def subset(self, limit: int | None, seed: int = 0) -> "Dataset":
+        """At most `limit` samples, drawn by `seed`, spread evenly over the classes, in the original order.
+
+        Raises:
+            ValueError: If `limit` is negative.
+        """
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit is {limit}, allowed is 0 (all images) or more.")
+        if not limit or limit >= len(self):
+            return self
+        rng = np.random.default_rng(seed)
+        by_class: dict[int, list[int]] = {}
+        for position in rng.permutation(len(self)):
+            by_class.setdefault(self.samples[position].label, []).append(int(position))
+        # the first of every class, then the second of every class, and so on
+        turns = sorted((turn, label) for label, found in by_class.items() for turn in range(len(found)))
+        return self._at(sorted(by_class[label][turn] for turn, label in turns[:limit]))
+
+    def only(self, sample_ids: Sequence[str]) -> "Dataset":
+        """The samples of these ids, in the original order.
+
+        Raises:
+            ValueError: If an id is not in the data set.
+        """
+        wanted = set(sample_ids)
+        found = [k for k, sample in enumerate(self.samples) if sample.sample_id in wanted]
+        if len(found) < len(wanted):
+            missing = wanted.difference(self.samples[k].sample_id for k in found)
+            raise ValueError(
+                f"{self.name} has no sample {min(missing)!r}; {len(missing):,} of {len(wanted):,} are not in it."
+            )
+        return self._at(found)
+
+    def restricted(self, classes: int | Sequence[str], seed: int = 0) -> "Dataset":
+        """Only some classes, in their order: the names of the others are no answers any more.
+
+        Args:
+            classes: Their names, or how many are drawn.
+            seed: Of the draw.
+
+        Raises:
+            ValueError: If a name is unknown, or the number is not from 2 to all of them (0 is all of them, too).
+        """
+        names = self.class_names
+        if isinstance(classes, int):
+            if classes == 0 or classes == len(names):
+                return self
+            if not 2 <= classes < len(names):
+                raise ValueError(f"classes is {classes}, allowed is 0 (all) and 2 to {len(names)}.")
+            kept = sorted(np.random.default_rng(seed).choice(len(names), classes, replace=False).tolist())
+        else:
+            for name in classes:
+                if name not in names:
+                    raise ValueError(unknown(f"class of {self.name}", name, names))
+            kept = sorted(names.index(name) for name in set(classes))
+        label_of = {old: new for new, old in enumerate(kept)}
+        found = self._at([k for k, sample in enumerate(self.samples) if sample.label in label_of])
+        found.samples = [replace(sample, label=label_of[sample.label]) for sample in found.samples]
+        found.class_names = tuple(names[old] for old in kept)
+        return found
+
+    def _at(self, chosen: Sequence[int]) -> "Dataset":
+        whole, positions = self.whole or (self.fingerprint, len(self)), self.positions
+        return replace(
+            self,
+            samples=[self.samples[k] for k in chosen],
+            whole=whole,
+            positions=[positions[k] for k in chosen] if positions else list(chosen),
+        )
+
     def image(self, sample_id: str) -> Image.Image:
-        """The image of one id.
+        """The image of one id, upright and RGB.
 
         Raises:
             KeyError: If no sample has this id.
         """
-        for sample in self.samples:
-            if sample.sample_id == sample_id:
-                return sample.open()
-        raise KeyError(f"{self.name} has no sample {sample_id!r}.")
+        return self.samples[self._rows([sample_id])[0]].image()
 
     def pixels(self, sample_ids: Sequence[str], from_pil: Callable[[Image.Image], Tensor]) -> Tensor:
-        """Pixels (N, 3, H, W) of some samples in the order asked, each decoded once.
+        """Pixels (N, 3, H, W) of some samples in the order asked, each decoded once, and never if it is kept.
 
         Raises:
             KeyError: If an id is not in the data set.
         """
-        sample_of = {s.sample_id: s for s in self.samples}
-        missing = [i for i in sample_ids if i not in sample_of]
-        if missing:
-            raise KeyError(f"{self.name} has no sample {missing[0]!r}.")
-        decoded = {i: from_pil(sample_of[i].open()) for i in dict.fromkeys(sample_ids)}
-        return torch.stack([decoded[i] for i in sample_ids])
+        rows, store = self._rows(sample_ids), self._store(from_pil)
+        found = {row: self._seen(row, store) for row in dict.fromkeys(rows)}
+        for row, pixels in found.items():
+            if pixels is None:
+                found[row] = from_pil(self.samples[row].image())
+                self._keep(row, found[row], store)
+        return torch.stack([found[row] for row in rows])
 
     def batches(
-        self, from_pil: Callable[[Image.Image], Tensor], batch_size: int = 64, *, workers: int = 2, start: int = 0
+        self,
+        from_pil: Callable[[Image.Image], Tensor],
+        batch_size: int = 64,
+        *,
+        workers: int | None = None,
+        start: int = 0,
     ) -> Iterator[tuple[list[str], Tensor, Tensor]]:
         """Batches `(sample_ids, pixels (N, 3, H, W), labels (N,))` through a model's `from_pil`.
 
         A batch holds `batch_size` samples less the unreadable ones (it may be empty), so that batch k
         always covers the same samples, and a run that was interrupted goes on at batch `start`.
-        Memory is bounded by one batch.
+        Pictures that were decoded before for a transform of the same settings are read from the cache.
+        Memory is bounded by the batches that workers have ready.
+
+        Args:
+            from_pil: From a picture to pixels; a model's own is kept on disk.
+            batch_size: Samples in a batch.
+            workers: Processes that decode while the model computes; 0 decodes here, None takes a process a
+                core (at most 16) where there are enough pictures to decode.
+            start: Batches to leave out.
 
         Raises:
             UnreadableImages: At the end, if more than 1 % of the images could not be decoded.
         """
-        todo = iter(self.samples[start * batch_size :])
-        with ThreadPoolExecutor(workers) as pool:
-            while chunk := list(islice(todo, batch_size)):
-                decoded = pool.map(lambda s: self._decode(s, from_pil), chunk)
-                kept = [(s, p) for s, p in zip(chunk, decoded, strict=True) if p is not None]
-                pixels = torch.stack([p for _, p in kept]) if kept else torch.empty(0, 3, 0, 0)
-                yield [s.sample_id for s, _ in kept], pixels, torch.tensor([s.label for s, _ in kept])
+        store, todo = self._store(from_pil), range(start * batch_size, len(self))
+        missing = [row for row in todo if store is None or self._slot(row) not in store]
+        decoded = self._decoded(missing, from_pil, _workers(len(missing)) if workers is None else workers)
+        wanted = set(missing)
+        for first in todo[::batch_size]:
+            kept = []
+            for row in todo[first - todo.start : first - todo.start + batch_size]:
+                pixels = next(decoded) if row in wanted else self._seen(row, store)
+                if isinstance(pixels, str):
+                    self.unreadable[self.samples[row].sample_id] = pixels
+                    continue
+                if row in wanted:
+                    self._keep(row, pixels, store)
+                kept.append((self.samples[row], pixels))
+            stacked = torch.stack([p for _, p in kept]) if kept else torch.empty(0, 3, 0, 0)
+            yield [s.sample_id for s, _ in kept], stacked, torch.tensor([s.label for s, _ in kept], dtype=torch.long)
         self.check_readable()
 
     def check_readable(self) -> None:
@@ -123,36 +242,67 @@ class Dataset:
                 f"allowed is {MAX_UNREADABLE:.0%}: {listed}{more}."
             )
 
-    def _open(self, sample: Sample) -> Image.Image | None:
+    def _rows(self, sample_ids: Sequence[str]) -> list[int]:
+        row_of = {sample.sample_id: row for row, sample in enumerate(self.samples)}
+        missing = [i for i in sample_ids if i not in row_of]
+        if missing:
+            raise KeyError(f"{self.name} has no sample {missing[0]!r}.")
+        return [row_of[i] for i in sample_ids]
+
+    def _store(self, from_pil) -> PixelStore | None:
+        fingerprint, slots = self.whole or (self.fingerprint, len(self))
+        return pixel_store(fingerprint, slots, from_pil)
+
+    def _slot(self, row: int) -> int:
+        return self.positions[row] if self.positions else row
+
+    def _seen(self, row: int, store: PixelStore | None) -> Tensor | None:
+        return store.read(self._slot(row)) if store is not None and self._slot(row) in store else None
+
+    def _keep(self, row: int, pixels: Tensor, store: PixelStore | None) -> None:
+        if store is not None:
+            store.write(self._slot(row), pixels)
+
+    def _decoded(self, rows: Sequence[int], from_pil, workers: int) -> Iterator[Tensor | str]:
+        """Pixels of these rows in order, or why there are none."""
+        loader = data.DataLoader(
+            _Pictures([self.samples[row] for row in rows], from_pil),
+            batch_size=HANDED_OVER if workers else 1,
+            num_workers=workers,
+            collate_fn=_together,
+            # samples and transforms of users need not pickle, and workers touch no accelerator
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        )
+        for pixels, reasons in loader:
+            following = iter(pixels)
+            yield from (next(following) if why is None else why for why in reasons)
+
+
+class _Pictures(data.Dataset):
+    """What the processes of a loader decode."""
+
+    def __init__(self, samples: Sequence[Sample], from_pil):
+        self._samples, self._from_pil = samples, from_pil
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, row: int) -> Tensor | str:
         try:
-            image = sample.open()
-            image.load()
-            return image
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self.unreadable[sample.sample_id] = "not an image" if "cannot identify" in reason else reason
-            return None
-
-    def _decode(self, sample: Sample, from_pil) -> Tensor | None:
-        image = self._open(sample)
-        return None if image is None else from_pil(image)
+            image = self._samples[row].image()
+        except Exception as error:  # Pillow raises many kinds for broken files
+            return reason(error)
+        return self._from_pil(image)
 
 
-def subset(samples: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:
-    """At most `limit` samples, spread evenly over the classes, in the original order.
+def _together(found: list[Tensor | str]) -> tuple[Tensor, list[str | None]]:
+    """Pixels as one tensor, which costs one handle between processes, and where there are none, why."""
+    pixels = [p for p in found if not isinstance(p, str)]
+    return torch.stack(pixels) if pixels else torch.empty(0), [p if isinstance(p, str) else None for p in found]
 
-    Raises:
-        ValueError: If `limit` is negative.
-    """
-    if limit is not None and limit < 0:
-        raise ValueError(f"limit is {limit}, allowed is 0 (all images) or more.")
-    if not limit or limit >= len(samples):
-        return list(samples)
-    rng = np.random.default_rng(seed)
-    by_class: dict[int, list[int]] = {}
-    for position in rng.permutation(len(samples)):
-        by_class.setdefault(samples[position].label, []).append(int(position))
-    # the first of every class, then the second of every class, and so on
-    turns = sorted((turn, label) for label, found in by_class.items() for turn in range(len(found)))
-    chosen = sorted(by_class[label][turn] for turn, label in turns[:limit])
-    return [samples[i] for i in chosen]
+
+def _workers(pictures: int) -> int:
+    if pictures < WORTH_WORKERS:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, cores)

@@ -1,14 +1,17 @@
 """Published accuracies of other people's measurements, to compare with and to fit lines through."""
 
 from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
-from zsr_utils._text import one_of, unknown
-from zsr_utils.datasets._sources import EMBEDDED
+from zsr_utils._text import unknown
 
 
+DATA = Path(__file__).resolve().parents[2] / "data"
 SHIFTS = ("imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch", "objectnet")
+CIFAR = ("cifar10", "cifar100")
 MATCHED = tuple(f"imagenet-on-{name}" for name in ("imagenet-a", "imagenet-r", "objectnet"))
 # images behind an accuracy; in the testbed every accuracy is a whole number of them
 PUBLISHED_IMAGES = {
@@ -18,9 +21,9 @@ PUBLISHED_IMAGES = {
 }  # fmt: skip
 FILES = {
     "openclip": (
-        "openclip_imagenet.csv",
+        "openclip.csv",
         ("model", "pretrained", "source", "counted", "parameters_m", "gflops", "image_size"),
-        ("imagenet", *SHIFTS),
+        ("imagenet", *SHIFTS, *CIFAR),
     ),
     "imagenet-testbed": ("imagenet_testbed.csv", ("model", "group"), ("imagenet", *SHIFTS, *MATCHED)),
     "wani-2026": ("wani_2026.csv", ("family",), ("ifr", "iv", "drift_context", "drift_answer")),
@@ -51,28 +54,43 @@ def published(name: str) -> pd.DataFrame:
     if name not in FILES:
         raise ValueError(f"{unknown('table', name, FILES)} Known are {', '.join(FILES)}.")
     file, labels, accuracies = FILES[name]
-    return _checked(pd.read_csv(EMBEDDED / "published" / file), file, labels, accuracies)
+    return _checked(pd.read_csv(DATA / "published" / file), file, labels, accuracies)
 
 
-def published_accuracy(model: str, pretrained: str | None, dataset: str) -> float | None:
-    """The published zero-shot accuracy of an open_clip checkpoint, or None where there is none.
+class Published(NamedTuple):
+    """An accuracy that was published, as a fraction, and where."""
+
+    accuracy: float
+    source: str
+
+
+def published_accuracy(model: str, pretrained: str | None, dataset: str) -> Published | None:
+    """The published zero-shot accuracy of a model on a data set, or None where there is none.
+
+    For checkpoints it is that of open_clip's table, for embedded models on Tabletop that of their card, which
+    was measured at the end of training, before the weights were rounded to 16 bits.
 
     Examples:
-        >>> published_accuracy("ViT-B-32", "openai", "imagenet")
+        >>> published_accuracy("ViT-B-32", "openai", "imagenet").accuracy
         0.6332
         >>> published_accuracy("tabletop-base", None, "imagenet") is None
         True
 
     Args:
-        model, pretrained: As for `load_model`.
-        dataset: `imagenet`, `imagenet-v2`, `imagenet-a`, `imagenet-r`, `imagenet-sketch` or `objectnet`.
-
-    Raises:
-        ValueError: If nothing is published of the data set for any model.
+        model, pretrained, dataset: As for `load_model` and `load_dataset`.
     """
-    one_of("dataset", dataset, ("imagenet", *SHIFTS))
+    curve = DATA / "models" / model / "curve.csv"
+    if dataset == "tabletop" and curve.is_file():
+        last = pd.read_csv(curve).iloc[-1]
+        return Published(float(last["zero_shot" if "zero_shot" in last else "accuracy"]), "model card")
     table = _openclip()
-    return float(table.at[(model, pretrained), dataset]) if (model, pretrained) in table.index else None
+    if dataset not in table or dataset not in ("imagenet", *SHIFTS, *CIFAR):
+        return None
+    # open_clip's table names some checkpoints without the activation they were trained with
+    for name in (model, model.removesuffix("-quickgelu")):
+        if (name, pretrained) in table.index:
+            return Published(float(table.at[(name, pretrained), dataset]), "open_clip's results")
+    return None
 
 
 def claims() -> pd.DataFrame:
@@ -87,7 +105,7 @@ def claims() -> pd.DataFrame:
         >>> claims().expected.isin([-1, 0, 1]).all().item()
         True
     """
-    return pd.read_csv(EMBEDDED / "published" / "claims.csv")
+    return pd.read_csv(DATA / "published" / "claims.csv")
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from zsr_utils.models._handle import Model
 from zsr_utils.models._openclip import ModelUnavailable
+from zsr_utils.models._preprocess import Preprocess
 from zsr_utils.models._registry import (
     known_models,
     load_model,
@@ -16,6 +17,7 @@ from zsr_utils.models._tabletop import embedded_models, training
 __all__ = [
     "Model",
     "ModelUnavailable",
+    "Preprocess",
     "SupervisedModel",
     "embedded_models",
     "known_models",

@@ -4,24 +4,19 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zsr_utils._cache import cache_folder
+from zsr_utils.models._preprocess import Preprocess
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+# tf32 keeps weights and results in fp32; its products are rounded on a GPU that can
+PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 RANGE_TOLERANCE = 1e-6  # of pixels beyond [0, 1]: a smaller excess is rounding
-
-
-def cache_folder() -> Path:
-    """Where text weights are kept: `ZSR_CACHE`, or the user's cache directory."""
-    from platformdirs import user_cache_dir
-
-    return Path(os.environ.get("ZSR_CACHE") or user_cache_dir("zsr"))
 
 
 class Model(nn.Module):
@@ -33,7 +28,8 @@ class Model(nn.Module):
         name: The name it was loaded by.
         image_size: Side of the square input, in pixels.
         activation: `gelu` or `quickgelu`, as the checkpoint was trained.
-        precision: `fp32`, `fp16` or `bf16`, of the weights and of the arithmetic.
+        precision: `fp32`, `tf32`, `fp16` or `bf16`, of the weights and of the arithmetic.
+        from_pil: The checkpoint's own resize and crop, from a picture to pixels in [0, 1].
         preprocessing: Size, resize, crop, interpolation, mean and std, as the checkpoint's config has them.
         trained_on: The one data set an embedded model was made for, or None.
         note: What a reader must know before believing a number, or empty.
@@ -66,12 +62,14 @@ class Model(nn.Module):
         self.activation, self.precision = activation, precision
         self.preprocessing = preprocessing or {}
         self.trained_on, self.note = trained_on, note
-        self._transform, self._tokenizer = transform, tokenizer
+        self.from_pil = Preprocess(transform, image_size, preprocessing)
+        self._tokenizer = tokenizer
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         made_of = {"config": config, "preprocessing": self.preprocessing, "mean": list(mean), "std": list(std)}
         self.fingerprint = _fingerprint(net, made_of)
         self.net.to(PRECISIONS[precision])
+        self._memory_format = torch.contiguous_format
         self.eval()
 
     @property
@@ -87,10 +85,6 @@ class Model(nn.Module):
     def logit_bias(self) -> Tensor | float:
         bias = getattr(self.net, "logit_bias", None)
         return 0.0 if bias is None else bias.float()
-
-    def from_pil(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
-        """The checkpoint's own resize and crop, ending in [0, 1]."""
-        return self._transform(image)
 
     def encode_image(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """Raw image features, differentiable in `pixels`; not normalised.
@@ -196,6 +190,23 @@ class Model(nn.Module):
             shape = tuple(classifier.shape)
             raise ValueError(f"classifier has shape {shape}, allowed is (K, {width}) with K at least 2.")
 
+    def tune(self, *, channels_last: bool = False, compile: bool | str = False) -> "Model":
+        """Compute the same faster, to rounding; the handle itself is changed.
+
+        Args:
+            channels_last: Keep weights and pixels with the channels innermost, which convolutions of fp16 and
+                bf16 on a GPU prefer.
+            compile: Compile the image tower at its first use, by `torch.compile`; a text names its backend.
+                Token grids and Jacobians by `torch.func` go through the tower as it was.
+        """
+        if channels_last:
+            self._memory_format = torch.channels_last
+            self.net.to(memory_format=torch.channels_last)
+        if compile:
+            backend = compile if isinstance(compile, str) else "inductor"
+            self.net.encode_image = torch.compile(self.net.encode_image, backend=backend)
+        return self
+
     def _normalised(self, pixels: Tensor) -> Tensor:
         if pixels.ndim != 4 or pixels.shape[1:] != (3, self.image_size, self.image_size):
             size = self.image_size
@@ -203,7 +214,8 @@ class Model(nn.Module):
         low, high = pixels.detach().aminmax() if pixels.numel() else (0, 0)
         if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
             raise ValueError(f"pixels run from {float(low):.4g} to {float(high):.4g}, allowed is [0, 1].")
-        return ((pixels - self.mean) / self.std).to(PRECISIONS[self.precision])
+        normalised = ((pixels - self.mean) / self.std).to(PRECISIONS[self.precision])
+        return normalised.contiguous(memory_format=self._memory_format)
 
 
 def check_prompts(class_names: Sequence[str], templates: Sequence[str]) -> None:

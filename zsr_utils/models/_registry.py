@@ -51,7 +51,15 @@ def known_models() -> list[str]:
     return list(dict.fromkeys([*_BUILDERS, *_offered(), *embedded_models(), PREFIX, *open_clip.list_models()]))
 
 
-def load_model(name: str, pretrained: str | None = None, device: str = "auto", precision: str = "fp32") -> Model:
+def load_model(
+    name: str,
+    pretrained: str | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    *,
+    channels_last: bool = False,
+    compile: bool | str = False,
+) -> Model:
     """Load a frozen model by name.
 
     Args:
@@ -61,7 +69,10 @@ def load_model(name: str, pretrained: str | None = None, device: str = "auto", p
         pretrained: The library's tag or a weight file, for architectures only; None gives random weights
             and says so in `note`.
         device: `auto` takes a GPU where there is one; otherwise any torch device name.
-        precision: `fp32`, `fp16` or `bf16`.
+        precision: `fp32`, `tf32`, `fp16` or `bf16`. The choice between fp32 and tf32 holds for the process: with
+            fp32, products on a GPU are exact to fp32, also in convolutions, where PyTorch's default is tf32.
+            Gradients are for fp32: in 16 bits, small ones vanish.
+        channels_last, compile: As `Model.tune` takes them.
 
     Raises:
         ValueError: If a name, tag, device or precision is unknown (the message lists the nearest ones), or a
@@ -85,7 +96,9 @@ def load_model(name: str, pretrained: str | None = None, device: str = "auto", p
         model = _supervised.load(name, pretrained, precision)
     else:
         raise ValueError(unknown("model", name, known_models()))
-    return model.to(where)
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    return model.to(where).tune(channels_last=channels_last, compile=compile)
 
 
 def _offered() -> dict[str, metadata.EntryPoint]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zsr_utils.models._handle import cache_folder
+from zsr_utils._cache import cache_folder
 from zsr_utils.records import write_npz
 
 

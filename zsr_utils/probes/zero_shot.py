@@ -14,11 +14,14 @@ from filelock import FileLock
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
+from zsr_utils._cache import cache_folder
 from zsr_utils.datasets import Dataset
 from zsr_utils.models import Model
-from zsr_utils.models._handle import cache_folder
 from zsr_utils.probes._progress import hidden
 from zsr_utils.records import write_npz
+
+
+CHUNK = 4096  # images whose logits are held at once: with a thousand classes 32 MB
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,25 @@ class Embedded:
         position = {sample_id: i for i, sample_id in enumerate(self.sample_ids)}
         return torch.from_numpy(self.features[[position[i] for i in sample_ids]])
 
+    def sample(self, most: int, *, seed: int = 0) -> "Embedded":
+        """At most so many of the images, drawn at random, in their order."""
+        n = len(self.labels)
+        kept = np.sort(np.random.default_rng(seed).choice(n, min(most, n), replace=False))
+        return Embedded(self.sample_ids[kept], self.labels[kept], self.features[kept])
 
-def embed(net: Model, images: Dataset, *, batch_size: int = 64) -> Embedded:
+
+def embed(net: Model, images: Dataset, *, batch_size: int = 64, workers: int | None = None) -> Embedded:
     """Raw features of every readable image, kept on disk by (model, precision, data).
 
     A second chapter, or a second run, computes nothing; an interrupted run goes on after its last
     finished batch. Of several processes that want the same features at once, one computes and the others
     wait.
+
+    Args:
+        net: The model.
+        images: The data set; it streams, so its length costs no memory beyond the features.
+        batch_size: Images in a batch.
+        workers: Processes that decode, as `Dataset.batches` takes them.
 
     Raises:
         UnreadableImages: If more than 1 % of the images cannot be decoded.
@@ -58,15 +73,15 @@ def embed(net: Model, images: Dataset, *, batch_size: int = 64) -> Embedded:
     locks.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / f"{final.stem}.lock"):
         if not final.exists():
-            _write_features(net, images, final, batch_size)
+            _write_features(net, images, final, batch_size, workers)
     saved = np.load(final)
     images.unreadable.update(json.loads(str(saved["unreadable"])))
     return Embedded(saved["sample_ids"], saved["labels"], saved["features"])
 
 
-def _write_features(net: Model, images: Dataset, final: Path, batch_size: int) -> None:
+def _write_features(net: Model, images: Dataset, final: Path, batch_size: int, workers: int | None) -> None:
     parts = final.with_suffix(f".parts-{batch_size}")
-    _embed_parts(net, images, parts, batch_size)
+    _embed_parts(net, images, parts, batch_size, workers)
     saved = [s for p in sorted(parts.glob("*.npz")) if len((s := np.load(p))["labels"])]
     if not saved:
         raise ValueError(f"{images.name}: no image to embed.")
@@ -76,12 +91,12 @@ def _write_features(net: Model, images: Dataset, final: Path, batch_size: int) -
     shutil.rmtree(parts)
 
 
-def _embed_parts(net: Model, images: Dataset, parts: Path, batch_size: int) -> None:
+def _embed_parts(net: Model, images: Dataset, parts: Path, batch_size: int, workers: int | None) -> None:
     finished = sorted(parts.glob("*.npz"))
     for path in finished:
         images.unreadable.update(json.loads(str(np.load(path)["unreadable"])))
     total = -(-len(images) // batch_size)
-    batches = images.batches(net.from_pil, batch_size, start=len(finished))
+    batches = images.batches(net.from_pil, batch_size, workers=workers, start=len(finished))
     progress = tqdm(batches, initial=len(finished), total=total, desc="embed", disable=hidden())
     for number, (ids, pixels, labels) in enumerate(progress, start=len(finished)):
         with torch.no_grad():
@@ -114,8 +129,8 @@ def classify(
 
     Returns:
         Columns `sample_id`, `label`, `condition`, `severity` (0), `prediction`, `confidence` (softmax
-        probability of the prediction at the model's own scale), `margin` (logit of the label less the
-        largest other one; negative when wrong) and `probabilities` (list over the classes).
+        probability of the prediction at the model's own scale) and `margin` (logit of the label less the
+        largest other one; negative when wrong).
 
     Raises:
         ValueError: If fewer than two classes are given, or a label has no name.
@@ -128,27 +143,37 @@ def classify(
     if embedded.labels.max(initial=0) >= len(class_names):
         raise ValueError(f"label {embedded.labels.max()} has no name among {len(class_names)} class names.")
     weights = net.classifier(class_names, templates)
-    with torch.no_grad():
-        features = torch.from_numpy(embedded.features).to(net.device)
-        logits = net.logits_of(features, weights).cpu().double()
-    probabilities = logits.softmax(1).numpy()
-    logits = logits.numpy()
-    rows = np.arange(len(logits))
-    own = logits[rows, embedded.labels]
-    others = logits.copy()
-    others[rows, embedded.labels] = -np.inf
+    found = []
+    for first in range(0, len(embedded.labels), CHUNK):
+        logits = _logits(net, embedded.features[first : first + CHUNK], weights)
+        labels = torch.from_numpy(embedded.labels[first : first + CHUNK]).long()[:, None]
+        own = logits.gather(1, labels)[:, 0]
+        others = logits.scatter(1, labels, -torch.inf).amax(1)
+        found.append((logits.argmax(1), logits.softmax(1).amax(1), own - others))
+    prediction, confidence, margin = (torch.cat(part).numpy() for part in zip(*found, strict=True))
     return pd.DataFrame(
         {
             "sample_id": embedded.sample_ids,
             "label": embedded.labels,
             "condition": condition,
             "severity": 0,
-            "prediction": logits.argmax(1),
-            "confidence": probabilities.max(1),
-            "margin": own - others.max(1),
-            "probabilities": list(probabilities.astype(np.float32)),
+            "prediction": prediction,
+            "confidence": confidence,
+            "margin": margin,
         }
     )
+
+
+def probabilities(
+    net: Model, features: Float[torch.Tensor, "n d"], class_names: Sequence[str], templates: Sequence[str]
+) -> Float[np.ndarray, "n k"]:
+    """Softmax over the classes for some embeddings, at the model's own logit scale."""
+    return _logits(net, features.numpy(), net.classifier(class_names, templates)).softmax(1).numpy()
+
+
+@torch.no_grad()
+def _logits(net: Model, features: Float[np.ndarray, "n d"], weights: torch.Tensor) -> Float[torch.Tensor, "n k"]:
+    return net.logits_of(torch.from_numpy(features).to(net.device), weights).cpu().double()
 
 
 def project(

@@ -13,7 +13,7 @@ from zsr_utils.scores._drift import correlations, drift_ratios, image_means, ins
 from zsr_utils.scores._intervals import Estimate, bootstrap, grouped_proportion, paired_difference, proportion
 from zsr_utils.scores._normality import covariance_agreement, normality, qq_points
 from zsr_utils.scores._similarity import auroc, overlap_coefficient, pair_estimates, pair_similarities
-from zsr_utils.scores._tables import estimates, paired_changes
+from zsr_utils.scores._tables import against_published, estimates, paired_changes
 from zsr_utils.scores._tokens import band_of, change_spectrum, dirichlet_energy, mean_square_norm, power_change
 
 
@@ -21,6 +21,7 @@ __all__ = [
     "Estimate",
     "accuracy",
     "accuracy_by",
+    "against_published",
     "auroc",
     "band_of",
     "bootstrap",

@@ -62,3 +62,29 @@ def paired_changes(base: pd.DataFrame, other: pd.DataFrame, by: str, *, seed: in
         change = paired_difference(part.base.to_numpy(), part.other.to_numpy(), seed=seed)
         found.append({by: group, "base": part.base.mean(), "other": part.other.mean(), **asdict(change)})
     return pd.DataFrame(found)
+
+
+def against_published(measured: pd.DataFrame, published: Sequence[tuple[float, str] | None]) -> pd.DataFrame:
+    """Measured accuracies beside published ones.
+
+    The interval of a measurement is one for other images like these. On the very images that the published
+    accuracy is of, only rounding should differ, so that a difference inside the interval may still be a mistake.
+
+    Args:
+        measured: Columns of an estimate, one row a model.
+        published: Accuracy and source for each row, or None where nothing is published.
+
+    Returns:
+        `measured` with `published`, `difference` (measured less published; both missing where nothing is
+        published), `covered` (whether the interval holds the published value) and `source`.
+
+    Examples:
+        >>> rows = pd.DataFrame({"value": [0.63, 0.5], "low": [0.62, 0.4], "high": [0.64, 0.6]})
+        >>> against_published(rows, [(0.6332, "table"), None])[["published", "covered"]].values.tolist()
+        [[0.6332, True], [nan, False]]
+    """
+    values = [p[0] if p else float("nan") for p in published]
+    table = measured.assign(published=values, source=[p[1] if p else "" for p in published])
+    table["difference"] = table["value"] - table["published"]
+    table["covered"] = table["published"].between(table["low"], table["high"])
+    return table

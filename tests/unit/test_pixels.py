@@ -1,0 +1,187 @@
+"""Pixels kept between chapters: read instead of decoded, whole or not at all, of the right picture."""
+
+import errno
+import io
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional as TF
+
+from zsr_utils.datasets import Dataset, Sample, _pixels
+from zsr_utils.models import Preprocess
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSR_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def to_pixels(image):
+    return TF.to_tensor(image.resize((8, 8)))
+
+
+def preprocess(**settings):
+    return Preprocess(to_pixels, 8, settings or {"resize": 8})
+
+
+class Counted:
+    """Noise pictures that count how often they are opened; the first `broken` cannot be."""
+
+    def __init__(self, n=40, broken=0):
+        self.opened = []
+        pictures = np.random.default_rng(0).integers(0, 256, (n, 12, 12, 3), dtype=np.uint8)
+
+        def sample(i):
+            def open_():
+                self.opened.append(i)
+                return Image.open(io.BytesIO(b"")) if i < broken else Image.fromarray(pictures[i])
+
+            return Sample(f"s{i:02d}", i % 4, open_)
+
+        self.dataset = Dataset("counted", ("a", "b", "c", "d"), [sample(i) for i in range(n)])
+
+
+def all_of(dataset, transform, **options):
+    found = list(dataset.batches(transform, 7, **options))
+    return [i for ids, _, _ in found for i in ids], torch.cat([p for _, p, _ in found if len(p)])
+
+
+def test_a_second_pass_decodes_nothing_and_sees_the_same(cache):
+    counted = Counted()
+    ids, first = all_of(counted.dataset, preprocess())
+    assert counted.opened == list(range(40))
+    again, second = all_of(counted.dataset, preprocess())
+    assert len(counted.opened) == 40
+    assert ids == again and torch.equal(first, second)
+    assert torch.equal(counted.dataset.pixels(["s30", "s02"], preprocess()), first[[30, 2]])
+    assert len(counted.opened) == 40
+    assert (cache / "pixels").is_dir()
+
+
+def test_workers_fill_the_same_store():
+    counted = Counted()
+    _, first = all_of(counted.dataset, preprocess(), workers=2)
+    _, second = all_of(counted.dataset, preprocess())
+    assert counted.opened == [] and torch.equal(first, second)  # opened in other processes, and kept here
+
+
+def test_a_subset_fills_its_own_slots_of_the_whole():
+    counted = Counted()
+    few = counted.dataset.subset(10, seed=1)
+    ids, pixels = all_of(few, preprocess())
+    assert len(counted.opened) == 10
+    fewer = few.only(ids[3:5])
+    assert torch.equal(fewer.pixels(ids[4:5], preprocess())[0], pixels[4])
+    assert len(counted.opened) == 10
+    whole_ids, whole = all_of(counted.dataset, preprocess())
+    assert sorted(counted.opened) == list(range(40))
+    assert torch.equal(torch.stack([whole[whole_ids.index(i)] for i in ids]), pixels)
+
+
+def test_other_settings_other_size_and_other_data_share_nothing():
+    counted = Counted()
+    all_of(counted.dataset, preprocess())
+    all_of(counted.dataset, preprocess(resize=9))
+    assert len(counted.opened) == 80
+    sixteen = Preprocess(lambda image: TF.to_tensor(image.resize((16, 16))), 16, {"resize": 8})
+    assert all_of(counted.dataset, sixteen)[1].shape[-1] == 16
+    other = Counted()
+    other.dataset.content = "other files"
+    all_of(other.dataset, preprocess())
+    assert len(other.opened) == 40
+
+
+def test_unreadable_pictures_are_looked_at_again_and_named_again():
+    counted = Counted(n=200, broken=1)
+    for _ in range(2):
+        counted.dataset.unreadable.clear()
+        ids, _ = all_of(counted.dataset, preprocess())
+        assert len(ids) == 199 and counted.dataset.unreadable == {"s00": "not an image"}
+    assert counted.opened.count(0) == 2 and counted.opened.count(1) == 1
+
+
+def test_pixels_between_grey_levels_are_not_kept(cache):
+    halved = Preprocess(lambda image: to_pixels(image) / 3, 8, {"resize": 8})
+    counted = Counted()
+    _, first = all_of(counted.dataset, halved)
+    _, second = all_of(counted.dataset, halved)
+    assert len(counted.opened) == 80 and torch.equal(first, second)
+
+
+def test_a_transform_without_settings_and_a_switch_keep_nothing(cache, monkeypatch):
+    all_of(Counted().dataset, Preprocess(to_pixels, 8, {}))
+    all_of(Counted().dataset, to_pixels)
+    monkeypatch.setenv("ZSR_PIXELS", "0")
+    all_of(Counted().dataset, preprocess())
+    assert not (cache / "pixels").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_folder_that_cannot_be_written_gets_one_sentence_with_the_ways_out(cache, monkeypatch, code):
+    def refused(*_, **__):
+        raise OSError(code, "refused")
+
+    monkeypatch.setattr(_pixels.PixelStore, "_open", refused)
+    with pytest.raises(OSError, match=r"cannot be kept in '.*' \(refused\): make room for .* ZSR_PIXELS=0") as error:
+        all_of(Counted().dataset, preprocess())
+    assert error.value.errno == code
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_picture_leaves_it_unmarked(cache, monkeypatch):
+    store = _pixels.PixelStore(cache / "store", 4, 8)
+    pixels = torch.rand(3, 8, 8).mul(255).round() / 255
+    store.write(0, pixels)
+
+    class Short(io.BytesIO):
+        def write(self, content):
+            return super().write(content[: len(content) // 2])
+
+    store._files = (Short(), store._files[1])
+    with pytest.raises(OSError, match="No space left"):
+        store.write(1, pixels)
+    again = _pixels.PixelStore(cache / "store", 4, 8)
+    assert 0 in again and 1 not in again and torch.equal(again.read(0), pixels)
+
+
+def test_a_killed_run_leaves_whole_pictures_only(cache):
+    """SIGKILL between the pixels and the mark: the slot is decoded again."""
+    script = """
+        import os, signal, sys, torch
+        from pathlib import Path
+        from zsr_utils.datasets._pixels import PixelStore
+        store = PixelStore(Path(sys.argv[1]), 4, 8)
+        store.write(2, torch.full((3, 8, 8), 0.2))
+        class Kill:
+            def seek(self, at): os.kill(os.getpid(), signal.SIGKILL)
+            def writable(self): return True
+        store._files = (store._files[0], Kill())
+        store.write(3, torch.full((3, 8, 8), 0.4))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(cache / "store")])
+    assert done.returncode == -signal.SIGKILL
+    again = _pixels.PixelStore(cache / "store", 4, 8)
+    assert [slot in again for slot in range(4)] == [False, False, True, False]
+    assert torch.equal(again.read(2), torch.full((3, 8, 8), 0.2))
+
+
+def test_the_key_is_the_same_in_every_process():
+    """A function in a transform prints with its address, which must not count."""
+    script = """
+        import json, sys
+        from open_clip.transform import image_transform_v2, PreprocessCfg
+        from zsr_utils.models import Preprocess
+        print(json.dumps(Preprocess(image_transform_v2(PreprocessCfg(), is_train=False), 224, {"size": 224}).key))
+    """
+    run = [
+        subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True) for _ in "12"
+    ]
+    keys = [json.loads(done.stdout) for done in run]
+    assert keys[0] == keys[1] != Preprocess(to_pixels, 224, {"size": 224}).key

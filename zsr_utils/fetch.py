@@ -1,0 +1,56 @@
+"""Fetch data sets: `python -m zsr_utils.fetch NAME [--to FOLDER]`, or `--list`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from zsr_utils.datasets import NAMES, DownloadError, data_folder, download, source
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line.
+
+    Returns:
+        0, or 1 if a data set cannot be fetched (the reason is on standard error), or 130 if interrupted.
+    """
+    parser = argparse.ArgumentParser(prog="python -m zsr_utils.fetch", description="Fetch data sets for load_dataset.")
+    parser.add_argument("name", nargs="*", help="names as for load_dataset, such as imagenette or wds:org/name")
+    parser.add_argument("--to", type=Path, metavar="FOLDER", help="data folder, default ZSR_DATA or the user's cache")
+    parser.add_argument("--list", action="store_true", help="say what there is, and what is here already")
+    options = parser.parse_args(arguments)
+    root = options.to or data_folder()
+    if options.list:
+        print(_listed(root))
+    elif not options.name:
+        parser.error("a name is missing; --list says which there are.")
+    for name in options.name:
+        try:
+            print(f"{name} is in {str(download(name, root))!r}.")
+        except (DownloadError, ValueError) as error:
+            print(error, file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print(f"\n{name} was interrupted, the same command goes on from there.", file=sys.stderr)
+            return 130
+    if options.name and options.to:
+        print(f"Set ZSR_DATA to {str(root.resolve())!r} to use it.")
+    return 0
+
+
+def _listed(root: Path) -> str:
+    """A line a data set: name, size, how to get it, and whether it is here."""
+    lines = []
+    for name in NAMES:
+        if name == "tabletop":
+            lines.append((name, "", "part of the project"))
+            continue
+        found = source(name)
+        how = "get it by hand" if found.by_hand else "fetch"
+        lines.append((name, found.size, f"in {root / found.folder}" if (root / found.folder).is_dir() else how))
+    lines.append(("wds:org/name", "", "fetch from the Hugging Face hub, such as wds:clip-benchmark/wds_imagenetv2"))
+    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
+    return "\n".join(f"{name:{widths[0]}}  {size:{widths[1]}}  {how}" for name, size, how in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
