@@ -287,9 +287,7 @@ def test_a_restricted_class_list_leaves_the_other_names_out(tmp_path):
 
 def test_a_class_that_is_not_there_is_refused(folder):
     dataset = load_dataset(str(folder))
-    with pytest.raises(
-        ValueError, match=r"Unknown class of .* 'golden retreiver': nearest known names are golden"
-    ):
+    with pytest.raises(ValueError, match=r"Unknown class of .* 'golden retreiver': nearest known names are golden"):
         dataset.restricted(["golden retreiver"])
     with pytest.raises(ValueError, match=r"classes is 3, allowed is 0 \(all\) and 2 to 2"):
         dataset.restricted(3)

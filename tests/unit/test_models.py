@@ -246,3 +246,40 @@ def test_from_pil_takes_every_image_mode(vit, mode):
 
 def test_tokens_are_a_grid(vit):
     assert vit.encode_tokens(torch.rand(2, 3, 224, 224)).shape == (2, 7, 7, 768)
+
+
+def test_channels_last_and_compilation_change_nothing_but_rounding(tmp_path):
+    """The compiler's `eager` backend traces the tower without a C++ compiler, as any other backend would."""
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    plain = load_model("tabletop-small", device="cpu")
+    tuned = load_model("tabletop-small", device="cpu", channels_last=True, compile="eager")
+    assert any(p.is_contiguous(memory_format=torch.channels_last) for p in tuned.net.parameters() if p.ndim == 4)
+    found = [net.encode_image(pixels) for net in (plain, tuned)]
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(f.square().sum(), pixels)[0] for f in found]
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(tuned.encode_tokens(pixels), plain.encode_tokens(pixels), atol=1e-5, rtol=1e-5)
+
+
+def test_tf32_is_asked_for_and_never_by_default():
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        net = load_model("tabletop-small", device="cpu", precision="tf32")
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
+        assert net.precision == "tf32" and next(net.net.parameters()).dtype == torch.float32
+        load_model("tabletop-small", device="cpu")
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("fp16", 11), ("bf16", 8)])
+def test_half_precision_stays_near_fp32(precision, bits):
+    """Within ten roundings of that many bits, and not closer than a hundredth of one."""
+    pixels = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    exact, half = (
+        load_model("tabletop-small", device="cpu", precision=p).encode_image(pixels) for p in ("fp32", precision)
+    )
+    change = float((half - exact).norm() / exact.norm())
+    assert half.dtype == torch.float32 and 0.01 * 2**-bits < change < 10 * 2**-bits
