@@ -6,7 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help install book test test-fast notebooks lint lock train clean
+.PHONY: help install book pdf test test-fast notebooks lint lock train clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ book: install  ## run the notebooks of PROFILE (default tabletop) and render _bu
 	$(RUN)/snakemake --snakefile workflow/Snakefile --cores 2 --keep-going --rerun-triggers mtime params input \
 	  --quiet rules --config profile=$(PROFILE)
 	@echo "the book is in _build/html/index.html"
+
+pdf: book  ## print the book to _build/pdf/book.pdf (needs Chromium)
+	$(RUN)/python -m zsr_utils.book --pdf
 
 test: install lint  ## everything: unit, doctests, embedded model, notebooks, book, browser (CI runs this)
 	$(RUN)/python -m pytest --doctest-modules zsr_utils tabletop tests

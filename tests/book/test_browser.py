@@ -1,0 +1,156 @@
+"""The book in a real browser, below a path prefix, wide and narrow, light and dark, with and without JavaScript."""
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from zsr_utils.book import _chromium
+
+
+pytestmark = pytest.mark.browser
+
+COLUMN = "return [...document.querySelectorAll('.zsr-numbers tbody tr')].map(r => Number(r.cells[2].dataset.value))"
+SHOWN = """return [...document.querySelectorAll('.zsr-numbers tbody tr')].filter(r => r.checkVisibility())
+  .map(r => r.textContent)"""
+LIMIT = 1.5e6  # bytes a chapter may weigh, without the scripts and styles that all pages share
+DRAWN = """
+// plotly ships arrays as they are, or as typed arrays packed into text ("bdata")
+const size = v => v == null ? 0 : (v.length ?? (v.bdata ?? "").length);
+return [...document.querySelectorAll('.zsr-figure .plotly-graph-div')].map(d => ({
+  points: (d.data || []).reduce((n, t) => n + size(t.z ?? t.x), 0),
+  marks: d.querySelectorAll('.points path, .lines path, .heatmaplayer image, .hm image, .scatterlayer path').length
+         + d.querySelectorAll('canvas').length,
+  width: d.getBoundingClientRect().width, height: d.getBoundingClientRect().height,
+}));
+"""
+WEIGHT = """
+return performance.getEntries().filter(e => e.transferSize && !e.name.includes('/_static/'))
+  .reduce((n, e) => n + e.transferSize, 0);
+"""
+PICTURES = """
+const done = arguments[0];
+document.querySelectorAll('img').forEach(i => { i.loading = 'eager'; });
+Promise.allSettled([...document.images].map(i => i.decode())).then(() => done([...document.images].filter(
+  i => !i.naturalWidth || !(i.alt || i.closest('a')?.textContent.trim())).map(i => i.src)));
+"""
+AXE = """
+const done = arguments[0];
+document.querySelectorAll('.zsr-numbers tbody tr:nth-child(n+20)').forEach(r => r.remove());  // they are all alike
+// inside a drawing are thousands of marks; its text is dark grey on white, and the caption below says what it shows
+const rules = {runOnly: ['wcag2a', 'wcag2aa', 'best-practice']};
+axe.run({exclude: ['.main-svg']}, rules).then(result => done(result.violations.map(
+  v => v.id + ': ' + v.nodes.length + ' times, ' + v.nodes[0].target.join(' ') +
+    ' ' + (v.nodes[0].any[0]?.message ?? '')
+)));
+"""
+# pandas leaves the head of an index without text
+LEFT = {"empty-table-header"}
+
+
+def pages(book: Path) -> list[Path]:
+    return [*sorted(book.glob("book/*.html")), *sorted(book.glob("book/_generated/*.html")), *chapters(book)]
+
+
+def chapters(book: Path) -> list[Path]:
+    return sorted(book.glob("results/*/*/*.html"))
+
+
+def wait_for(driver, wanted: int) -> list[dict]:
+    deadline = time.monotonic() + 60
+    while True:
+        figures = driver.execute_script(DRAWN)
+        if (len(figures) == wanted and all(f["marks"] for f in figures)) or time.monotonic() > deadline:
+            return figures
+        time.sleep(0.3)
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_every_page_is_whole(book, site, browser, width):
+    with browser(width) as driver:
+        for page in pages(book):
+            wanted = page.read_text().count('<figure class="zsr-figure"')
+            driver.get(f"{site}/{page.relative_to(book).as_posix()}")
+            figures = wait_for(driver, wanted)
+            assert len(figures) == wanted, page.name
+            for figure in figures:
+                assert figure["points"] > 0 and figure["marks"] > 0, f"{page.name}: an empty figure {figure}"
+                assert figure["width"] > 200 and figure["height"] > 150
+            if page in chapters(book):
+                assert wanted, page.name
+                weight = driver.execute_script(WEIGHT)
+                print(f"{page.stem}, {width} px wide: {weight / 1e6:.2f} MB")
+                assert 1e4 < weight <= LIMIT, f"{page.name} weighs {weight / 1e6:.2f} MB"
+            overflow = driver.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
+            assert overflow <= 0, f"{page.name} scrolls sideways by {overflow} px at {width} px"
+            broken = driver.execute_async_script(PICTURES)
+            assert not broken, f"{page.name}: pictures that do not show or have no alternative text {broken[:3]}"
+            errors = [e for e in driver.get_log("browser") if e["level"] == "SEVERE" and "favicon" not in e["message"]]
+            assert not errors, f"{page.name}: {errors[:3]}"
+        requests = [
+            message["params"]["request"]["url"]
+            for message in (json.loads(e["message"])["message"] for e in driver.get_log("performance"))
+            if message["method"] == "Network.requestWillBeSent"
+        ]
+        assert requests
+        known = (site, "data:", "blob:", "chrome:", "about:")
+        outside = [u for u in requests if not u.startswith(known) and not u.endswith("/favicon.ico")]
+        assert not outside, f"requests that leave the book: {outside[:3]}"
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_page_is_accessible(book, site, browser, theme):
+    package = importlib.util.find_spec("axe_playwright_python")  # found, not imported: only its script is used
+    if package is None:
+        pytest.skip("axe-playwright-python is not installed")
+    script = (Path(package.submodule_search_locations[0]) / "axe.min.js").read_text(encoding="utf-8")
+    found = {}
+    with browser(1400, theme) as driver:
+        driver.set_script_timeout(240)
+        for page in pages(book):
+            driver.get(f"{site}/{page.relative_to(book).as_posix()}")
+            wait_for(driver, page.read_text().count('<figure class="zsr-figure"'))
+            assert driver.execute_script("return document.documentElement.dataset.theme") == theme
+            driver.execute_script(script)
+            violations = [v for v in driver.execute_async_script(AXE) if v.split(":")[0] not in LEFT]
+            if violations:
+                found[page.stem] = violations
+    assert not found, json.dumps(found, indent=1)
+
+
+def test_without_javascript_pictures_stand_for_the_figures(book, site, browser):
+    page = chapters(book)[0]
+    wanted = page.read_text().count('<figure class="zsr-figure"')
+    with browser(1400, "light", "--blink-settings=scriptEnabled=false") as driver:
+        driver.get(f"{site}/{page.relative_to(book).as_posix()}")
+        stills = driver.find_elements("css selector", ".zsr-figure > .zsr-still")
+        assert len(stills) == wanted and all(s.is_displayed() for s in stills)
+        assert not any(d.is_displayed() for d in driver.find_elements("css selector", ".zsr-figure > div"))
+
+
+def test_numbers_can_be_searched_and_sorted(site, browser):
+    with browser(1400) as driver:
+        driver.get(f"{site}/book/_generated/every-number.html")
+        driver.find_element("css selector", ".zsr-search input").send_keys("zero_shot 1,200")
+        shown = driver.execute_script(SHOWN)
+        assert shown and all("zero_shot" in row and "1,200" in row for row in shown)
+        assert driver.find_element("css selector", ".zsr-search output").text.startswith(f"{len(shown)} of ")
+        head = driver.find_elements("css selector", ".zsr-numbers th button")[2]
+        for order in (1, -1):
+            head.click()
+            column = driver.execute_script(COLUMN)
+            assert column == sorted(column, reverse=order < 0) and len(set(column)) > 10
+
+
+def test_a_printed_chapter_shows_its_figures(book, tmp_path, monkeypatch):
+    pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed, so pages are printed one by one")
+    page = chapters(book)[0]
+    monkeypatch.setattr(_chromium, "pages", lambda _: [page])
+    (path,) = _chromium.print_book(book, tmp_path / "pdf")
+    printed = pypdf.PdfReader(path)
+    pictures = sum(len(p.images) for p in printed.pages)
+    text = " ".join(p.extract_text() for p in printed.pages)
+    wanted = page.read_text().count('<figure class="zsr-figure"')
+    assert pictures >= wanted and f"Figure 1.{wanted}" in text and len(printed.outline) == 1
