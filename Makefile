@@ -6,7 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help install book pdf test test-fast notebooks lint lock train clean
+.PHONY: help install book pdf sweep test test-fast notebooks lint lock train clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,13 +20,21 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-book: install  ## run the notebooks of PROFILE (default tabletop) and render _build/html/index.html
+book: install  ## run the notebooks of PROFILE (default tabletop), or of several MODELS, and render _build/html/index.html
+ifdef MODELS
+	$(RUN)/python workflow/compare.py $(PROFILE) $(MODELS)
+else
 	$(RUN)/snakemake --snakefile workflow/Snakefile --cores 2 --keep-going --rerun-triggers mtime params input \
 	  --quiet rules --config profile=$(PROFILE)
+endif
 	@echo "the book is in _build/html/index.html"
 
 pdf: book  ## print the book to _build/pdf/book.pdf (needs Chromium)
 	$(RUN)/python -m zsr_utils.book --pdf
+
+sweep: install  ## run the grid CONFIG (default workflow/sweep.yaml)
+	$(RUN)/snakemake --snakefile workflow/Sweep --workflow-profile workflow/profiles/local \
+	  $(if $(CONFIG),--configfile $(CONFIG))
 
 test: install lint  ## everything: unit, doctests, embedded model, notebooks, book, browser (CI runs this)
 	$(RUN)/python -m pytest --doctest-modules zsr_utils tabletop tests

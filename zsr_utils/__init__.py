@@ -24,6 +24,7 @@ _NAMES = {
     "parameters": "records",
     "read_rows": "records",
     "read_metrics": "records",
+    "load_results": "records",
 }
 
 __all__ = [*_LAYERS, *_NAMES]

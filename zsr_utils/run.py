@@ -6,13 +6,20 @@ that failed is kept with its traceback in the folder `failed` beside it.
 """
 
 import argparse
+import getpass
 import os
+import subprocess
 import sys
+import tempfile
+import threading
+import time
 from pathlib import Path
 
 import nbformat
 import papermill
 import yaml
+from filelock import FileLock, Timeout
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from zsr_utils._text import nearest
@@ -74,6 +81,7 @@ def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
     Raises:
         ParameterError: As `check`; nothing has been run then.
         PapermillExecutionError: If a cell failed; the partial notebook is in `failed/`.
+        DeadKernelError: If the notebook's process was killed; what it had done is in `failed/`.
     """
     merged = check(notebook, parameters)
     folder = result_folder(merged["model"], merged["dataset"], notebook.stem, merged.get("pretrained") or None)
@@ -86,12 +94,14 @@ def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
         papermill.execute_notebook(
-            notebook, working, parameters, kernel_name="python3", cwd=str(ROOT), progress_bar=progress
-        )
+            notebook, working, parameters, kernel_name="python3", cwd=str(ROOT), progress_bar=progress,
+            start_timeout=600,  # on a busy node Python alone may need more than papermill's 60 s
+        )  # fmt: skip
         write_whole(final, lambda p: p.write_bytes(working.read_bytes()))
         failed.unlink(missing_ok=True)
-    except PapermillExecutionError:
-        write_whole(failed, lambda p: p.write_bytes(working.read_bytes()))
+    except (PapermillExecutionError, DeadKernelError):
+        if working.is_file():
+            write_whole(failed, lambda p: p.write_bytes(working.read_bytes()))
         raise
     finally:
         working.unlink(missing_ok=True)
@@ -115,19 +125,74 @@ def read_parameters(files: list[Path], pairs: list[list[str]]) -> dict:
     return parameters | {name: yaml.safe_load(value) for name, value in pairs}
 
 
+def end_with(process: int, seconds: float = 1) -> None:
+    """End this process when `process`, which started it, is gone, as a job of a killed sweep must.
+
+    The notebook's own process watches this one in the same way, and no result is half-written.
+    """
+
+    def watch():
+        while os.getppid() == process:
+            time.sleep(seconds)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def gpus() -> list[str]:
+    """NVIDIA GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them; without loading torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        try:
+            command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+            visible = ",".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+        except (OSError, subprocess.CalledProcessError):
+            return []
+    return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+
+
+def own_gpu(seconds: float = 1) -> FileLock | None:
+    """Wait for a GPU that no other job of this user has on this machine, and show the notebook that one alone.
+
+    Returns:
+        The lock of the GPU, which the system frees when this process ends, however it ends; None where
+        there is no GPU, or where Slurm has chosen one for this job.
+    """
+    visible = gpus()
+    if not visible or "SLURM_JOB_ID" in os.environ:
+        return None
+    folder = Path(tempfile.gettempdir())
+    while True:
+        for name in visible:
+            lock = FileLock(folder / f"zsr-{getpass.getuser()}-gpu-{name.replace('/', '-')}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            os.environ["CUDA_VISIBLE_DEVICES"] = name
+            return lock
+        time.sleep(seconds)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m zsr_utils.run", description=__doc__.splitlines()[0])
     parser.add_argument("notebook", type=Path)
     parser.add_argument("-f", "--file", type=Path, action="append", default=[], help="flat YAML file of parameters")
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--no-progress", action="store_true")
+    parser.add_argument("--parent", type=int, metavar="PID", help="end when this process, the caller, has ended")
+    parser.add_argument("--gpu", action="store_true", help="wait for a GPU that no other run with --gpu has")
     options = parser.parse_args(arguments)
     if not options.notebook.is_file():
         close = nearest(options.notebook.name, [p.name for p in (ROOT / "notebooks").glob("*.ipynb")])
         print(f"There is no notebook {str(options.notebook)!r}; nearest are {', '.join(close)}.", file=sys.stderr)
         return 2
+    if options.parent:
+        end_with(options.parent)
     try:
         parameters = read_parameters(options.file, options.parameter)
+        check(options.notebook, parameters)  # before it waits
+        lock = own_gpu() if options.gpu else None  # noqa: F841  kept until the end
         final = execute(options.notebook, parameters, progress=not options.no_progress)
     except ParameterError as error:
         print(error, file=sys.stderr)
@@ -135,6 +200,13 @@ def main(arguments: list[str] | None = None) -> int:
     except PapermillExecutionError as error:
         reason = " ".join(str(error.evalue).split())
         print(f"{options.notebook.stem} failed in cell {error.exec_count}: {error.ename}: {reason}", file=sys.stderr)
+        return 1
+    except DeadKernelError:
+        print(
+            f"{options.notebook.stem} stopped: its process was killed, as happens when memory runs out; "
+            "finished batches are kept, so run it again.",
+            file=sys.stderr,
+        )
         return 1
     except OSError as error:
         print(

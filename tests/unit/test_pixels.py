@@ -137,7 +137,7 @@ def test_a_folder_that_cannot_be_written_gets_one_sentence_with_the_ways_out(cac
 
 def test_a_disk_that_fills_up_in_the_middle_of_a_picture_leaves_it_unmarked(cache, monkeypatch):
     store = _pixels.PixelStore(cache / "store", 4, 8)
-    pixels = torch.rand(3, 8, 8).mul(255).round() / 255
+    pixels = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
     store.write(0, pixels)
 
     class Short(io.BytesIO):
@@ -158,18 +158,18 @@ def test_a_killed_run_leaves_whole_pictures_only(cache):
         from pathlib import Path
         from zsr_utils.datasets._pixels import PixelStore
         store = PixelStore(Path(sys.argv[1]), 4, 8)
-        store.write(2, torch.full((3, 8, 8), 0.2))
+        store.write(2, torch.full((3, 8, 8), 51, dtype=torch.uint8))
         class Kill:
             def seek(self, at): os.kill(os.getpid(), signal.SIGKILL)
             def writable(self): return True
         store._files = (store._files[0], Kill())
-        store.write(3, torch.full((3, 8, 8), 0.4))
+        store.write(3, torch.full((3, 8, 8), 102, dtype=torch.uint8))
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(cache / "store")])
     assert done.returncode == -signal.SIGKILL
     again = _pixels.PixelStore(cache / "store", 4, 8)
     assert [slot in again for slot in range(4)] == [False, False, True, False]
-    assert torch.equal(again.read(2), torch.full((3, 8, 8), 0.2))
+    assert torch.equal(again.read(2), torch.full((3, 8, 8), 51, dtype=torch.uint8))
 
 
 def test_the_key_is_the_same_in_every_process():

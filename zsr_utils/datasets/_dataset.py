@@ -15,7 +15,7 @@ from torch.utils import data
 
 from zsr_utils._text import unknown
 from zsr_utils.datasets._decode import reason, upright_rgb
-from zsr_utils.datasets._pixels import PixelStore, pixel_store
+from zsr_utils.datasets._pixels import PixelStore, as_pixels, grey_levels, pixel_store
 
 
 MAX_UNREADABLE = 0.01
@@ -183,11 +183,11 @@ class Dataset:
         """
         rows, store = self._rows(sample_ids), self._store(from_pil)
         found = {row: self._seen(row, store) for row in dict.fromkeys(rows)}
-        for row, pixels in found.items():
-            if pixels is None:
-                found[row] = from_pil(self.samples[row].image())
+        for row, levels in found.items():
+            if levels is None:
+                found[row] = grey_levels(from_pil(self.samples[row].image()))
                 self._keep(row, found[row], store)
-        return torch.stack([found[row] for row in rows])
+        return torch.stack([as_pixels(found[row]) for row in rows])
 
     def batches(
         self,
@@ -221,14 +221,14 @@ class Dataset:
         for first in todo[::batch_size]:
             kept = []
             for row in todo[first - todo.start : first - todo.start + batch_size]:
-                pixels = next(decoded) if row in wanted else self._seen(row, store)
-                if isinstance(pixels, str):
-                    self.unreadable[self.samples[row].sample_id] = pixels
+                levels = next(decoded) if row in wanted else self._seen(row, store)
+                if isinstance(levels, str):
+                    self.unreadable[self.samples[row].sample_id] = levels
                     continue
                 if row in wanted:
-                    self._keep(row, pixels, store)
-                kept.append((self.samples[row], pixels))
-            stacked = torch.stack([p for _, p in kept]) if kept else torch.empty(0, 3, 0, 0)
+                    self._keep(row, levels, store)
+                kept.append((self.samples[row], levels))
+            stacked = _stacked([levels for _, levels in kept]) if kept else torch.empty(0, 3, 0, 0)
             yield [s.sample_id for s, _ in kept], stacked, torch.tensor([s.label for s, _ in kept], dtype=torch.long)
         self.check_readable()
 
@@ -259,12 +259,12 @@ class Dataset:
     def _seen(self, row: int, store: PixelStore | None) -> Tensor | None:
         return store.read(self._slot(row)) if store is not None and self._slot(row) in store else None
 
-    def _keep(self, row: int, pixels: Tensor, store: PixelStore | None) -> None:
-        if store is not None:
-            store.write(self._slot(row), pixels)
+    def _keep(self, row: int, levels: Tensor, store: PixelStore | None) -> None:
+        if store is not None and levels.dtype == torch.uint8:  # pixels between two grey levels would change
+            store.write(self._slot(row), levels)
 
     def _decoded(self, rows: Sequence[int], from_pil, workers: int) -> Iterator[Tensor | str]:
-        """Pixels of these rows in order, or why there are none."""
+        """Grey levels (or pixels, where they lie between two) of these rows in order, or why there are none."""
         loader = data.DataLoader(
             _Pictures([self.samples[row] for row in rows], from_pil),
             batch_size=HANDED_OVER if workers else 1,
@@ -273,8 +273,8 @@ class Dataset:
             # samples and transforms of users need not pickle, and workers touch no accelerator
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         )
-        for pixels, reasons in loader:
-            following = iter(pixels)
+        for levels, reasons in loader:
+            following = iter(levels)
             yield from (next(following) if why is None else why for why in reasons)
 
 
@@ -292,13 +292,21 @@ class _Pictures(data.Dataset):
             image = self._samples[row].image()
         except Exception as error:  # Pillow raises many kinds for broken files
             return reason(error)
-        return self._from_pil(image)
+        return grey_levels(self._from_pil(image))
 
 
-def _together(found: list[Tensor | str]) -> tuple[Tensor, list[str | None]]:
-    """Pixels as one tensor, which costs one handle between processes, and where there are none, why."""
-    pixels = [p for p in found if not isinstance(p, str)]
-    return torch.stack(pixels) if pixels else torch.empty(0), [p if isinstance(p, str) else None for p in found]
+def _together(found: list[Tensor | str]) -> tuple[Tensor | list[Tensor], list[str | None]]:
+    """Grey levels as one tensor, which costs one handle between processes, and where there are none, why."""
+    levels = [p for p in found if not isinstance(p, str)]
+    alike = levels and all(p.dtype == torch.uint8 for p in levels)
+    return torch.stack(levels) if alike else levels, [p if isinstance(p, str) else None for p in found]
+
+
+def _stacked(levels: list[Tensor]) -> Tensor:
+    """One tensor of pixels."""
+    if all(p.dtype == torch.uint8 for p in levels):
+        return as_pixels(torch.stack(levels))
+    return torch.stack([as_pixels(p) for p in levels])
 
 
 def _workers(pictures: int) -> int:

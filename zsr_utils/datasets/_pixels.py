@@ -12,6 +12,22 @@ from torch import Tensor
 from zsr_utils._cache import cache_folder
 
 
+def grey_levels(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1] as uint8, if that is exact; as they are, if they lie between two grey levels.
+
+    Examples:
+        >>> grey_levels(torch.tensor([0.0, 1 / 255])), grey_levels(torch.tensor([0.5]))
+        (tensor([0, 1], dtype=torch.uint8), tensor([0.5000]))
+    """
+    levels = (pixels * 255).round().to(torch.uint8)
+    return levels if torch.equal(as_pixels(levels), pixels) else pixels
+
+
+def as_pixels(levels: Tensor) -> Tensor:
+    """Grey levels as pixels in [0, 1]; pixels as they are."""
+    return levels.float() / 255 if levels.dtype == torch.uint8 else levels
+
+
 class PixelStore:
     """Pictures of one data set behind one transform: a slot of uint8 for every sample, filled as they come.
 
@@ -35,21 +51,18 @@ class PixelStore:
         return bool(self._kept[slot])
 
     def read(self, slot: int) -> Tensor:
-        """The picture (3, size, size) in [0, 1] of a filled slot."""
+        """The grey levels (3, size, size), uint8, of a filled slot."""
         found = torch.empty(self._bytes, dtype=torch.uint8)
         self._files[0].seek(slot * self._bytes)
         self._files[0].readinto(found.numpy())
-        return found.view(self._shape).float() / 255
+        return found.view(self._shape)
 
-    def write(self, slot: int, pixels: Tensor) -> None:
-        """Keep a picture; pixels between two grey levels are not kept, since they would change.
+    def write(self, slot: int, levels: Tensor) -> None:
+        """Keep the grey levels (3, size, size), uint8, of a picture.
 
         Raises:
             OSError: If the folder cannot be written; the message names it and the ways out.
         """
-        levels = (pixels * 255).round().to(torch.uint8)
-        if not torch.equal(levels.float() / 255, pixels):
-            return
         try:
             if self._files is None or not self._files[0].writable():
                 self._files = self._open("r+b")

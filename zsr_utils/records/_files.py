@@ -9,6 +9,9 @@ import numpy as np
 import pandas as pd
 
 
+FORMAT = 1  # of a results folder; a folder without a number is older than the numbers
+
+
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then give it its final name.
 
@@ -69,6 +72,21 @@ def result_folder(model: str, dataset: str, notebook: str, pretrained: str | Non
     return results_root() / f"{safe_name(model)}@{safe_name(dataset)}" / notebook
 
 
+def read_provenance(folder: Path) -> dict:
+    """The provenance of one result folder.
+
+    Raises:
+        ValueError: If a newer version of this package wrote it.
+    """
+    provenance = json.loads((folder / "provenance.json").read_text())
+    if provenance.get("format", 0) > FORMAT:
+        raise ValueError(
+            f"{str(folder)!r} has results of format {provenance['format']}, allowed is up to {FORMAT}: "
+            "a newer version of this package wrote it, so update."
+        )
+    return provenance
+
+
 def read_rows(folder: Path | str) -> pd.DataFrame:
     """Rows of one result folder, or of several by a pattern such as `results/*/01-zero-shot-baseline`.
 
@@ -76,10 +94,11 @@ def read_rows(folder: Path | str) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: If no folder holds `samples.parquet`.
+        ValueError: If a newer version of this package wrote one.
     """
     frames = []
     for path in _matching(folder, "samples.parquet"):
-        provenance = json.loads((path.parent / "provenance.json").read_text())
+        provenance = read_provenance(path.parent)
         frames.append(pd.read_parquet(path).assign(**{k: provenance[k] for k in ("model", "fingerprint", "dataset")}))
     return concat(frames)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from zsr_utils.records._files import result_folder, write_frame, write_json
+from zsr_utils.records._files import FORMAT, result_folder, write_frame, write_json
 from zsr_utils.scores import Estimate
 
 
@@ -138,6 +138,7 @@ class Run:
         """Everything needed to say where these numbers come from."""
         net, images = self._net, self._images
         return {
+            "format": FORMAT,
             "notebook": self.notebook,
             "model": net.name,
             "pretrained": net.pretrained,
