@@ -384,12 +384,17 @@ def test_what_cannot_be_done_gets_one_clear_sentence(perturbation, size, argumen
 
 
 @pytest.mark.parametrize("kind", ["semantic", "random", "empty"])
-def test_text_longer_than_the_image_names_both_widths(kind):
+def test_letters_shrink_on_a_narrow_image_down_to_the_smallest_that_have_a_shape(kind):
     overlay = one(f"text_{kind}", phrase="this is a {}")
-    wide = box_of(overlay(plain(600, 64), words=["hippopotamus"]))
-    with pytest.raises(ValueError, match=f"'this is a hippopotamus' needs a box of {wide[2] - wide[0]} x .* 64 x 64"):
-        overlay(plain(64, 64), words=["hippopotamus"])
-    overlay(plain(wide[2] - wide[0], 64), words=["hippopotamus"])  # just fits
+    wide, shrunk, least = (
+        box_of(overlay(plain(width, 64), words=["hippopotamus"])) for width in (600, 80, 67)
+    )  # the box is 85 px wide in letters of 8 px, 67 px in letters of 6 px
+    widths = [right - left for left, _, right, _ in (wide, shrunk, least)]
+    assert widths[0] > 80 >= widths[1] > widths[2] == 67
+    with pytest.raises(
+        ValueError, match=r"'this is a hippopotamus' needs a box of 67 x .* smallest letters.* 66 x 64\."
+    ):
+        overlay(plain(66, 64), words=["hippopotamus"])
     with pytest.raises(ValueError, match=r"needs a box of .* 600 x 5\."):
         overlay(plain(600, 5), words=["hippopotamus"])
 

@@ -55,8 +55,8 @@ def families(
             pixel, so that an instance means the same at every size; it is the paper's number of pixels at
             256. `pixels` takes the paper's 4, 8, 12 and 16 px, font size and padding.
         phrase: What an overlay writes, with one `{}` for the class name.
-        text_height: Font size as a share of the image's height (at least 6 px); the padding around the text is
-            a quarter of it. Only for `relative`.
+        text_height: Font size as a share of the image's height, and less where the text would be wider than the
+            image, at least 6 px; the padding around the text is a quarter of it. Only for `relative`.
 
     Raises:
         ValueError: If a name or the units are unknown, phrase has not one `{}`, or text_height is not above 0

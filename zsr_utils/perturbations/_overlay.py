@@ -32,19 +32,8 @@ def overlay(
     text = phrase.replace("{}", words[number])
     if not (text.strip() and text.isascii() and text.isprintable()):  # the font has little else
         raise ValueError(f"text is {text!r}, allowed are printable ASCII characters.")
-    if text_height is None:
-        size, pad = max(14, image.height // 32), 4
-    else:
-        size = max(SMALLEST, round(text_height * image.height))
-        pad = max(1, round(size / 4))
-    font = _font(size)
-    _, (width, height) = _extent(font, text)
-    box = Image.new("RGB", (width + 2 * pad, height + 2 * pad), WHITE)
-    if box.width > image.width or box.height > image.height:
-        raise ValueError(
-            f"text {text!r} needs a box of {box.width} x {box.height} px,"
-            f" allowed is that of the image, {image.width} x {image.height}."
-        )
+    size = max(14, image.height // 32) if text_height is None else max(SMALLEST, round(text_height * image.height))
+    font, box, width = _fitting(text, size, 4 if text_height is None else None, image.size)
     if kind == "text_random":
         text = _random_text(f"{sample_id}\0{number}", width, font)
     if kind != "text_empty":
@@ -55,6 +44,21 @@ def overlay(
     image.paste(box, where)
     content = ImageChops.invert(mask(image.size, where))
     return View(image, content, content.copy())
+
+
+def _fitting(
+    text: str, size: int, pad: int | None, allowed: tuple[int, int]
+) -> tuple[ImageFont.FreeTypeFont, Image.Image, int]:
+    """The largest font up to a size whose box fits the image, the empty box, and the width of the text."""
+    for smaller in range(size, SMALLEST - 1, -1):
+        font, around = _font(smaller), max(1, round(smaller / 4)) if pad is None else pad
+        width, height = (side + 2 * around for side in _extent(font, text)[1])
+        if width <= allowed[0] and height <= allowed[1]:
+            return font, Image.new("RGB", (width, height), WHITE), width - 2 * around
+    raise ValueError(
+        f"text {text!r} needs a box of {width} x {height} px in the smallest letters,"
+        f" allowed is that of the image, {allowed[0]} x {allowed[1]}."
+    )
 
 
 def _random_text(seed: str, width: int, font: ImageFont.FreeTypeFont) -> str:
@@ -72,6 +76,6 @@ def _extent(font: ImageFont.FreeTypeFont, text: str) -> tuple[tuple[int, int], t
     return (left, top), (right - left, bottom - top)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=128)
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
