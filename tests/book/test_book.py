@@ -11,6 +11,7 @@ import nbformat
 import yaml
 
 from zsr_utils.book._chapters import Chapter
+from zsr_utils.book._notebook import answers
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,3 +101,13 @@ def test_every_internal_link_and_anchor_is_there(book):
             if parts.fragment and target in pages:
                 # the theme's own placeholder, which its script fills
                 assert unquote(parts.fragment) in pages[target].anchors or link == "#", f"{page.name}: no {link}"
+
+
+def test_every_chapter_begins_with_its_answer(book):
+    """The numbers that are to answer it were measured, and the figure is there."""
+    for path in chapters():
+        chapter, known = Chapter(path.parent.relative_to(ROOT), ROOT), answers()[path.stem]
+        assert set(known["numbers"]) <= {metric["name"] for metric in chapter.metrics}, path.stem
+        assert known["figure"] <= len(chapter.figures)
+        page = (book / path.relative_to(ROOT)).with_suffix(".html").read_text()
+        assert page.index('class="zsr-answer"') < page.index("<h2>")

@@ -9,7 +9,7 @@ from zsr_utils.book import _chromium, _notebook
 from zsr_utils.book._build import chapter_names, table_of_contents
 from zsr_utils.book._chapters import Chapter, caption, chapters, figures_of, specification
 from zsr_utils.book._chromium import pages, print_book
-from zsr_utils.book._notebook import framed, repository, with_links
+from zsr_utils.book._notebook import answer, answers, framed, repository, with_links
 from zsr_utils.book._pages import comparison, every_number, figure_index, headline
 
 
@@ -72,7 +72,7 @@ def test_links_stand_below_the_title_and_the_rest_is_kept(tmp_path):
     found = chapter(tmp_path)
     notebook = with_links(found.notebook, found, "someone/zsr@dev")
     title, _, head, _, *rest = notebook["cells"][0]["source"].split("\n")
-    assert title == "# Under *shift*" and "\n".join(rest).strip() == "How far?"
+    assert title == "# Under *shift*" and "\n".join(rest).strip().startswith("How far?\n")
     assert 'href="https://colab.research.google.com/github/someone/zsr/blob/dev/notebooks/07-shift.ipynb"' in head
     assert re.findall(r'href="([^"/]+)" download', head) == [
         "07-shift.ipynb", "samples.parquet", "bands.parquet", "metrics.json",
@@ -131,16 +131,33 @@ def test_only_an_origin_on_github_is_a_repository(monkeypatch, origin, wanted):
 
 def test_cards_show_the_listed_numbers_and_link_to_their_chapter(tmp_path):
     found = chapter(tmp_path, metrics=[metric("a/b"), metric("shift/accuracy", 0.25)])
-    text = headline([[found]], {"07-shift": {"shift/accuracy": "accuracy on sketches"}})
+    text = headline([[found]], {"07-shift": {"numbers": {"shift/accuracy": "accuracy on sketches"}}})
     assert text.count("grid-item-card") == 1 and ":link: /results/m@d/07-shift/07-shift\n:link-type: doc" in text
     assert r"25\.0 \%" in text and r"\[15\.0\, 35\.0\], n = 1,200" in text and "accuracy on sketches" in text
 
 
-@pytest.mark.parametrize("labels", [{}, {"07-shift": {"of/another_run": "x"}}])
+@pytest.mark.parametrize("labels", [{}, {"07-shift": {"numbers": {"of/another_run": "x"}}}])
 def test_a_chapter_without_listed_numbers_shows_its_first(tmp_path, labels):
     found = chapter(tmp_path, metrics=[metric("a/first"), metric("a/second")])
     text = headline([[found]], labels)
     assert r"a\/first" in text and "second" not in text
+
+
+def test_a_chapter_begins_with_its_answer_in_numbers_and_a_picture(tmp_path):
+    found = chapter(tmp_path, metrics=[metric("a/b"), metric("shift/accuracy", 0.25)])
+    known = {"07-shift": {"numbers": {"shift/accuracy": f"accuracy on {EVIL}"}, "figure": 1}}
+    text = answer(found, known, {found.figures[0].digest: ""})
+    assert "<strong>25.0 %</strong> <span>[15.0, 35.0]</span> accuracy on &lt;img src=x" in text and "a/b" not in text
+    assert '<a href="#figure-1"><img src="figure-1.webp" alt="Figure 7.1. By style: AUROC"' in text
+    assert "<img" not in answer(found, known, {})  # without a picture the numbers stand alone
+    shown = "".join(with_links(json.loads(json.dumps(found.notebook)), found, "")["cells"][0]["source"])
+    assert shown.index("How far?") < shown.index("zsr-answer")
+
+
+def test_answers_are_given_for_chapters_that_exist():
+    assert set(answers()) <= set(chapter_names())
+    for known in answers().values():
+        assert known["numbers"] and known["figure"] >= 1
 
 
 def test_every_number_is_in_the_table_unrounded_for_sorting(tmp_path):

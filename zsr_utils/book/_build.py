@@ -13,6 +13,7 @@ import yaml
 
 from zsr_utils.book._chapters import Chapter, chapters
 from zsr_utils.book._chromium import draw, pictures
+from zsr_utils.book._notebook import answers
 from zsr_utils.book._pages import comparison, every_number, figure_index, headline
 from zsr_utils.records import write_whole
 
@@ -64,8 +65,7 @@ def table_of_contents(books: Sequence[Sequence[Chapter]]) -> dict:
 
 def write_pages(books: Sequence[Sequence[Chapter]]) -> None:
     """Write the generated pages to `book/_generated`."""
-    labels = yaml.safe_load((ROOT / "book" / "headlines.yaml").read_text(encoding="utf-8"))
-    write_changed(GENERATED / "headline.md", headline(books, labels))
+    write_changed(GENERATED / "headline.md", headline(books, answers()))
     write_changed(GENERATED / "figures.md", figure_index(books, pictures()))
     write_changed(GENERATED / "every-number.md", every_number(books))
     if len(books) > 1:

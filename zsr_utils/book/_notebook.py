@@ -1,4 +1,4 @@
-"""Executed notebook -> what Sphinx reads: links in its head, and figures with a number, a picture and their rows.
+"""Executed notebook -> what Sphinx reads: links and the answer in its head, figures with a number, picture and rows.
 
 A Sphinx extension: it changes the text that Sphinx read, and no file.
 """
@@ -11,11 +11,15 @@ import re
 import subprocess
 from pathlib import Path
 
-from zsr_utils.book._chapters import Chapter, Figure, figures_of, rows
+import yaml
+
+from zsr_utils.book._chapters import Chapter, Figure, figures_of, rows, shown
 from zsr_utils.book._chromium import pictures
+from zsr_utils.book._pages import headlines
 
 
 ROOT = Path(__file__).resolve().parents[2]
+ANSWERS = ROOT / "book" / "headlines.yaml"
 ADDRESS = re.compile(
     r"(?P<host>(?:https://|ssh://git@|git@)github\.com[/:])?(?P<name>[\w.-]+/[\w.-]+?)(?:\.git)?/?(?:@(?P<branch>[\w./-]+))?"
 )
@@ -43,15 +47,38 @@ def repository() -> str:
     return f"{match['name']}@main" if match and match["host"] else ""
 
 
+def answers() -> dict[str, dict]:
+    """What answers each chapter's question: `numbers`, by name, with a few words each, and a `figure`, by its place."""
+    return yaml.safe_load(ANSWERS.read_text(encoding="utf-8"))
+
+
 def with_links(notebook: dict, chapter: Chapter, where: str) -> dict:
-    """The notebook with links below its title and figures that can be cited, downloaded and printed."""
+    """The notebook with links below its title, its answer, and figures that can be cited, downloaded and printed."""
     pictured = pictures()
     for output, figure in figures_of(notebook, chapter.number):
         output["data"]["text/html"] = framed("".join(output["data"]["text/html"]), figure, figure.digest in pictured)
     first = notebook["cells"][0]
     title, _, rest = "".join(first["source"]).partition("\n")
-    first["source"] = f"{title}\n\n{head(chapter, where)}\n\n{rest}"
+    first["source"] = f"{title}\n\n{head(chapter, where)}\n\n{rest}\n\n{answer(chapter, answers(), pictured)}"
     return notebook
+
+
+def answer(chapter: Chapter, known: dict[str, dict], pictured: dict) -> str:
+    """The chapter's headline numbers, and the figure that shows them if it has a picture, as a link to its place."""
+    items = []
+    for metric, label in headlines(chapter, known):
+        value, interval = shown(metric).split(" [")
+        items.append(f"<li><strong>{html.escape(value)}</strong> <span>[{interval}</span> {html.escape(label)}</li>")
+    place = known.get(chapter.name, {}).get("figure")
+    figure = next((f for f in chapter.figures if f.number == place), None)
+    link = ""
+    if figure and figure.digest in pictured:
+        name = html.escape(f"Figure {figure.label}. {figure.caption}", quote=True)
+        link = (
+            f'<a href="#{figure.anchor}"><img src="{figure.anchor}.webp" alt="{name}" width="760" '
+            f'height="{figure.height}"><span>Figure {figure.label}</span></a>'
+        )
+    return f'<div class="zsr-answer"><div><p>In short</p><ul>{"".join(items)}</ul></div>{link}</div>'
 
 
 def head(chapter: Chapter, where: str) -> str:
@@ -92,7 +119,7 @@ def read(app, docname: str, source: list[str]) -> None:
 
 def setup(app) -> dict:
     """Register with Sphinx; a page is read again when what it links to or shows beside its notebook changed."""
-    made_from = [Path(__file__).read_text(encoding="utf-8"), *sorted(pictures())]
+    made_from = [*(p.read_text(encoding="utf-8") for p in (Path(__file__), ANSWERS)), *sorted(pictures())]
     app.add_config_value("zsr_repository", repository(), "env", str)
     app.add_config_value("zsr_made_from", hashlib.sha256("\n".join(made_from).encode()).hexdigest(), "env", str)
     app.connect("source-read", read)

@@ -24,25 +24,25 @@ def plain(text: str) -> str:
     return MARKUP.sub(r"\\\1", " ".join(text.split()))
 
 
-def headline(books: Sequence[Sequence[Chapter]], labels: dict[str, dict[str, str]]) -> str:
+def headline(books: Sequence[Sequence[Chapter]], answers: dict[str, dict]) -> str:
     """The headline numbers of every chapter as cards, each a link to its chapter.
 
     Args:
         books: The chapters of each folder of results.
-        labels: The names of headline numbers by chapter, each with what it says in a few words. A chapter without
-            an entry, or whose run has none of them, shows the first number it recorded.
+        answers: By chapter, `numbers`: names of headline numbers, each with what it says in a few words. A chapter
+            without an entry, or whose run has none of them, shows the first number it recorded.
     """
     parts = []
     for book in books:
         if len(books) > 1:
             parts.append(f"**{plain(book[0].run)}**\n")
-        cards = [card(chapter, metric, label) for chapter in book for metric, label in headlines(chapter, labels)]
+        cards = [card(chapter, metric, label) for chapter in book for metric, label in headlines(chapter, answers)]
         parts.append("::::{grid} 1 2 2 3\n:gutter: 2\n:class-container: zsr-headline\n\n" + "\n".join(cards) + "::::\n")
     return "\n".join(parts)
 
 
-def headlines(chapter: Chapter, labels: dict[str, dict[str, str]]) -> list[tuple[dict, str]]:
-    wanted = labels.get(chapter.name, {})
+def headlines(chapter: Chapter, answers: dict[str, dict]) -> list[tuple[dict, str]]:
+    wanted = answers.get(chapter.name, {}).get("numbers", {})
     found = [(metric, wanted[metric["name"]]) for metric in chapter.metrics if metric["name"] in wanted]
     return found or [(metric, metric["name"]) for metric in chapter.metrics[:1]]
 
