@@ -32,9 +32,10 @@ endif
 pdf: book  ## print the book to _build/pdf/book.pdf (needs Chromium)
 	$(RUN)/python -m zsr_utils.book --pdf
 
-sweep: install  ## run the grid CONFIG (default workflow/sweep.yaml)
+sweep: install  ## run the grid CONFIG (default workflow/sweep.yaml), then write results.parquet and metrics.csv
 	$(RUN)/snakemake --snakefile workflow/Sweep --workflow-profile workflow/profiles/local \
 	  $(if $(CONFIG),--configfile $(CONFIG))
+	$(RUN)/python -m zsr_utils.records.collect $(or $(ZSR_RESULTS),results) --to $(or $(ZSR_RESULTS),results)
 
 test: install lint  ## everything: unit, doctests, embedded model, notebooks, book, browser (CI runs this)
 	$(RUN)/python -m pytest --doctest-modules zsr_utils tabletop tests
