@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
-import yaml
 
 from zsr_utils.book._chapters import Chapter
 from zsr_utils.book._notebook import answers
@@ -54,13 +53,6 @@ def test_results_hold_rows_numbers_and_provenance(book):
         assert not [n for n in names if n.endswith(".tmp") or "running" in n]
         for metric in json.loads((path.parent / "metrics.json").read_text()):
             assert metric["low"] <= metric["high"] and metric["n"] > 0 and metric["interval"]
-
-
-def test_every_headline_number_is_in_the_default_run():
-    listed = yaml.safe_load((ROOT / "book" / "headlines.yaml").read_text(encoding="utf-8"))
-    for chapter, labels in listed.items():
-        known = {m["name"] for m in json.loads((RESULTS / chapter / "metrics.json").read_text())}
-        assert labels and set(labels) <= known, chapter
 
 
 def test_no_page_names_an_outside_script_style_or_picture(book):
@@ -110,4 +102,4 @@ def test_every_chapter_begins_with_its_answer(book):
         assert set(known["numbers"]) <= {metric["name"] for metric in chapter.metrics}, path.stem
         assert known["figure"] <= len(chapter.figures)
         page = (book / path.relative_to(ROOT)).with_suffix(".html").read_text()
-        assert page.index('class="zsr-answer"') < page.index("<h2>")
+        assert 0 < page.index('class="zsr-answer"') < page.index('id="overview"')
