@@ -57,3 +57,6 @@ for (const box of document.querySelectorAll(".zsr-numbers")) {
 const side = document.getElementById("pst-primary-sidebar");
 side?.setAttribute("role", "complementary");
 side?.setAttribute("aria-label", "Book");
+
+// docutils gives references a role that ARIA has dropped, inside a list of other things
+for (const part of document.querySelectorAll(".citation-list, .citation")) part.removeAttribute("role");
