@@ -343,3 +343,33 @@ def test_a_jacobian_that_is_not_finite_names_the_image(linear, pixels, classifie
             jacobian.spectra(linear, pixels, memory_mb=memory_mb)
     with pytest.raises(FloatingPointError, match="image 3"):
         jacobian.flip_prediction(linear, pixels, classifier, [0.1], batch_size=2)
+
+
+class Attentive(nn.Module):
+    """Frozen multi-head attention, as in open_clip's transformers: in eval mode it has a kernel of its own."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+        self.logit_scale = nn.Parameter(torch.tensor(0.0))
+
+    def encode_image(self, x):
+        tokens = x.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+        return self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1)
+
+
+def test_attention_of_frozen_transformers_has_every_derivative(pixels):
+    net = tiny_model(mean=(0.0,) * 3, std=(1.0,) * 3)
+    net.net = Attentive().eval().requires_grad_(False)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    inside = 0.25 + pixels / 2  # a small change meets no bound
+    direction = torch.randn(inside.shape, generator=torch.Generator().manual_seed(5))
+    found = jacobian.linear_error(net, inside, direction, [4, 16])
+    smaller, larger = (found[found["size"] == size].relative_error.median() for size in (4, 16))
+    # a second-order term is what the linear account leaves out: four times the change, four times the error
+    assert larger < 0.2 and 3 < larger / smaller < 5
+    rows = [jacobian.spectra(net, inside[:2], route=route).values for route in ROUTES]
+    for other in rows[1:]:
+        np.testing.assert_allclose(other, rows[0], rtol=1e-4, atol=1e-6)
+    assert torch.backends.mha.get_fastpath_enabled() == fast

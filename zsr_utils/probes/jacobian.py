@@ -9,6 +9,7 @@ computes a parameter gradient.
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,7 +151,7 @@ def top_singular(
     if not 1 <= k < d:
         raise ValueError(f"k is {k}, allowed is 1 to {d - 1}; `spectra` gives all {d} values.")
     image = image[None].to(net.device)
-    with sdpa_kernel(SDPBackend.MATH):
+    with _plain_attention():
         _, pull = torch.func.vjp(net.encode_image, image)
 
     def finite(found: Tensor) -> np.ndarray:
@@ -590,7 +591,7 @@ def _tiled(net: Model, pixels: Tensor, cotangents: Tensor, step: int) -> Iterato
 
 
 def _batched(net: Model, pixels: Tensor, cotangents: Tensor, step: int) -> Iterator[Tensor]:
-    with sdpa_kernel(SDPBackend.MATH):
+    with _plain_attention():
         pixels, features = _forward(net, pixels)
     for part in cotangents.split(step):
         (rows,) = torch.autograd.grad(features, pixels, part, retain_graph=True, is_grads_batched=True)
@@ -599,7 +600,7 @@ def _batched(net: Model, pixels: Tensor, cotangents: Tensor, step: int) -> Itera
 
 def _jacrev(net: Model, pixels: Tensor, cotangents: Tensor, step: int) -> Iterator[Tensor]:
     # The backward pass of fused attention has no vmap rule and would fall back to a loop over samples.
-    with sdpa_kernel(SDPBackend.MATH):
+    with _plain_attention():
         _, pull = torch.func.vjp(net.encode_image, pixels)
     pull = torch.vmap(pull)
     for part in cotangents.split(step):
@@ -615,6 +616,21 @@ ROUTES: dict[str, Callable[[Model, Tensor, Tensor, int], Iterator[Tensor]]] = {
 }
 
 
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention of which every derivative is known: fused kernels have no forward mode and no rule for vmap.
+
+    That of frozen `nn.MultiheadAttention`, which open_clip's transformers use, is a kernel of its own.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 def _forward(net: Model, pixels: Tensor) -> tuple[Tensor, Tensor]:
     pixels = pixels.detach().clone().requires_grad_(True)
     with torch.enable_grad():
@@ -623,7 +639,7 @@ def _forward(net: Model, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _push(net: Model, pixels: Tensor, directions: Tensor) -> Tensor:
     """J times a direction, for every image at once."""
-    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode rule
+    with _plain_attention():
         return torch.func.jvp(net.encode_image, (pixels,), (directions,))[1]
 
 
