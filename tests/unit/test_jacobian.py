@@ -351,7 +351,7 @@ class Attentive(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(4)
-        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+        self.attention = nn.MultiheadAttention(12, 4, batch_first=True)  # an odd number has no such kernel
         self.logit_scale = nn.Parameter(torch.tensor(0.0))
 
     def encode_image(self, x):
