@@ -31,9 +31,7 @@ def test_the_form_of_a_chapter(path):
     for section in ("## Overview", "## What you need", "## Summary", "## References"):
         assert section in prose, f"{path.name} has no {section}"
     assert len(run.defaults(path)) >= 3
-    # parameters are a list, one a line
-    read = [c for c in code_cells(path) if "parameters" not in c.metadata.get("tags", [])]
-    lengths = sorted(len(c.source.splitlines()) for c in read)
+    lengths = sorted(len(c.source.splitlines()) for c in code_cells(path))
     assert lengths[len(lengths) // 2] <= 8 and lengths[-1] <= 25
     for cell in code_cells(path):
         for node in ast.walk(ast.parse(cell.source)):
@@ -49,12 +47,6 @@ def test_checked_cells_have_a_count_and_an_output_and_others_none(path):
         assert "keep_output" in cell.metadata.get("tags", [])
     for cell in code_cells(path):
         assert MARK in cell.source or not cell.outputs, "strip outputs: nbstripout --keep-count"
-
-
-def test_every_profile_has_a_valid_parameter_file(path):
-    for profile in sorted((ROOT / "profiles").iterdir()):
-        files = [profile / "common.yaml", profile / f"{path.stem}.yaml"]
-        run.check(path, run.read_parameters(files, []))
 
 
 @pytest.fixture(scope="session")
