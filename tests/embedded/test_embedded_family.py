@@ -3,6 +3,7 @@
 import csv
 import re
 
+import pandas as pd
 import pytest
 import yaml
 from scipy.stats import binomtest
@@ -11,7 +12,7 @@ import zsr_utils as zsr
 from tabletop import train
 from zsr_utils import scores
 from zsr_utils.models import _tabletop
-from zsr_utils.probes import zero_shot
+from zsr_utils.probes import family, zero_shot
 
 
 NAMES = sorted(p.name for p in _tabletop.FOLDER.iterdir() if p.is_dir())
@@ -92,3 +93,20 @@ def test_changes_of_the_config_are_its_differences_to_the_default(name):
     assert config["name"] == name and card_of(name).startswith(f"# {name}\n")
     assert sorted(config["changes"]) == sorted({key.split(".")[0] for key in train.differences(config)})
     assert config == train.read_config(train.find_config(name)), "the committed config has changed since"
+
+
+def test_several_models_measured_in_processes_are_those_measured_one_by_one(images):
+    names, few = ["tabletop-small", "tabletop-conv"], {"pairs": 2, "steps": 1, "spectra": 1, "views": 2}
+    shifted = {"photo": zsr.load_dataset("tabletop", split="photo", limit=10)}
+    some = zsr.load_dataset("tabletop", limit=100)
+    found = family.members(names, some, shifted, some.templates, device="cpu", workers=2, **few)
+    alone = [family.member(zsr.load_model(n, device="cpu"), some, shifted, some.templates, **few) for n in names]
+    assert found.model.unique().tolist() == names
+    for name, expected in zip(names, alone):
+        got = found[found.model == name].drop(columns="model").reset_index(drop=True)
+        pd.testing.assert_frame_equal(got, expected, check_exact=False, atol=1e-3)
+
+
+def test_an_unknown_model_among_several_is_named(images):
+    with pytest.raises(ValueError, match="tabletop-smal"):
+        family.members(["tabletop-smal", "tabletop-conv"], images, {}, images.templates, device="cpu", workers=2)

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
+from joblib import Parallel, delayed, parallel_config
 from scipy.stats import rankdata
 
 from zsr_utils.datasets import Dataset
-from zsr_utils.models import Model
+from zsr_utils.models import Model, load_model, resolve_device
 from zsr_utils.perturbations import families
 from zsr_utils.probes import alignment, drift, jacobian, noise, zero_shot
 from zsr_utils.probes.pairs import Pairs, aligned_pairs
@@ -21,18 +22,57 @@ from zsr_utils.records import concat
 DRIFTS = ("scale_pad", "rotation", "text_semantic")  # families of which the drift is kept
 
 
+def members(
+    names: Sequence[str],
+    images: Dataset,
+    shifted: Mapping[str, Dataset],
+    templates: Sequence[str],
+    *,
+    device: str = "auto",
+    precision: str = "fp32",
+    workers: int | None = None,
+    **settings,
+) -> pd.DataFrame:
+    """Values of several models, image by image.
+
+    Args:
+        names: Models, as `load_model` takes them.
+        images, shifted, templates: As `member`.
+        device, precision: As `load_model`.
+        workers: Processes of one thread each. None is one on a GPU and as many as torch may use threads on a CPU:
+            an embedded model is too small to keep two cores busy by itself.
+        settings: As `member`.
+
+    Returns:
+        The columns of `member` and `model`, in the order of `names`.
+
+    Raises:
+        ValueError: As `load_model` and `member`.
+    """
+    if workers is None:
+        workers = torch.get_num_threads() if resolve_device(device).type == "cpu" else 1
+    tasks = [delayed(_load_and_measure)(n, device, precision, images, shifted, templates, settings) for n in names]
+    with parallel_config("loky", n_jobs=max(1, min(workers, len(tasks))), inner_max_num_threads=1):
+        return concat(Parallel()(tasks))
+
+
+def _load_and_measure(name, device, precision, images, shifted, templates, settings) -> pd.DataFrame:
+    net = load_model(name, device=device, precision=precision)
+    return member(net, images, shifted, templates, **settings).assign(model=name)
+
+
 def member(
     net: Model,
     images: Dataset,
     shifted: Mapping[str, Dataset],
     templates: Sequence[str],
     *,
-    pairs: int = 36,
+    pairs: int = 24,
     budgets: Sequence[float] = (2, 4),
     steps: int = 8,
-    spectra: int = 6,
+    spectra: int = 5,
     sigma: float = 4,
-    views: int = 20,
+    views: int = 12,
     batch_size: int = 64,
     seed: int = 0,
 ) -> pd.DataFrame:
