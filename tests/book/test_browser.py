@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from zsr_utils.book import _chromium
+from zsr_utils.plots._style import DARK, TEXT
 
 
 pytestmark = pytest.mark.browser
@@ -45,6 +46,18 @@ axe.run({exclude: ['.main-svg']}, rules).then(result => done(result.violations.m
   v => v.id + ': ' + v.nodes.length + ' times, ' + v.nodes[0].target.join(' ') +
     ' ' + (v.nodes[0].any[0]?.message ?? '')
 )));
+"""
+COLOUR = "return document.querySelector('.zsr-figure .plotly-graph-div')._fullLayout.font.color"
+POINT = """
+// the middle of a point that stands for a sample, and the picture that is shown for it
+const figure = [...document.querySelectorAll('.plotly-graph-div')].find(d => d.layout.meta?.thumbnails);
+figure.scrollIntoView({block: 'center'});
+const box = figure.querySelector('.scatterlayer .trace .points path').getBoundingClientRect();
+return [box.x + box.width / 2, box.y + box.height / 2];
+"""
+THUMBNAIL = """
+const box = [...document.querySelectorAll('.zsr-thumbnail')].find(b => !b.hidden);
+return box && [getComputedStyle(box).backgroundPosition, box.getBoundingClientRect().width];
 """
 # pandas leaves the head of an index without text
 LEFT = {"empty-table-header"}
@@ -128,6 +141,38 @@ def test_without_javascript_pictures_stand_for_the_figures(book, site, browser):
         stills = driver.find_elements("css selector", ".zsr-figure > .zsr-still")
         assert len(stills) == wanted and all(s.is_displayed() for s in stills)
         assert not any(d.is_displayed() for d in driver.find_elements("css selector", ".zsr-figure > div"))
+
+
+def test_figures_follow_the_theme(book, site, browser):
+    page = chapters(book)[0]
+    with browser(1400, "dark") as driver:
+        driver.get(f"{site}/{page.relative_to(book).as_posix()}")
+        wait_for(driver, page.read_text().count('<figure class="zsr-figure"'))
+        dark = driver.execute_script(COLOUR)
+        driver.execute_script("document.documentElement.dataset.theme = 'light'")
+        deadline = time.monotonic() + 30
+        while driver.execute_script(COLOUR) == dark and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert (dark, driver.execute_script(COLOUR)) == (DARK[TEXT], TEXT)
+
+
+def test_hovering_over_a_sample_shows_it(book, site, browser):
+    from selenium.webdriver import ActionChains
+
+    page = next(p for p in chapters(book) if "thumbnails" in p.read_text())
+    with browser(1400) as driver:
+        driver.get(f"{site}/{page.relative_to(book).as_posix()}")
+        wait_for(driver, page.read_text().count('<figure class="zsr-figure"'))
+        assert driver.execute_script(THUMBNAIL) is None
+        x, y = driver.execute_script(POINT)
+        mouse = ActionChains(driver)
+        for step in (3, 1, 0):
+            mouse.w3c_actions.pointer_action.move_to_location(round(x) + step, round(y))
+        mouse.perform()
+        deadline = time.monotonic() + 30
+        while not (found := driver.execute_script(THUMBNAIL)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert found and found[1] == 80
 
 
 def test_numbers_can_be_searched_and_sorted(site, browser):

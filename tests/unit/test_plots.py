@@ -1,5 +1,8 @@
 """Figures hold the data they were given, and names are never markup."""
 
+import base64
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -95,6 +98,50 @@ def test_projection_names_every_sample():
     figure = plots.projection(points, [EVIL])
     assert list(figure.data[0].text) == ["s1"] and "<img" not in figure.to_json()
     assert list(figure.data[1].x) == [2] and figure.data[1].marker.symbol.endswith("-open")
+
+
+def test_names_of_class_texts_stand_away_from_their_neighbours():
+    points = pd.DataFrame(
+        {"sample_id": list("abc"), "label": range(3), "modality": "text", "x": [0.0, 1.0, 9.0], "y": [0.0, 0.1, 5.0]}
+    )
+    left, right, above = plots.projection(points, ["left", "right", "above"]).layout.annotations
+    assert (left.xanchor, right.xanchor) == ("right", "left") and left.xshift < 0 < right.xshift
+    assert above.text == "<b>above</b>" and (above.x, above.y) == (9, 5) and above.xshift > 0
+
+
+def luminance(color):
+    """Of sRGB, as WCAG defines it."""
+    values = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+
+
+def test_every_colour_of_a_series_or_class_has_a_partner_that_is_seen_on_a_dark_page():
+    carried = plots._style.TEMPLATE.layout.meta["dark"]
+    page = luminance(carried["#ffffff"])
+    colors = [*plots._style.CLASS_COLORS, *(color for color, _, _ in plots._style.SERIES), plots._style.TEXT]
+    for color in colors:
+        assert (luminance(carried[color.lower()]) + 0.05) / (page + 0.05) > 4.5, color
+    partners = [carried[c.lower()] for c in plots._style.CLASS_COLORS]
+    assert len(set(partners)) == len(partners)
+
+
+def test_thumbnails_are_those_of_the_samples_that_have_a_point():
+    shades = {"a": (250, 0, 0), "b": (0, 250, 0), "c": (0, 0, 250), "<d>": (250, 250, 0)}
+    samples = [(name, Image.new("RGB", (60, 30), shade), 0) for name, shade in shades.items()]
+    points = pd.DataFrame({"sample_id": ["c", "a", "<d>"], "label": 0, "modality": "image", "x": range(3), "y": 0})
+    figure = plots.with_thumbnails(plots.projection(points, ["one"]), samples[:2], samples[2:], size=16)
+    found = figure.layout.meta["thumbnails"]
+    assert found["ids"] == ["a", "c", "&lt;d&gt;"] and found["columns"] == 2
+    sprite = Image.open(io.BytesIO(base64.b64decode(found["sprite"].split(",")[1]))).convert("RGB")
+    assert sprite.size == (32, 32)
+    for name, (x, y) in zip(("a", "c", "<d>"), ((8, 8), (24, 8), (8, 24))):
+        assert np.abs(np.subtract(sprite.getpixel((x, y)), shades[name])).max() < 12
+
+
+def test_a_figure_of_too_many_samples_opens_no_picture():
+    points = pd.DataFrame({"sample_id": list("abc"), "label": 0, "modality": "image", "x": range(3), "y": 0})
+    opened = (pytest.fail("a picture was opened") for _ in range(1))
+    assert plots.with_thumbnails(plots.projection(points, ["one"]), opened, limit=2).layout.meta is None
 
 
 def test_gallery_escapes_captions_and_has_alternative_text():

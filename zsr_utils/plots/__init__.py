@@ -2,7 +2,7 @@
 
 from zsr_utils.plots import _style
 from zsr_utils.plots._figures import agreement, bars, curves, forest, heatmap, projection, similarity_histogram
-from zsr_utils.plots._gallery import gallery, picture, side_by_side, signed_picture
+from zsr_utils.plots._gallery import gallery, picture, side_by_side, signed_picture, with_thumbnails
 from zsr_utils.plots._trends import forests, trend
 
 
@@ -22,4 +22,5 @@ __all__ = [
     "signed_picture",
     "similarity_histogram",
     "trend",
+    "with_thumbnails",
 ]

@@ -230,7 +230,8 @@ def projection(points: pd.DataFrame, class_names: Sequence[str]) -> go.Figure:
         images = points[(points.label == label) & (points.modality == "image")]
         figure.add_trace(trace(
             x=images.x, y=images.y, mode="markers", name=name, legendgroup=name,
-            marker={"color": class_color(label), "symbol": class_symbol(label), "size": 6, "opacity": 0.75},
+            marker={"color": class_color(label), "symbol": class_symbol(label), "size": 6, "opacity": 0.75,
+                    "line": {"color": GREY, "width": 0.5}},
             text=_escaped(images.sample_id), hovertemplate=f"%{{text}}<br>{name}<extra></extra>",
         ))  # fmt: skip
     for label, name in enumerate(_escaped(class_names)):
@@ -241,15 +242,30 @@ def projection(points: pd.DataFrame, class_names: Sequence[str]) -> go.Figure:
                     "line": {"width": 2}},
             text=_escaped(moved.sample_id), hovertemplate=f"%{{text}}<br>aligned, source {name}<extra></extra>",
         )  # fmt: skip
+    texts = points[points.modality == "text"]
     for label, name in enumerate(_escaped(class_names)):
-        text = points[(points.label == label) & (points.modality == "text")]
+        text = texts[texts.label == label]
         figure.add_scatter(
-            x=text.x, y=text.y, mode="markers+text", text=[name], textposition="top center", name=name,
-            legendgroup=name, showlegend=False, hovertemplate=f"text “{name}”<extra></extra>",
-            textfont={"size": 13, "weight": "bold"},
+            x=text.x, y=text.y, mode="markers", name=name, legendgroup=name, showlegend=False,
+            hovertemplate=f"text “{name}”<extra></extra>",
             marker={"color": class_color(label), "symbol": class_symbol(label), "size": 15,
-                    "line": {"color": "white", "width": 2}},
+                    "line": {"color": "#FFFFFF", "width": 2}},
         )  # fmt: skip
+        for x, y in text[["x", "y"]].itertuples(index=False):
+            figure.add_annotation(
+                x=x, y=y, text=f"<b>{name}</b>", showarrow=False, bgcolor="rgba(255,255,255,0.75)", borderpad=1,
+                **_away(x, y, texts),
+            )  # fmt: skip
     hidden = {"showticklabels": False, "showgrid": False, "title": ""}
     figure.update_xaxes(**hidden).update_yaxes(**hidden)
     return figure.update_layout(height=520)
+
+
+def _away(x: float, y: float, texts: pd.DataFrame) -> dict[str, float]:
+    """Where the name of a class text stands, so that it is clear of the nearest other one."""
+    apart = np.array([x, y]) - texts[["x", "y"]].to_numpy()
+    others = apart[np.abs(apart).sum(1) > 0]
+    across, up = others[np.square(others).sum(1).argmin()] if len(others) else (0, 1)
+    if abs(up) >= abs(across):
+        return {"yshift": 20 if up > 0 else -20}
+    return {"xshift": 12, "xanchor": "left"} if across > 0 else {"xshift": -12, "xanchor": "right"}

@@ -3,10 +3,13 @@
 import base64
 import html
 import io
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from PIL import Image
+import plotly.graph_objects as go
+from PIL import Image, ImageOps
 
 
 def picture(pixels) -> Image.Image:
@@ -73,6 +76,42 @@ def gallery(images: Sequence[Image.Image], captions: Sequence[str], *, width: in
         for image, caption in zip(images, captions, strict=True)
     )
     return HTML(f'<div class="zsr-gallery">{figures}</div>')
+
+
+def with_thumbnails(
+    figure: go.Figure, *samples: Iterable[tuple[str, Image.Image, int]], size: int = 40, limit: int = 2000
+) -> go.Figure:
+    """Give the points whose `text` is a sample's id a small picture of it; the book shows it beside the pointer.
+
+    Args:
+        figure: A figure of samples, changed in place.
+        samples: `(sample_id, image, label)`, such as a data set; those without a point are left out.
+        size: Side of a thumbnail, in pixels; what is longer than high, or higher, loses its ends.
+        limit: Of more samples none is shown, or the page would grow by megabytes.
+
+    Examples:
+        >>> figure = go.Figure(go.Scatter(x=[0], y=[0], text=["a"]))
+        >>> found = with_thumbnails(figure, [("a", Image.new("RGB", (90, 60)), 0)]).layout.meta["thumbnails"]
+        >>> found["ids"], found["columns"], found["sprite"][:23]
+        (['a'], 1, 'data:image/webp;base64,')
+    """
+    named = {text for trace in figure.data if trace.text is not None for text in np.atleast_1d(trace.text)}
+    if len(named) > limit:
+        return figure
+    known = ((html.escape(i), image) for i, image, _ in itertools.chain(*samples))
+    found = {i: ImageOps.fit(image, (size, size)) for i, image in known if i in named}
+    if not found:
+        return figure
+    columns = math.ceil(math.sqrt(len(found)))
+    sprite = Image.new("RGB", (size * columns, size * math.ceil(len(found) / columns)))
+    for k, image in enumerate(found.values()):
+        sprite.paste(image, (k % columns * size, k // columns * size))
+    buffer = io.BytesIO()
+    sprite.save(buffer, "WEBP", quality=70)
+    address = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return figure.update_layout(
+        meta={"thumbnails": {"ids": list(found), "size": size, "columns": columns, "sprite": address}}
+    )
 
 
 def _png(image: Image.Image, width: int) -> str:

@@ -23,6 +23,13 @@ SERIES = (
 )  # fmt: skip
 SEQUENTIAL = "Blues"
 HEIGHT = 400
+TEXT = "#59636e"
+# On a dark page: the same hues, light enough to be seen there. The book's script puts them in place.
+DARK = {
+    "#332288": "#9990f0", "#88CCEE": "#88CCEE", "#44AA99": "#4FC0AE", "#117733": "#5DBB63", "#999933": "#BDBD4F",
+    "#DDCC77": "#EFE2A0", "#CC6677": "#E58291", "#882255": "#CF5C9A", "#AA4499": "#D783CB", "#777777": "#A3A3A3",
+    BLUE: "#76A9EA", ORANGE: "#F0A05A", GREY: "#9AA3AD", TEXT: "#C4CAD3", "#FFFFFF": "#14181E",
+}  # fmt: skip
 
 
 def class_color(label: int) -> str:
@@ -46,7 +53,7 @@ def class_symbol(label: int) -> str:
 
 TEMPLATE = go.layout.Template(
     layout={
-        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#59636e"},
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": TEXT},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 60, "r": 20, "t": 30, "b": 55},
@@ -55,8 +62,9 @@ TEMPLATE = go.layout.Template(
         "xaxis": {"gridcolor": "rgba(128,136,146,0.25)", "zeroline": False, "automargin": True},
         "yaxis": {"gridcolor": "rgba(128,136,146,0.25)", "zeroline": False, "automargin": True},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#808892", "activecolor": "#3366AA", "orientation": "v"},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE, "orientation": "v"},
         "hoverlabel": {"font": {"size": 12}},
+        "meta": {"dark": {light.lower(): dark for light, dark in DARK.items()}},
     }
 )
 

@@ -72,6 +72,8 @@ def grouped_proportion(successes: np.ndarray, groups: np.ndarray, *, unit: str =
         >>> alike = grouped_proportion(np.repeat([1, 0, 1, 0], 9), np.repeat([0, 1, 2, 3], 9))
         >>> alike.n, round(alike.low, 2)  # as wide as four samples, not 36
         (36, 0.13)
+        >>> grouped_proportion(np.zeros(36), np.repeat([0, 1, 2], 12)).low
+        0.0
 
     Raises:
         ValueError: If there is no sample, or not one group a sample.
@@ -97,7 +99,9 @@ def grouped_proportion(successes: np.ndarray, groups: np.ndarray, *, unit: str =
     z = stats.norm.ppf(0.975)
     middle = (share + z**2 / (2 * effective)) / (1 + z**2 / effective)
     half = z / (1 + z**2 / effective) * np.sqrt(share * (1 - share) / effective + z**2 / (4 * effective**2))
-    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    # where all fail or all succeed, one end is the value itself, which rounding would miss
+    low = 0.0 if share == 0 else max(0.0, middle - half)
+    high = 1.0 if share == 1 else min(1.0, middle + half)
     return Estimate(float(share), float(low), float(high), f"wilson 95 % ({number} groups)", n, unit)
 
 
