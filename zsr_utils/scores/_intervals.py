@@ -27,15 +27,21 @@ class Estimate:
     unit: str = "fraction"
 
     def __format__(self, spec: str) -> str:
-        """`pct` gives percentages, any other format applies to value and bounds.
+        """`pct` gives percentages, `points` a difference of shares in percentage points; any other format
+        applies to value and bounds.
 
         Examples:
             >>> e = Estimate(0.9876, 0.98, 0.993, "wilson 95 %", 800)
             >>> f"{e:pct}", f"{e:.2f}"
             ('98.8 % [98.0, 99.3]', '0.99 [0.98, 0.99]')
+            >>> f"{Estimate(-0.0008, -0.002, 0.0, 'bootstrap 95 %', 1200):points}"
+            '-0.1 points [-0.2, +0.0]'
         """
         if spec == "pct":
             return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        if spec == "points":
+            value, low, high = (f"{100 * v:+.1f}" for v in (self.value, self.low, self.high))
+            return f"{value} points [{low}, {high}]"
         spec = spec or ".3f"
         return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
