@@ -81,7 +81,7 @@ function partner(color, dark) {
 function darkened(part, dark) {
   if (part === null || typeof part !== "object" || ArrayBuffer.isView(part)) return part;
   if (Array.isArray(part)) return part.map((p) => darkened(p, dark));
-  const entries = Object.entries(part).map(([key, v]) => [key, /color$/.test(key) ? partner(v, dark) : darkened(v, dark)]);
+  const entries = Object.entries(part).map(([key, v]) => [key, /color(scale)?$/.test(key) ? partner(v, dark) : darkened(v, dark)]);
   return Object.fromEntries(entries);
 }
 

@@ -21,7 +21,7 @@ SERIES = (
     ("#882255", "triangle-up", "dashdot"), ("#88CCEE", "x", "longdash"), ("#999933", "cross", "longdashdot"),
     ("#AA4499", "star", "8px,2px"), ("#777777", "hexagon", "2px,6px"),
 )  # fmt: skip
-SEQUENTIAL = "Blues"
+SEQUENTIAL = [[0, "#F7FBFF"], [0.5, "#6BAED6"], [1, "#08306B"]]  # from nearly the page to as far from it as blue goes
 HEIGHT = 400
 TEXT = "#59636e"
 # On a dark page: the same hues, light enough to be seen there. The book's script puts them in place.
@@ -29,6 +29,7 @@ DARK = {
     "#332288": "#9990f0", "#88CCEE": "#88CCEE", "#44AA99": "#4FC0AE", "#117733": "#5DBB63", "#999933": "#BDBD4F",
     "#DDCC77": "#EFE2A0", "#CC6677": "#E58291", "#882255": "#CF5C9A", "#AA4499": "#D783CB", "#777777": "#A3A3A3",
     BLUE: "#76A9EA", ORANGE: "#F0A05A", GREY: "#9AA3AD", TEXT: "#C4CAD3", "#FFFFFF": "#14181E",
+    "#F7FBFF": "#1B222C", "#6BAED6": "#3E7FB1", "#08306B": "#C3E1FA",
 }  # fmt: skip
 
 
