@@ -189,6 +189,14 @@ def test_numbers_can_be_searched_and_sorted(site, browser):
             assert column == sorted(column, reverse=order < 0) and len(set(column)) > 10
 
 
+def test_the_pages_to_print_are_those_of_the_book_in_its_order(book):
+    found = _chromium.pages(book)
+    assert all(page.is_file() for page in found)
+    assert set(found) == {page.resolve() for page in pages(book)} and found[0].stem == "preface"
+    printed = [page for page in found if page in {p.resolve() for p in chapters(book)}]
+    assert printed == sorted(printed) and len(printed) == len(chapters(book))
+
+
 def test_a_printed_chapter_shows_its_figures(book, tmp_path, monkeypatch):
     pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed, so pages are printed one by one")
     page = chapters(book)[0]

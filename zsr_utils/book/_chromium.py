@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 from zsr_utils.book._chapters import Figure
 
@@ -107,7 +108,8 @@ def print_book(built: Path, target: Path) -> list[Path]:
             file = target / f"{number:02d}-{page.stem}.pdf"
             browse(
                 "--no-pdf-header-footer", "--virtual-time-budget=30000", "--run-all-compositor-stages-before-draw",
-                f"--print-to-pdf={file}", page.as_uri(), profile=Path(folder) / "profile",
+                f"--print-to-pdf={file}", page.as_uri(),
+                profile=Path(folder) / file.stem,  # one that another browser is still leaving would be locked
             )  # fmt: skip
             if not file.is_file():
                 raise RuntimeError(f"Chromium printed no PDF of {page.name}.")
@@ -132,7 +134,7 @@ def pages(built: Path) -> list[Path]:
     text = first.read_text(encoding="utf-8")
     menu = text[text.index("bd-links") :]
     links = re.findall(r'class="reference internal" href="([^"#]+\.html)"', menu[: menu.index("</nav>")])
-    return list(dict.fromkeys([first, *((first.parent / link).resolve() for link in links)]))
+    return list(dict.fromkeys([first, *((first.parent / unquote(link)).resolve() for link in links)]))
 
 
 def heading(page: Path) -> str:
