@@ -42,6 +42,13 @@ def test_rows_of_several_runs_are_read_together(run, tmp_path):
     assert records.read_metrics(tmp_path / "*" / "01-x").name.tolist() == ["zero_shot/accuracy"]
 
 
+def test_a_column_of_the_rows_that_is_called_model_is_kept(run, tmp_path):
+    run.save_rows(pd.DataFrame({"sample_id": ["a"], "label": [0], "model": ["another"]}))
+    run.save()
+    rows = records.read_rows(tmp_path / "*" / "01-x")
+    assert (rows.model.tolist(), rows.row_model.tolist()) == (["tiny"], ["another"])
+
+
 def test_provenance_says_how_images_were_prepared(tmp_path, monkeypatch):
     monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
     how = {"image_size": 8, "interpolation": "bicubic", "mean": (0.5, 0.4, 0.3)}

@@ -90,7 +90,8 @@ def read_provenance(folder: Path) -> dict:
 def read_rows(folder: Path | str) -> pd.DataFrame:
     """Rows of one result folder, or of several by a pattern such as `results/*/01-zero-shot-baseline`.
 
-    Columns `model`, `fingerprint` and `dataset` come from each folder's provenance.
+    Columns `model`, `fingerprint` and `dataset` come from each folder's provenance; columns of the rows that
+    have such a name get `row_` before it.
 
     Raises:
         FileNotFoundError: If no folder holds `samples.parquet`.
@@ -99,7 +100,8 @@ def read_rows(folder: Path | str) -> pd.DataFrame:
     frames = []
     for path in _matching(folder, "samples.parquet"):
         provenance = read_provenance(path.parent)
-        frames.append(pd.read_parquet(path).assign(**{k: provenance[k] for k in ("model", "fingerprint", "dataset")}))
+        whose = {name: provenance[name] for name in ("model", "fingerprint", "dataset")}
+        frames.append(pd.read_parquet(path).rename(columns={name: f"row_{name}" for name in whose}).assign(**whose))
     return concat(frames)
 
 
