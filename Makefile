@@ -32,10 +32,13 @@ endif
 pdf: book  ## print the book to _build/pdf/book.pdf (needs Chromium)
 	$(RUN)/python -m zsr_utils.book --pdf
 
-sweep: install  ## run the grid CONFIG (default workflow/sweep.yaml), then write results.parquet and metrics.csv
+sweep: install  ## run the grid CONFIG (default workflow/sweep.yaml), then write its tables and its book
+	@$(RUN)/python workflow/grid.py $(or $(CONFIG),workflow/sweep.yaml) > /dev/null
+	@status=0; \
 	$(RUN)/snakemake --snakefile workflow/Sweep --workflow-profile workflow/profiles/local \
-	  $(if $(CONFIG),--configfile $(CONFIG))
-	$(RUN)/python -m zsr_utils.records.collect $(or $(ZSR_RESULTS),results) --to $(or $(ZSR_RESULTS),results)
+	  $(if $(CONFIG),--configfile $(CONFIG)) || status=$$?; \
+	$(RUN)/python workflow/report.py $(or $(CONFIG),workflow/sweep.yaml) || exit $$?; \
+	exit $$status
 
 test: install lint  ## everything: unit, doctests, embedded model, notebooks, book, browser (CI runs this)
 	$(RUN)/python -m pytest --doctest-modules zsr_utils tabletop tests

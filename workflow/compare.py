@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 from grid import ROOT, GridError, check_names, jobs
+from report import book, folders
 
 from zsr_utils.records import write_whole
 
@@ -38,12 +39,6 @@ def grid_of(profile: Path, models: list[str]) -> dict:
     }  # fmt: skip
 
 
-def _in_project(folder: Path) -> str:
-    if not folder.is_relative_to(ROOT):
-        raise GridError(f"ZSR_RESULTS is {str(folder.parent)!r}, allowed for a book is a folder in {str(ROOT)!r}.")
-    return str(folder.relative_to(ROOT))
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python workflow/compare.py", description=__doc__.splitlines()[0])
     parser.add_argument("profile", help="name of a folder in profiles/")
@@ -53,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         grid = grid_of(ROOT / "profiles" / options.profile, options.models)
         found = jobs(grid)
         check_names(grid)
-        folders = list(dict.fromkeys(_in_project(job.folder.parent) for job in found))
+        folders(found)  # before hours of measuring
     except GridError as error:
         print(error, file=sys.stderr)
         return 2
@@ -61,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     write_whole(file, lambda p: p.write_text(yaml.safe_dump(grid, sort_keys=False)))
     sweep = ["snakemake", "--snakefile", "workflow/Sweep", "--workflow-profile", "workflow/profiles/local"]
     failed = subprocess.run([*sweep, "--configfile", str(file)], cwd=ROOT).returncode
-    return subprocess.run([sys.executable, "-m", "zsr_utils.book", *folders], cwd=ROOT).returncode or failed
+    return book(found) or failed
 
 
 if __name__ == "__main__":

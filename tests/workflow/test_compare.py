@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "workflow"))
 import compare  # noqa: E402
+import report  # noqa: E402
 from grid import GridError, jobs  # noqa: E402
 
 
@@ -40,3 +41,29 @@ def test_results_outside_of_the_project_make_no_book(tmp_path, monkeypatch, caps
     monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
     assert compare.main(["tabletop", "tabletop-base"]) == 2
     assert "allowed for a book is a folder in" in capsys.readouterr().err
+
+
+def finished(folder):
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text("[]")
+
+
+def test_a_book_shows_what_has_ended_of_a_grid(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setenv("ZSR_RESULTS", str(tmp_path / "results"))
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01-zero-shot-baseline.ipynb").touch()
+    grid = {"models": ["tabletop-base", "tabletop-conv"], "datasets": ["tabletop"], "parameters": {"models": []}}
+    found = jobs(grid | {"chapters": ["01-zero-shot-baseline", "02-embedding-alignment"]})
+    assert report.folders(found) == [] and report.book(found) == 1
+    finished(found[0].folder)
+    assert report.folders(found) == ["results/tabletop-base@tabletop"]
+    for job in found[1:]:
+        finished(job.folder)
+    assert report.folders(found) == ["results/tabletop-base@tabletop", "results/tabletop-conv@tabletop"]
+
+
+def test_a_sweep_whose_results_lie_elsewhere_says_that_it_has_no_book(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
+    assert report.main([str(ROOT / "workflow" / "sweep.yaml")]) != 0  # nothing has ended yet
+    assert "there is no book: ZSR_RESULTS is" in capsys.readouterr().err
