@@ -88,11 +88,11 @@ function darkened(part, dark) {
 function inTheme(figure) {
   const dark = figure.layout?.template?.layout?.meta?.dark;
   if (!dark) return;
-  figure.asWritten ??= structuredClone({ data: figure.data, layout: figure.layout });
-  const { data, layout } = structuredClone(figure.asWritten);
   const wanted = document.documentElement.dataset.theme === "dark";
   if (wanted === (figure.dark ?? false)) return;
   figure.dark = wanted;
+  figure.asWritten ??= structuredClone({ data: figure.data, layout: figure.layout });
+  const { data, layout } = structuredClone(figure.asWritten);
   if (wanted) Plotly.react(figure, darkened(data, dark), darkened(layout, dark));
   else Plotly.react(figure, data, layout);
 }

@@ -109,9 +109,7 @@ def with_thumbnails(
     buffer = io.BytesIO()
     sprite.save(buffer, "WEBP", quality=70)
     address = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return figure.update_layout(
-        meta={"thumbnails": {"ids": list(found), "size": size, "columns": columns, "sprite": address}}
-    )
+    return figure.update_layout(meta={"thumbnails": {"ids": list(found), "columns": columns, "sprite": address}})
 
 
 def _png(image: Image.Image, width: int) -> str:
