@@ -115,9 +115,14 @@ def test_the_fingerprint_is_of_the_weights(net):
     assert zsr.load_model("tabletop-base", device="cpu").fingerprint == net.fingerprint
 
 
-def test_the_projection_holds_every_image_and_text_and_repeats(net, images, embedded):
+def test_the_projection_holds_every_image_and_text_and_repeats(net, images, embedded, tmp_path, monkeypatch):
     few = zero_shot.Embedded(embedded.sample_ids[:100], embedded.labels[:100], embedded.features[:100])
-    first, again = (zero_shot.project(net, few, images.class_names, images.templates, seed=1) for _ in range(2))
+    maps, threads = [], torch.get_num_threads()
+    for name in ("one", "another"):
+        monkeypatch.setenv("ZSR_CACHE", str(tmp_path / name))
+        maps.append(zero_shot.project(net, few, images.class_names, images.templates, seed=1))
+        assert torch.get_num_threads() == threads, "a map takes no more threads for what comes after it"
+    first, again = maps
     assert first.modality.value_counts().to_dict() == {"image": 100, "text": 10}
     np.testing.assert_array_equal(first[["x", "y"]], again[["x", "y"]])
     texts, pictures = (first[first.modality == m] for m in ("text", "image"))

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat as nf
@@ -42,13 +43,14 @@ while (here / "CHAPTER.wait").exists():
 (folder / "provenance.json").write_text(json.dumps({"model": model, "dataset": dataset, "notebook": "CHAPTER"}))
 """
 CHAPTERS = ("01-x", "02-embedding-alignment", "03-jacobian-spectra")  # the third waits for the second
+LATER = "04-noise-detection"  # and so does this one
 
 
 @pytest.fixture
 def fakes(tmp_path):
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    for chapter in CHAPTERS:
+    for chapter in (*CHAPTERS, LATER):
         cells = [nf.v4.new_code_cell(PARAMETERS), nf.v4.new_code_cell(BODY.replace("CHAPTER", chapter))]
         cells[0].metadata["tags"] = ["parameters"]
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -210,6 +212,18 @@ def test_a_killed_job_and_a_killed_sweep_leave_nothing_half_written_and_a_rerun_
     assert status == 0, output
     assert set(sweep.started()) == second | third and sweep.done() == first | second | third
     assert sweep.run()[0] == 0 and sweep.started() == []
+
+
+def test_no_more_jobs_run_at_once_than_there_are_cores(fakes, tmp_path):
+    """Snakemake before 9.18 counted a core twice after a job that had been the only one ready."""
+    content = {"models": ["tabletop-base"], "datasets": ["tabletop"], "chapters": [*CHAPTERS[1:], LATER]}
+    sweep = Sweep(tmp_path, content | {"notebooks": str(fakes)})
+    status, output = sweep.run("--cores", "1")
+    assert status == 0, output
+    written = [nf.read(path, 4).metadata.papermill for path in sweep.results.glob("*/*/*.ipynb")]
+    times = sorted((one.start_time, one.end_time) for one in written)
+    assert len(times) == 3
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(times)), times
 
 
 def test_a_grid_that_is_wrong_is_told_in_one_sentence_before_anything_runs(fakes, tmp_path):

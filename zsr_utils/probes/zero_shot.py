@@ -1,22 +1,22 @@
 """Zero-shot classification: embeddings once, then rows for any prompts."""
 
-import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
-from zsr_utils._cache import cache_folder
 from zsr_utils.datasets import Dataset
 from zsr_utils.models import Model
+from zsr_utils.probes._kept import kept_arrays
 from zsr_utils.probes._progress import hidden
 from zsr_utils.records import write_npz
 
@@ -68,13 +68,9 @@ def embed(net: Model, images: Dataset, *, batch_size: int = 64, workers: int | N
         FloatingPointError: If a feature is not finite; the message names the image.
     """
     key = json.dumps([net.fingerprint, net.precision, net.image_size, images.fingerprint])
-    final = cache_folder() / "embeddings" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
-    locks = cache_folder() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{final.stem}.lock"):
-        if not final.exists():
-            _write_features(net, images, final, batch_size, workers)
-    saved = np.load(final)
+    saved = kept_arrays(
+        "embeddings", key.encode(), lambda final: _write_features(net, images, final, batch_size, workers)
+    )
     images.unreadable.update(json.loads(str(saved["unreadable"])))
     return Embedded(saved["sample_ids"], saved["labels"], saved["features"])
 
@@ -190,6 +186,7 @@ def project(
 
     Images and texts sit in separate cones of the sphere (the modality gap), so each cloud is centred
     before the two are joined; without that the map would show two islands and nothing else.
+    The map is kept on disk, so that every chapter shows the same one.
 
     Args:
         net: The model, for its classes.
@@ -198,7 +195,8 @@ def project(
         templates: Prompt templates.
         seed: Of the layout.
         neighbors: Neighbours that UMAP keeps near.
-        moved: Further images, such as aligned ones; centred with the mean of `embedded`.
+        moved: Further images, such as aligned ones, laid on the finished map at the mean of their nearest
+            images, weighted by the inverse of the distance; they do not change it.
 
     Returns:
         Columns `sample_id`, `label`, `modality` (`image`, `aligned` or `text`), `x`, `y`.
@@ -206,7 +204,7 @@ def project(
     Source:
         McInnes et al. (2018); centring is this project's choice.
     """
-    import umap
+    from sklearn.neighbors import KNeighborsRegressor
 
     def unit(values: np.ndarray) -> np.ndarray:
         return values / np.linalg.norm(values, axis=1, keepdims=True)
@@ -216,16 +214,15 @@ def project(
     originals = unit(embedded.features)
     others = originals[:0] if moved is None else unit(moved.features)
     center = originals.mean(0)
-    points = np.concatenate([originals - center, others - center, texts - texts.mean(0)])
+    points = np.concatenate([originals - center, texts - texts.mean(0)])
     neighbors = max(2, min(neighbors, len(points) - 1))
-    plane = umap.UMAP(
-        n_neighbors=neighbors,
-        min_dist=0.5,  # wide enough that single images can be told apart and hovered
-        metric="cosine",
-        random_state=seed,
-        n_jobs=1,
-        init="random" if len(points) < 12 else "spectral",
-    ).fit_transform(points)
+    plane = _plane(points, neighbors, seed)
+    pictures, names = plane[: len(originals)], plane[len(originals) :]
+    if len(others):
+        near = KNeighborsRegressor(min(neighbors, len(originals)), weights="distance", metric="cosine")
+        laid = near.fit(originals - center, pictures).predict(others - center)
+        pictures = np.concatenate([pictures, laid.astype(plane.dtype)])
+    plane = np.concatenate([pictures, names])
     extra = moved or Embedded(embedded.sample_ids[:0], embedded.labels[:0], others)
     return pd.DataFrame(
         {
@@ -236,6 +233,35 @@ def project(
             "y": plane[:, 1],
         }
     )
+
+
+def _plane(points: Float[np.ndarray, "n d"], neighbors: int, seed: int) -> Float[np.ndarray, "n 2"]:
+    """Where UMAP lays the points, computed once."""
+
+    def write(final: Path) -> None:
+        import umap
+        from sklearn.neighbors import NearestNeighbors
+
+        distances, rows = NearestNeighbors(n_neighbors=neighbors, metric="cosine").fit(points).kneighbors(points)
+        threads = torch.get_num_threads()
+        with warnings.catch_warnings():
+            # that no points can be added later: none are
+            warnings.filterwarnings("ignore", "precomputed_knn", UserWarning)
+            plane = umap.UMAP(
+                n_neighbors=neighbors,
+                min_dist=0.5,  # wide enough that single images can be told apart and hovered
+                metric="cosine",
+                # exact, and without half a minute in which numba compiles an approximation for millions
+                precomputed_knn=(rows.astype(np.int32), distances.astype(np.float32), None),
+                random_state=seed,
+                n_jobs=1,
+                init="random" if len(points) < 12 else "spectral",
+            ).fit_transform(points)
+        torch.set_num_threads(threads)  # numba gives OpenMP a thread a core, whatever this process was told to take
+        write_npz(final, {"plane": plane})
+
+    made_by = f"umap {version('umap-learn')}, {neighbors} neighbours, seed {seed}, {points.shape} {points.dtype}\n"
+    return kept_arrays("maps", made_by.encode() + points.tobytes(), write)["plane"]
 
 
 def principal_axes(embedded: Embedded, *, components: int = 6) -> Float[np.ndarray, "components d"]:
