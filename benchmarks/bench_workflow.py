@@ -22,6 +22,7 @@ import torch
 import yaml
 
 import zsr_utils as zsr
+from zsr_utils import run
 from zsr_utils.probes import family
 
 
@@ -75,7 +76,8 @@ def sweep(options: argparse.Namespace) -> None:
 
 def members(workers: int, threads: int) -> tuple[float, pd.DataFrame]:
     names = zsr.models.embedded_models()
-    world = zsr.load_dataset("tabletop", seed=0)
+    shown = run.defaults(ROOT / "notebooks" / "19-model-trends.ipynb")["family_images"]
+    world = zsr.load_dataset("tabletop", limit=shown, seed=0)
     splits = [s for s in zsr.datasets.tabletop_splits() if s != "validation"]
     shifted = {s: zsr.load_dataset("tabletop", split=s) for s in splits}
     torch.set_num_threads(threads)
@@ -89,7 +91,9 @@ def members(workers: int, threads: int) -> tuple[float, pd.DataFrame]:
 
 def whole_family(options: argparse.Namespace) -> None:
     cores = os.cpu_count()
-    many, one = members(cores, 1), members(1, 1)
+    many = members(cores, 1)
+    print(f"{many[0]:.0f} s in {cores} processes", flush=True)
+    one = members(1, 1)
     apart = (many[1].value - one[1].value).abs().max()
     assert apart < TOLERANCE, f"values differ by {apart}"
     n = many[1].model.nunique()

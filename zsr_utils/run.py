@@ -27,6 +27,8 @@ from zsr_utils.records import result_folder, write_whole
 
 
 ROOT = Path(__file__).resolve().parents[1]
+# glibc's allocator asks the system for fresh pages for every large tensor; up to these sizes it keeps them (bytes)
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": 2**28, "MALLOC_TRIM_THRESHOLD_": 2**29}
 
 
 class ParameterError(ValueError):
@@ -91,6 +93,8 @@ def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
     os.environ["ZSR_BOOK"] = "1"
     os.environ["ZSR_PROGRESS"] = "0"
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # of libraries, with paths of this machine
+    for name, size in ALLOCATOR.items():
+        os.environ.setdefault(name, str(size))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
         papermill.execute_notebook(
