@@ -133,20 +133,26 @@ def trained_head():
     return SupervisedModel(network, library="torchvision", namings=[names], name="head", **options)
 
 
-@pytest.mark.parametrize("make", [tiny_model, trained_head])
-def test_the_map_shows_images_and_the_directions_of_the_classes(make, monkeypatch):
-    """Each cloud of unit vectors is centred; a bias is no coordinate of a trained head's classes."""
-    seen = []
+@pytest.fixture
+def mapped(monkeypatch):
+    """What UMAP was given, call by call; it answers with the first two coordinates."""
+    given = []
 
     class Plane:
         def __init__(self, **_):
             pass
 
         def fit_transform(self, points):
-            seen.append(points)
+            given.append(points)
             return points[:, :2]
 
     monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Plane))
+    return given
+
+
+@pytest.mark.parametrize("make", [tiny_model, trained_head])
+def test_the_map_shows_images_and_the_directions_of_the_classes(make, mapped):
+    """Each cloud of unit vectors is centred; a bias is no coordinate of a trained head's classes."""
     torch.manual_seed(0)
     net, images = make(), tiny_images()
     embedded = zero_shot.embed(net, images)
@@ -155,38 +161,27 @@ def test_the_map_shows_images_and_the_directions_of_the_classes(make, monkeypatc
     assert rows.sample_id[25:].tolist() == ["text/a", "text/bb", "text/ccc"] and rows.label[25:].tolist() == [0, 1, 2]
     d = embedded.features.shape[1]
     weights = net.net.weight if make is trained_head else net.classifier(images.class_names, ["{}"])
-    for found, raw in ((seen[0][:25], embedded.features), (seen[0][25:], weights.numpy())):
+    for found, raw in ((mapped[0][:25], embedded.features), (mapped[0][25:], weights.numpy())):
         unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
         assert found.shape[1] == d
         np.testing.assert_allclose(found, unit - unit.mean(0), atol=1e-6)
 
 
-def test_moved_images_are_laid_on_a_map_that_is_made_once(monkeypatch):
-    made = []
-
-    class Plane:
-        def __init__(self, **_):
-            pass
-
-        def fit_transform(self, points):
-            made.append(points)
-            return points[:, :2]
-
-    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Plane))
+def test_moved_images_are_laid_on_a_map_that_is_made_once(mapped):
     torch.manual_seed(0)
     net, images = tiny_model(), tiny_images()
     embedded = zero_shot.embed(net, images)
     alone = zero_shot.project(net, embedded, images.class_names, ["{}"])
     moved = zero_shot.Embedded(np.array(["same", "far"]), embedded.labels[:2], embedded.features[[3, 5]] + [[0], [0.1]])
     both = zero_shot.project(net, embedded, images.class_names, ["{}"], moved=moved)
-    assert len(made) == 1 and both.modality.tolist() == ["image"] * 25 + ["aligned"] * 2 + ["text"] * 3
+    assert len(mapped) == 1 and both.modality.tolist() == ["image"] * 25 + ["aligned"] * 2 + ["text"] * 3
     assert both[both.modality != "aligned"].reset_index(drop=True).equals(alone)
     places = both.set_index("sample_id")[["x", "y"]]
     np.testing.assert_allclose(places.loc["same"], alone.loc[3, ["x", "y"]].astype(float), atol=1e-5)
     drawn = alone[alone.modality == "image"][["x", "y"]]
     assert (places.loc["far"] >= drawn.min()).all() and (places.loc["far"] <= drawn.max()).all()
     zero_shot.project(net, embedded, images.class_names, ["{}"], seed=1)
-    assert len(made) == 2, "another seed makes another map"
+    assert len(mapped) == 2, "another seed makes another map"
 
 
 def test_rows_of_a_trained_head_are_the_softmax_of_its_logits():
