@@ -215,7 +215,7 @@ def test_a_killed_job_and_a_killed_sweep_leave_nothing_half_written_and_a_rerun_
 
 
 def test_no_more_jobs_run_at_once_than_there_are_cores(fakes, tmp_path):
-    """Snakemake before 9.18 counted a core twice after a job that had been the only one ready."""
+    """Snakemake 9.15 counted a core twice after a job that had been the only one ready."""
     content = {"models": ["tabletop-base"], "datasets": ["tabletop"], "chapters": [*CHAPTERS[1:], LATER]}
     sweep = Sweep(tmp_path, content | {"notebooks": str(fakes)})
     status, output = sweep.run("--cores", "1")

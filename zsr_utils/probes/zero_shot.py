@@ -251,7 +251,7 @@ def _plane(points: Float[np.ndarray, "n d"], neighbors: int, seed: int) -> Float
                 n_neighbors=neighbors,
                 min_dist=0.5,  # wide enough that single images can be told apart and hovered
                 metric="cosine",
-                # exact, and without half a minute in which numba compiles an approximation for millions
+                # exact, as UMAP's own search for few points, which numba compiles anew in every process
                 precomputed_knn=(rows.astype(np.int32), distances.astype(np.float32), None),
                 random_state=seed,
                 n_jobs=1,
