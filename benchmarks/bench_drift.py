@@ -26,7 +26,7 @@ TOLERANCE = 2e-5  # absolute or relative: batches of one and of many differ in f
 
 
 def ours(net, images, classifier, perturbations) -> pd.DataFrame:
-    return drift.measure(net, images, classifier, perturbations, layers=False).rows
+    return drift.measure(net, images, classifier, perturbations, detail="tokens").rows
 
 
 @torch.no_grad()

@@ -260,7 +260,7 @@ def moved(request, net, classifier):
     """One image a class of a domain, and what SqueezeNet says of their views."""
     images = folder(request.param, len(classifier))
     assert images.class_names == tuple(IMAGENET_ROWS)
-    return images, drift.measure(net, images, classifier, FOR_SQUEEZENET, layers=False)
+    return images, drift.measure(net, images, classifier, FOR_SQUEEZENET, detail="tokens")
 
 
 @needs_pacs

@@ -132,7 +132,16 @@ def test_every_block_has_its_row(net, classifier):
     # the second block doubles the first, which neither a cosine nor a normalised energy sees
     one, two = (found.layers[found.layers.layer == k].reset_index(drop=True) for k in (1, 2))
     pd.testing.assert_frame_equal(one.drop(columns="layer"), two.drop(columns="layer"), rtol=1e-5)
-    assert measured(net, classifier, perturbation(lambda i: i), layers=False).layers.empty
+
+
+def test_less_detail_gives_the_same_columns_but_fewer(net, classifier):
+    darker = perturbation(lambda i: i.point(lambda v: v // 2))
+    every, tokens, alone = (measured(net, classifier, darker, detail=d) for d in drift.DETAILS[::-1])
+    assert not every.layers.empty and tokens.layers.empty and alone.layers.empty
+    pd.testing.assert_frame_equal(tokens.rows, every.rows)
+    assert alone.rows.columns[-1] == "l2" and len(alone.rows.columns) < len(every.rows.columns)
+    pd.testing.assert_frame_equal(alone.rows, every.rows[alone.rows.columns])
+    assert list(alone.clean.units) == list(tokens.clean.units) == ["embedding"]
 
 
 def test_a_semantic_overlay_names_a_class_that_was_not_answered(net, classifier):
@@ -178,6 +187,7 @@ def test_control_is_the_mean_distance_to_other_images(net, classifier):
         ({"perturbations": []}, "0 perturbations given, allowed is 1 or more"),
         ({"images": Dataset("none", NAMES, [])}, "0 images"),
         ({"classifier": torch.eye(4)[:2]}, "classifier has 2 classes, noise has 4"),
+        ({"detail": "token"}, "detail is 'token'"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(net, classifier, change, message):
@@ -188,7 +198,9 @@ def test_bad_input_is_refused_in_one_sentence(net, classifier, change, message):
 
 def test_a_model_without_tokens_says_so(classifier):
     with pytest.raises(NotImplementedError, match="tiny: its image tower gives no token grid"):
-        drift.measure(tiny_model(), pictures(), classifier, families(["scale"]))
+        drift.measure(tiny_model(), pictures(), classifier, families(["scale"]), detail="tokens")
+    rows = drift.measure(tiny_model(), pictures(), classifier, families(["scale"]), detail="embedding").rows
+    assert len(rows) and (rows.drift > 0).any()
 
 
 def test_control_needs_two_images(net, classifier):

@@ -188,7 +188,7 @@ def test_flips_and_drifts_are_those_of_the_views(case, images):
     sources = list(dict.fromkeys(pairs_of(net, images).table.sample_id))[: OPTIONS["views"]]
     few = Dataset(images.name, NAMES, [s for s in images.samples if s.sample_id in sources])
     classifier = net.classifier(NAMES, TEMPLATES)
-    seen = drift.measure(net, few, classifier, families(), layers=False, batch_size=4)
+    seen = drift.measure(net, few, classifier, families(), detail="embedding", batch_size=4)
     views = seen.rows.assign(flip=seen.rows.prediction != seen.rows.clean_prediction)
     flips = views.groupby("sample_id").flip.mean()
     found = rows.loc["stability/flips"].set_index("sample_id").value

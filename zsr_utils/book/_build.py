@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import plotly.offline
@@ -99,8 +100,11 @@ def build(folders: Sequence[str]) -> int:
         if left:
             print(f"{folder} has no results of {', '.join(left)}: left out.", file=sys.stderr)
     write_static()
-    draw([f for book in books for chapter in book for f in chapter.figures], STATIC / "plotly.min.js")
-    subprocess.run([sys.executable, "-m", "tabletop.sheets", str(GENERATED)], check=True, cwd=ROOT)
+    sheets = [sys.executable, "-m", "tabletop.sheets", str(GENERATED)]
+    with ThreadPoolExecutor() as beside:
+        rendered = beside.submit(subprocess.run, sheets, check=True, cwd=ROOT)
+        draw([f for book in books for chapter in book for f in chapter.figures], STATIC / "plotly.min.js")
+        rendered.result()
     write_pages(books)
     copy_files(books, ROOT / "_build" / "html")
     toc = ROOT / "_build" / "_toc.yml"

@@ -66,7 +66,7 @@ def draw(figures: Sequence[Figure], script: Path) -> None:
     if not chromium():
         print(f"{len(missing)} figures get no picture for print: Chromium is not installed.", file=sys.stderr)
         return
-    for batch in (missing[i : i + 20] for i in range(0, len(missing), 20)):
+    for batch in (missing[i : i + 50] for i in range(0, len(missing), 50)):
         for digest, picture in drawn(batch, script).items():
             (PICTURES / f"{digest}.webp").write_bytes(picture)
     left = [f.label for f in missing if f.digest not in pictures()]

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from zsr_utils._text import one_of
 from zsr_utils.datasets import Dataset
 from zsr_utils.models import Model
 from zsr_utils.perturbations import Perturbation, View
@@ -33,6 +34,7 @@ BANDS = 8  # radial bands of the token grid
 POWER_BANDS = ("low", "middle", "high")  # of the picture, as the paper cuts them
 CONTROLS = ("any", "same class", "other class")
 WHOLE = 0.999  # of a token's picture that must be original content
+DETAILS = ("embedding", "tokens", "layers")  # each holds the ones before it
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Drift:
             of the token grid), the same with `_normalised` (divided by the mean squared length of the tokens)
             and `_content` (only between tokens of original content), `share_k` and `coherence_k` (of the
             token grid's change in radial band k; NaN where the canvas changes its size) and `power_low`,
-            `power_middle`, `power_high` (relative change of the picture's own spectrum).
+            `power_middle`, `power_high` (relative change of the picture's own spectrum). Without tokens only
+            the columns up to `drift`.
         layers: One row a view and block: `sample_id`, `family`, `instance`, `layer` (1, 2, …), `unchanged`,
             `drift` of the mean token, `energy` and `clean_energy`, normalised.
         clean: The images as they are.
@@ -76,7 +79,7 @@ class _Pass:
     features: Tensor
     logits: Tensor
     pooled: list[Tensor]  # mean token after every block
-    grids: list[np.ndarray]  # tokens after every block; without the layer profile only the last
+    grids: list[np.ndarray]  # tokens after every block; without the layer profile only the last, or none
 
     @cached_property
     def energies(self) -> list[np.ndarray]:
@@ -112,7 +115,7 @@ def measure(
     classifier: Float[Tensor, "k d"],
     perturbations: Sequence[Perturbation],
     *,
-    layers: bool = True,
+    detail: str = "layers",
     batch_size: int = 64,
     seed: int = 0,
 ) -> Drift:
@@ -122,18 +125,20 @@ def measure(
     bounded by one batch and the rows.
 
     Args:
-        net: The model handle; it must have a token grid.
+        net: The model handle; for tokens and layers it must have a token grid.
         images: Labelled images; perturbations apply before the model's own resize and crop.
         classifier: Unit text weights of the data set's classes.
         perturbations: From `zsr_utils.perturbations.families`.
-        layers: Also the profile over the blocks.
+        detail: `embedding` for answers and drift, `tokens` for energies and spectra too, `layers` for the
+            profile over the blocks too.
         batch_size: Images a forward pass.
         seed: Of the named classes.
 
     Raises:
-        ValueError: If there are no images, perturbations or classes enough for the overlays, batch_size is
-            below 1, the classifier does not fit, an image is too small, or the token grid is not square.
-        NotImplementedError: If the model has no token grid.
+        ValueError: If there are no images, perturbations or classes enough for the overlays, detail is
+            unknown, batch_size is below 1, the classifier does not fit, an image is too small, or the token
+            grid is not square.
+        NotImplementedError: If tokens are wanted and the model has no token grid.
 
     Source:
         Wani et al. (2026): families, stability, Dirichlet energy, input spectrum. Image encoders with a
@@ -142,6 +147,7 @@ def measure(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, allowed is 1 or more.")
+    one_of("detail", detail, DETAILS)
     if not len(images) or not perturbations:
         raise ValueError(f"{len(images)} images and {len(perturbations)} perturbations given, allowed is 1 or more.")
     if len(classifier) != len(images.class_names):
@@ -150,7 +156,7 @@ def measure(
     total = len(images) * (1 + len(perturbations))
     with tqdm(total=total, desc="drift", unit="image", disable=hidden()) as progress:
         for ids, pictures, labels in _chunks(images, batch_size):
-            clean = _see(net, torch.stack([net.from_pil(p) for p in pictures]), classifier, layers)
+            clean = _see(net, torch.stack([net.from_pil(p) for p in pictures]), classifier, detail)
             cleans.append((ids, labels, clean))
             words = [_others(i, answer, images.class_names, seed) for i, answer in zip(ids, clean.predictions)]
             progress.update(len(ids))
@@ -160,19 +166,19 @@ def measure(
                     for i, picture, named in zip(ids, pictures, words)
                 ]
                 pixels = torch.stack([net.from_pil(view.image) for view in views])
-                seen = _see(net, pixels, classifier, layers)
+                seen = _see(net, pixels, classifier, detail)
                 seen = seen.but_where((pixels == clean.pixels).flatten(1).all(1), clean)
                 kind = {"sample_id": ids, "family": perturbation.family, "instance": perturbation.instance}
                 named = [w[perturbation.number] if perturbation.family.startswith("text") else -1 for w in words]
                 found = {"label": labels, "word_label": named, **_answers(clean, seen)}
-                found |= _tokens(net, clean, seen, views, perturbation)
+                found |= _tokens(net, clean, seen, views, perturbation) if detail != "embedding" else {}
                 rows.append(pd.DataFrame(kind | found))
-                profile += _profile(kind, clean, seen) if layers else []
+                profile += _profile(kind, clean, seen) if detail == "layers" else []
                 progress.update(len(ids))
     images.check_readable()
     if not rows:
         raise ValueError(f"{images.name}: no image could be read.")
-    return Drift(concat(rows), concat(profile) if profile else pd.DataFrame(), _clean(cleans, layers))
+    return Drift(concat(rows), concat(profile) if profile else pd.DataFrame(), _clean(cleans))
 
 
 def control(clean: Clean, *, draws: int = 25, seed: int = 0) -> pd.DataFrame:
@@ -231,11 +237,12 @@ def _chunks(images: Dataset, size: int) -> Iterator[tuple[list[str], list[Image.
         yield list(ids), list(pictures), list(labels)
 
 
-def _see(net: Model, pixels: Tensor, classifier: Tensor, layers: bool) -> _Pass:
-    features, grids = net.encode_layers(pixels.to(net.device))
+def _see(net: Model, pixels: Tensor, classifier: Tensor, detail: str) -> _Pass:
+    shown = pixels.to(net.device)
+    features, grids = (net.encode_image(shown), []) if detail == "embedding" else net.encode_layers(shown)
     logits = net.logits_of(features, classifier.to(net.device)).cpu()
-    pooled = [grid.mean((1, 2)).double().cpu() for grid in grids] if layers else []
-    kept = grids if layers else grids[-1:]
+    pooled = [grid.mean((1, 2)).double().cpu() for grid in grids] if detail == "layers" else []
+    kept = grids if detail == "layers" else grids[-1:]
     return _Pass(pixels, features.double().cpu(), logits.double(), pooled, [grid.cpu().numpy() for grid in kept])
 
 
@@ -317,11 +324,10 @@ def _profile(kind: dict, clean: _Pass, seen: _Pass) -> list[pd.DataFrame]:
     ]
 
 
-def _clean(passes: Iterable[tuple[list[str], list[int], _Pass]], layers: bool) -> Clean:
+def _clean(passes: Iterable[tuple[list[str], list[int], _Pass]]) -> Clean:
     ids, labels, seen = zip(*passes)
     vectors = {EMBEDDING: [p.features for p in seen]}
-    if layers:
-        vectors |= {layer + 1: [p.pooled[layer] for p in seen] for layer in range(len(seen[0].pooled))}
+    vectors |= {layer + 1: [p.pooled[layer] for p in seen] for layer in range(len(seen[0].pooled))}
     return Clean(
         np.concatenate(ids),
         np.concatenate(labels),

@@ -3,12 +3,15 @@
 Every number becomes a value of one image, so that two models are compared image by image.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
 
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky import get_reusable_executor
 from scipy.stats import rankdata
 
 from zsr_utils.datasets import Dataset
@@ -39,8 +42,9 @@ def members(
         names: Models, as `load_model` takes them.
         images, shifted, templates: As `member`.
         device, precision: As `load_model`.
-        workers: Processes of one thread each. None is one on a GPU and as many as torch may use threads on a CPU:
-            an embedded model is too small to keep two cores busy by itself.
+        workers: Processes, this one among them, of one thread each if there are several. None is one on a GPU
+            and as many as torch may use threads on a CPU: an embedded model is too small to keep two cores busy
+            by itself.
         settings: As `member`.
 
     Returns:
@@ -51,14 +55,38 @@ def members(
     """
     if workers is None:
         workers = torch.get_num_threads() if resolve_device(device).type == "cpu" else 1
-    tasks = [delayed(_load_and_measure)(n, device, precision, images, shifted, templates, settings) for n in names]
-    with parallel_config("loky", n_jobs=max(1, min(workers, len(tasks))), inner_max_num_threads=1):
-        return concat(Parallel()(tasks))
+    settings |= {"images": images, "shifted": shifted, "templates": templates}
+    task = partial(_load_and_measure, device=device, precision=precision, **settings)
+    return concat(_spread(task, names, max(1, min(workers, len(names)))))
 
 
-def _load_and_measure(name, device, precision, images, shifted, templates, settings) -> pd.DataFrame:
-    net = load_model(name, device=device, precision=precision)
-    return member(net, images, shifted, templates, **settings).assign(model=name)
+def _load_and_measure(name: str, *, device: str, precision: str, **settings) -> pd.DataFrame:
+    return member(load_model(name, device=device, precision=precision), **settings).assign(model=name)
+
+
+def _spread(task: Callable[[str], pd.DataFrame], names: Sequence[str], workers: int) -> list[pd.DataFrame]:
+    """What `task` makes of every name; this process works too, as another one first has to import everything."""
+    if workers == 1:
+        return [task(name) for name in names]
+    others = get_reusable_executor(workers - 1, env={"OMP_NUM_THREADS": "1"})
+    free = SimpleQueue()
+    for place in [task, *[lambda name: others.submit(task, name).result()] * (workers - 1)]:
+        free.put(place)
+
+    def next_free(name):
+        place = free.get()
+        try:
+            return place(name)
+        finally:
+            free.put(place)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(workers) as waiting:
+            return list(waiting.map(next_free, names))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def member(
@@ -112,7 +140,6 @@ def member(
 
     Raises:
         ValueError: If the pairs leave no image that noise can be shown on unaligned, and as the probes.
-        NotImplementedError: If the model has no token grid.
     """
     found = []
     for name, data in {"validation": images, **shifted}.items():
@@ -186,7 +213,7 @@ def _drift(net: Model, images: Dataset, made: Pairs, views: int, batch_size: int
         images.name, images.class_names, [s for s in images.samples if s.sample_id in few], content=images.content
     )
     seen = drift.measure(
-        net, chosen, made.classifier, families(), layers=False, batch_size=min(batch_size, len(few)), seed=seed
+        net, chosen, made.classifier, families(), detail="embedding", batch_size=min(batch_size, len(few)), seed=seed
     )
     control = drift.control(seen.clean, seed=seed).query("kind == 'any'").distance.mean()
     rows = seen.rows.assign(flip=seen.rows.prediction != seen.rows.clean_prediction)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def proportion(successes: int, n: int, *, confidence: float = 0.95, unit: str = 
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"successes is {successes} of n = {n}, allowed are 0 to n with n at least 1.")
-    interval = stats.binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
+    interval = scipy.stats.binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
     low, high = float(interval.low), float(interval.high)
     return Estimate(float(successes / n), low, high, f"wilson {100 * confidence:.0f} %", int(n), unit)
 
@@ -102,7 +102,7 @@ def grouped_proportion(successes: np.ndarray, groups: np.ndarray, *, unit: str =
         off = np.bincount(index, successes - share)
         variance = number / (number - 1) * np.square(off).sum() / n**2
         effective = min(n, max(1, share * (1 - share) / variance)) if variance > 0 else n
-    z = stats.norm.ppf(0.975)
+    z = scipy.stats.norm.ppf(0.975)
     middle = (share + z**2 / (2 * effective)) / (1 + z**2 / effective)
     half = z / (1 + z**2 / effective) * np.sqrt(share * (1 - share) / effective + z**2 / (4 * effective**2))
     # where all fail or all succeed, one end is the value itself, which rounding would miss

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pandas as pd
+import scipy
 from jaxtyping import Float
-from scipy import linalg, stats
 
 from zsr_utils.scores._intervals import Estimate, bootstrap
 
@@ -43,7 +43,7 @@ def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "
     flat = values.std(0) <= 1e-12 * np.linalg.norm(directions, axis=1) * np.abs(samples).max()
     if flat.any():
         raise ValueError(f"All samples are equal along direction {int(flat.argmax())}, there is nothing to test.")
-    statistic, p = np.array([stats.shapiro(v) for v in values.T]).T
+    statistic, p = np.array([scipy.stats.shapiro(v) for v in values.T]).T
     order, m = np.argsort(p), len(p)
     holm = np.empty(m)
     holm[order] = np.maximum.accumulate((m - np.arange(m)) * p[order]).clip(max=1)
@@ -53,8 +53,8 @@ def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "
             "statistic": statistic,
             "p": p,
             "p_holm": holm,
-            "skewness": stats.skew(values),
-            "excess_kurtosis": stats.kurtosis(values),
+            "skewness": scipy.stats.skew(values),
+            "excess_kurtosis": scipy.stats.kurtosis(values),
         }
     )
 
@@ -75,7 +75,7 @@ def qq_points(values: Float[np.ndarray, "n"]) -> pd.DataFrame:
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or len(values) < 3 or values.std() == 0:
         raise ValueError(f"values have shape {values.shape}, allowed is (n,) with at least 3 values, not all equal.")
-    theoretical, ordered = stats.probplot((values - values.mean()) / values.std(ddof=1), fit=False)
+    theoretical, ordered = scipy.stats.probplot((values - values.mean()) / values.std(ddof=1), fit=False)
     return pd.DataFrame({"theoretical": theoretical, "ordered": ordered})
 
 
@@ -126,7 +126,7 @@ def covariance_agreement(
             raise ValueError(f"{name} is {value}, allowed is 1 or more.")
     if not np.allclose(predicted, predicted.T, rtol=1e-5, atol=1e-8 * np.abs(predicted).max()):
         raise ValueError("predicted is not symmetric, allowed is a covariance matrix.")
-    variances, axes = linalg.eigh(predicted)
+    variances, axes = scipy.linalg.eigh(predicted)
     if not variances[-1] > 0 or variances[0] < -1e-6 * variances[-1]:
         raise ValueError(f"predicted has eigenvalues {variances[0]:.3g} to {variances[-1]:.3g}, allowed are 0 or more.")
     variances = variances.clip(0)
@@ -135,7 +135,7 @@ def covariance_agreement(
     def compare(centred: np.ndarray) -> tuple[float, float]:
         """Distance and cosine, in the axes of the prediction, whose last one is the leading one."""
         found = centred.T @ centred / (n - 1)
-        leading = linalg.eigh(found, subset_by_index=[d - 1, d - 1])[1][:, 0]
+        leading = scipy.linalg.eigh(found, subset_by_index=[d - 1, d - 1])[1][:, 0]
         found[np.diag_indices(d)] -= variances
         return float(np.linalg.norm(found) / np.linalg.norm(variances)), float(abs(leading[-1]))
 

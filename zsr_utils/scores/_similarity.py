@@ -1,8 +1,8 @@
 """Cosine similarity of image pairs: within and between classes."""
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy.stats import rankdata
 
 from zsr_utils.scores._intervals import Estimate
 
@@ -44,7 +44,7 @@ def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
     """
     if len(positive) == 0 or len(negative) == 0:
         raise ValueError("auroc needs at least one positive and one negative score.")
-    ranks = rankdata(np.concatenate([positive, negative]))
+    ranks = scipy.stats.rankdata(np.concatenate([positive, negative]))
     above = ranks[: len(positive)].sum() - len(positive) * (len(positive) + 1) / 2
     return float(above / (len(positive) * len(negative)))
 

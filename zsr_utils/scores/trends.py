@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
+import scipy
 from jaxtyping import Float
-from scipy import special, stats
 
 from zsr_utils._text import one_of
 from zsr_utils.scores._intervals import Estimate
 
 
-SCALES = {"logit": (special.logit, special.expit), "probit": (special.ndtri, special.ndtr)}
+SCALES = {"logit": (scipy.special.logit, scipy.special.expit), "probit": (scipy.special.ndtri, scipy.special.ndtr)}
 METHODS = ("least squares", "huber")
 FEWEST = 3  # models a line needs: two always fit
 EPSILON = 1.35  # Huber's constant in units of the residuals' scale: 95 % efficient where they are normal
@@ -407,7 +407,7 @@ def _statistics(u, v, x, y, index, method: str) -> dict[str, np.ndarray]:
     residual = np.square(b - slope[:, None] * a - intercept[:, None]).sum(1)
     with np.errstate(divide="ignore", invalid="ignore"):
         r2 = np.where(np.ptp(b, axis=1) > 0, 1 - residual / total, np.nan)
-    ranks = stats.rankdata(x[index], axis=1), stats.rankdata(y[index], axis=1)
+    ranks = scipy.stats.rankdata(x[index], axis=1), scipy.stats.rankdata(y[index], axis=1)
     squared = np.square(_correlation(a, b))
     return {
         "slope": slope, "intercept": intercept, "r2": r2,
