@@ -170,8 +170,21 @@ def test_a_grouped_proportion_is_wilson_for_independent_groups_and_wider_for_ali
     np.testing.assert_allclose((alike.low, alike.high), (hundred.low, hundred.high), rtol=2e-2)
     none = scores.grouped_proportion(np.zeros(900), np.repeat(np.arange(100), 9))
     assert none.high == pytest.approx(scores.proportion(0, 100).high) and none.n == 900
+    one = scores.grouped_proportion(np.arange(900) == 5, np.repeat(np.arange(100), 9))  # says nothing of groups
+    assert one.value == 1 / 900 and none.high < one.high < scores.proportion(1, 100).high
+    but = scores.grouped_proportion(np.arange(900) != 5, np.repeat(np.arange(100), 9))
+    np.testing.assert_allclose((1 - but.low, 1 - but.high), (one.high, one.low), rtol=1e-9)
     with pytest.raises(ValueError, match="2 samples and 1 group"):
         scores.grouped_proportion(np.ones(2), np.ones(1))
+
+
+@pytest.mark.parametrize("statistic", [np.mean, np.median, lambda a, axis=-1: a.max(axis)])
+def test_resamples_drawn_at_once_are_those_drawn_one_by_one(statistic, monkeypatch):
+    values = np.random.default_rng(3).random(37)
+    expected = scores.bootstrap(lambda v: statistic(v), values, resamples=50)
+    assert scores.bootstrap(statistic, values, resamples=50) == expected
+    monkeypatch.setattr(scores._intervals, "AT_ONCE", 37 * 7 + 1)  # seven at once, the last time one
+    assert scores.bootstrap(statistic, values, resamples=50) == expected
 
 
 def test_the_grouped_bootstrap_covers_the_spread_of_group_means():

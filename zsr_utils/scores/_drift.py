@@ -149,16 +149,16 @@ def correlations(rows: pd.DataFrame, by: str, x: str, y: str, *, resamples: int 
 
 
 def _mean(values: np.ndarray, unit: str = "fraction") -> Estimate:
-    return bootstrap(lambda v: float(v.mean()), values, unit=unit)
+    return bootstrap(np.mean, values, unit=unit)
 
 
-def _ratio(drift: np.ndarray, distance: np.ndarray) -> float:
-    return float(drift.mean() / distance.mean())
+def _ratio(drift: np.ndarray, distance: np.ndarray, axis: int = -1) -> np.ndarray:
+    return drift.mean(axis) / distance.mean(axis)
 
 
-def _cohens_d(drift: np.ndarray, distance: np.ndarray) -> float:
-    pooled = np.sqrt((drift.var(ddof=1) + distance.var(ddof=1)) / 2)
-    return float((drift.mean() - distance.mean()) / pooled) if pooled > 0 else 0.0
+def _cohens_d(drift: np.ndarray, distance: np.ndarray, axis: int = -1) -> np.ndarray:
+    pooled = np.sqrt((drift.var(axis, ddof=1) + distance.var(axis, ddof=1)) / 2)
+    return np.where(pooled > 0, (drift.mean(axis) - distance.mean(axis)) / np.where(pooled > 0, pooled, 1), 0)
 
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float:

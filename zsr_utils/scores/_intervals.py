@@ -1,10 +1,14 @@
 """Numbers with their intervals."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import scipy
+
+
+AT_ONCE = 2**22  # numbers of a column drawn at once
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,8 @@ def grouped_proportion(successes: np.ndarray, groups: np.ndarray, *, unit: str =
     """A proportion over samples that come in groups, such as pairs that share a source image.
 
     Samples of one group are not independent, so the Wilson interval gets the effective number of
-    samples, n over the design effect. Where all succeed or all fail the design effect cannot be
-    estimated, and every group counts once.
+    samples, n over the design effect. Where the successes, or the failures, lie in one group or
+    none, the design effect cannot be estimated, and every group counts once.
 
     Examples:
         >>> alike = grouped_proportion(np.repeat([1, 0, 1, 0], 9), np.repeat([0, 1, 2, 3], 9))
@@ -96,7 +100,8 @@ def grouped_proportion(successes: np.ndarray, groups: np.ndarray, *, unit: str =
     share = successes.mean()
     _, index = np.unique(groups, return_inverse=True)
     number = index.max() + 1
-    if share in (0, 1) or number == 1:
+    rarer = successes if share < 0.5 else 1 - successes
+    if number == 1 or (np.bincount(index, rarer) > 0).sum() < 2:  # too few to see how they cluster
         effective = number
     else:
         off = np.bincount(index, successes - share)
@@ -124,7 +129,8 @@ def bootstrap(
     """Percentile bootstrap of a statistic of columns that belong to the same samples.
 
     The rows are drawn together, so a difference between two columns is a paired difference. With
-    `groups`, whole groups are drawn, such as all pairs of one source image.
+    `groups`, whole groups are drawn, such as all pairs of one source image. Without, a statistic that has
+    a parameter `axis`, as those of numpy, sees many resamples at once.
 
     Examples:
         >>> before, after = np.array([1, 1, 1, 0, 1.0]), np.array([1, 0, 1, 0, 1.0])
@@ -144,8 +150,14 @@ def bootstrap(
         raise ValueError(f"columns have lengths {[len(c) for c in columns]}, allowed are equal lengths above 0.")
     rng = np.random.default_rng(seed)
     members = None if groups is None else [np.flatnonzero(np.asarray(groups) == g) for g in np.unique(groups)]
+    together = members is None and "axis" in inspect.signature(statistic).parameters
+    step = max(1, AT_ONCE // n) if together else 1
     draws = np.empty(resamples)
-    for i in range(resamples):
+    for i in range(0, resamples, step):
+        if together:
+            rows = rng.integers(n, size=(min(step, resamples - i), n))
+            draws[i : i + step] = statistic(*(c[rows] for c in columns), axis=-1)
+            continue
         if members is None:
             rows = rng.integers(n, size=n)
         else:
@@ -167,4 +179,4 @@ def paired_difference(before: np.ndarray, after: np.ndarray, *, seed: int = 0, u
         >>> paired_difference(same, same).high
         0.0
     """
-    return bootstrap(lambda a, b: float(np.mean(b - a)), before, after, seed=seed, unit=unit)
+    return bootstrap(lambda a, b, axis=-1: (b - a).mean(axis), before, after, seed=seed, unit=unit)
