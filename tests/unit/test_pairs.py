@@ -1,5 +1,6 @@
 """The pairs that several chapters share."""
 
+import pandas as pd
 import pytest
 import torch
 from tiny import tiny_images, tiny_model
@@ -34,7 +35,9 @@ def test_sources_targets_and_rows_belong_together():
 def test_a_part_of_the_pairs_is_drawn_from_all_of_them():
     everything, few = made().table, made(number=5).table
     assert len(few) == 5 and len(everything.merge(few)) == 5
+    pd.testing.assert_frame_equal(made(number=9).table.head(5), few)
     single = made(one_a_source=True).table
+    assert single.head(3).index.isin(made(number=5).table.index).all()
     assert single.sample_id.is_unique and len(single) == 12
     assert len(made(number=100).table) == len(everything)
 

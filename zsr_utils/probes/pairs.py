@@ -72,7 +72,7 @@ def aligned_pairs(
         images: Labelled images.
         templates: Prompt templates of the class names.
         per_class: Source images a class, as `alignment.make_pairs`.
-        number: At most this many of the pairs, drawn by `seed`; None is all.
+        number: At most this many of the pairs, drawn by `seed`; None is all. A larger draw holds a smaller one.
         one_a_source: Only one pair of every source image.
         cosine: As `alignment.Match`.
         momentum, max_steps: As `alignment.align`.
@@ -87,10 +87,11 @@ def aligned_pairs(
     embedded = zero_shot.embed(net, images, batch_size=batch_size)
     rows = zero_shot.classify(net, embedded, images.class_names, templates, condition="original")
     table = alignment.make_pairs(rows, per_class=per_class, seed=seed)
+    if one_a_source or number is not None:
+        table = table.sample(frac=1, random_state=seed)  # the first ones are those of a smaller draw
     if one_a_source:
-        table = table.groupby("sample_id", sort=False).sample(1, random_state=seed)
-    if number is not None:
-        table = table.sample(min(number, len(table)), random_state=seed)
+        table = table.drop_duplicates("sample_id")
+    table = table.head(number) if number is not None else table
     sources = images.pixels(table.sample_id, net.from_pil)
     found = alignment.align(
         net, sources, alignment.Match(embedded.of(table.target_id), cosine=cosine), momentum=momentum,
