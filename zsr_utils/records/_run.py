@@ -108,7 +108,7 @@ class Run:
         """
         from IPython.display import Markdown, display
 
-        display(Markdown(text))
+        display(Markdown(typeset(text)))
 
     def save(self) -> Path:
         """Write `metrics.json` and `provenance.json`, and leave every number in the notebook for other pages."""
@@ -184,6 +184,17 @@ def parameters(namespace: dict) -> dict:
     """
     plain = (str, int, float, bool, list)
     return {k: v for k, v in namespace.items() if type(v) in plain and not k.startswith("_") and k not in ("In", "Out")}
+
+
+def typeset(text: str) -> str:
+    """Numbers as they are printed: a minus sign before them, a space before the percent sign.
+
+    Examples:
+        >>> typeset("ViT-B-32 moves by -0.5 points [-0.9, -0.1], 12% of them"), typeset("2020-01")
+        ('ViT-B-32 moves by −0.5 points [−0.9, −0.1], 12\\xa0% of them', '2020-01')
+    """
+    text = re.sub(r"(?<![\w.)-])-(?=\d)", "−", text)
+    return re.sub(r"(?<=\d) ?%", "\N{NO-BREAK SPACE}%", text)
 
 
 def glue(name: str, estimate: Estimate) -> None:
