@@ -76,10 +76,10 @@ def sweep(options: argparse.Namespace) -> None:
 
 def members(workers: int, threads: int) -> tuple[float, pd.DataFrame]:
     names = zsr.models.embedded_models()
-    shown = run.defaults(ROOT / "notebooks" / "19-model-trends.ipynb")["family_images"]
-    world = zsr.load_dataset("tabletop", limit=shown, seed=0)
+    shown = run.defaults(ROOT / "notebooks" / "19-model-trends.ipynb")
+    world = zsr.load_dataset("tabletop", limit=shown["family_images"], seed=0)
     splits = [s for s in zsr.datasets.tabletop_splits() if s != "validation"]
-    shifted = {s: zsr.load_dataset("tabletop", split=s) for s in splits}
+    shifted = {s: zsr.load_dataset("tabletop", split=s, limit=shown["family_scenes"], seed=0) for s in splits}
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as place:
         os.environ["ZSR_CACHE"] = place

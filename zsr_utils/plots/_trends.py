@@ -111,7 +111,7 @@ def forests(
         for trace in single.data:
             trace.update(legendgroup=trace.name, showlegend=group is not None, marker_size=7)
             figure.add_trace(trace, row=row, col=column)
-        figure.update_xaxes(tickformat=single.layout.xaxis.tickformat, nticks=4, row=row, col=column)
+        figure.update_xaxes(tickformat=single.layout.xaxis.tickformat, nticks=5, row=row, col=column)
         if reference:
             figure.add_vline(x=reference[0], line={"dash": "dot", "color": GREY}, row=row, col=column)
     figure.update_yaxes(categoryorder="array", categoryarray=order, range=[len(order) - 0.5, -0.5])
