@@ -90,6 +90,16 @@ def test_the_line_moves_with_its_axes(method):
     assert (again.slope, again.intercept) == pytest.approx((line.slope, line.intercept), abs=1e-4)
 
 
+def test_resamples_have_the_fits_that_each_has_alone():
+    x, y = models(30, noise=0.2, scale="probit")
+    y[:3] = 0.99
+    rows = np.random.default_rng(1).integers(0, len(x), (20, len(x)))
+    slopes, intercepts = trends._fits(special.ndtri(x), special.ndtri(y), rows, "huber")
+    alone = [trends.fit_line(x[r], y[r], scale="probit", method="huber") for r in rows]
+    assert slopes == pytest.approx([line.slope for line in alone], abs=1e-4)
+    assert intercepts == pytest.approx([line.intercept for line in alone], abs=1e-4)
+
+
 def test_huber_resists_the_outlier_that_turns_least_squares():
     x, y = models(slope=1.0, intercept=-0.5, noise=0.02, scale="probit")
     clean = trends.fit_line(x, y, scale="probit").slope
