@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import plotly.offline
@@ -22,6 +21,7 @@ from zsr_utils.records import write_whole
 ROOT = Path(__file__).resolve().parents[2]
 STATIC = ROOT / "book" / "_static"
 GENERATED = ROOT / "book" / "_generated"
+SHEETS = [*sorted((ROOT / "tabletop").glob("*.py")), ROOT / "data" / "models" / "tabletop-base" / "curve.csv"]
 DEFAULT = "results/tabletop-base@tabletop"
 
 
@@ -64,6 +64,19 @@ def table_of_contents(books: Sequence[Sequence[Chapter]]) -> dict:
     return toc | {"parts": parts}
 
 
+def draw_sheets() -> None:
+    """Draw what the pages on Tabletop show of it, where that is older than its code."""
+    last = GENERATED / "curve.png"
+    if not last.exists() or last.stat().st_mtime < max(p.stat().st_mtime for p in SHEETS):
+        subprocess.run([sys.executable, "-m", "tabletop.sheets", str(GENERATED)], check=True, cwd=ROOT)
+
+
+def draw_figures(book: Sequence[Chapter], *, keep: bool = False) -> None:
+    """Draw the figures of chapters that have no picture yet; `keep` leaves pictures of other chapters."""
+    write_static()
+    draw([figure for chapter in book for figure in chapter.figures], STATIC / "plotly.min.js", keep=keep)
+
+
 def write_pages(books: Sequence[Sequence[Chapter]]) -> None:
     """Write the generated pages to `book/_generated`."""
     write_changed(GENERATED / "headline.md", headline(books, answers()))
@@ -99,12 +112,8 @@ def build(folders: Sequence[str]) -> int:
         left = [name for name in names if name not in {chapter.name for chapter in book}]
         if left:
             print(f"{folder} has no results of {', '.join(left)}: left out.", file=sys.stderr)
-    write_static()
-    sheets = [sys.executable, "-m", "tabletop.sheets", str(GENERATED)]
-    with ThreadPoolExecutor() as beside:
-        rendered = beside.submit(subprocess.run, sheets, check=True, cwd=ROOT)
-        draw([f for book in books for chapter in book for f in chapter.figures], STATIC / "plotly.min.js")
-        rendered.result()
+    draw_sheets()
+    draw_figures([chapter for book in books for chapter in book])
     write_pages(books)
     copy_files(books, ROOT / "_build" / "html")
     toc = ROOT / "_build" / "_toc.yml"
