@@ -22,7 +22,29 @@ from zsr_utils.probes.pairs import Pairs, aligned_pairs
 from zsr_utils.records import concat
 
 
+WORDS = {
+    "alignment/rms": "change that aligns (grey levels, RMS)",
+    "jacobian/sensitivity": "sensitivity to one grey level",
+    "jacobian/effective_rank": "effective rank of the Jacobian",
+    "noise/auroc": "AUROC of detection by noise",
+    "stability/flips": "share of views that flip",
+}
 DRIFTS = ("scale_pad", "rotation", "text_semantic")  # families of which the drift is kept
+
+
+def in_words(measurement: str) -> str:
+    """A measurement of `member` as a reader says it.
+
+    Examples:
+        >>> [in_words(m) for m in ("accuracy/sketch", "alignment/systematic_4_255", "drift/scale_pad")]
+        ['accuracy on sketch', 'systematic accuracy at 4/255', 'drift under scale pad']
+    """
+    kind, _, what = measurement.partition("/")
+    if measurement in WORDS:
+        return WORDS[measurement]
+    if kind == "alignment":
+        return "systematic accuracy at " + what.removeprefix("systematic_").removesuffix("_255") + "/255"
+    return {"accuracy": "accuracy on ", "drift": "drift under "}[kind] + what.replace("_", " ")
 
 
 def members(
