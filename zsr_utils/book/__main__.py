@@ -1,11 +1,10 @@
-"""`python -m zsr_utils.book results/<model>@<data set> … [--pdf]`, or `--draw results/<…>/<notebook> …`"""
+"""`python -m zsr_utils.book results/<model>@<data set> … [--pdf]`"""
 
 import argparse
 import sys
-from pathlib import Path
 
-from zsr_utils.book._build import DEFAULT, ROOT, build, chapter_names, draw_figures
-from zsr_utils.book._chapters import Chapter, chapters
+from zsr_utils.book._build import DEFAULT, ROOT, build, chapter_names
+from zsr_utils.book._chapters import chapters
 from zsr_utils.book._chromium import print_book
 
 
@@ -15,13 +14,7 @@ def main(arguments: list[str] | None = None) -> int:
         "folders", nargs="*", default=[DEFAULT], help="results to show, relative to the project; several are compared"
     )
     parser.add_argument("--pdf", action="store_true", help="print the pages to _build/pdf as well")
-    parser.add_argument(
-        "--draw", nargs="+", metavar="CHAPTER", help="only draw the figures of these folders, while others still run"
-    )
     options = parser.parse_args(arguments)
-    if options.draw:
-        draw_figures([Chapter(Path(folder), ROOT) for folder in options.draw], keep=True)
-        return 0
     folders = list(dict.fromkeys(f.rstrip("/") for f in options.folders))
     for folder in folders:
         if not chapters(folder, ROOT, chapter_names()):

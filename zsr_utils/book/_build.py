@@ -71,12 +71,6 @@ def draw_sheets() -> None:
         subprocess.run([sys.executable, "-m", "tabletop.sheets", str(GENERATED)], check=True, cwd=ROOT)
 
 
-def draw_figures(book: Sequence[Chapter], *, keep: bool = False) -> None:
-    """Draw the figures of chapters that have no picture yet; `keep` leaves pictures of other chapters."""
-    write_static()
-    draw([figure for chapter in book for figure in chapter.figures], STATIC / "plotly.min.js", keep=keep)
-
-
 def write_pages(books: Sequence[Sequence[Chapter]]) -> None:
     """Write the generated pages to `book/_generated`."""
     write_changed(GENERATED / "headline.md", headline(books, answers()))
@@ -112,8 +106,9 @@ def build(folders: Sequence[str]) -> int:
         left = [name for name in names if name not in {chapter.name for chapter in book}]
         if left:
             print(f"{folder} has no results of {', '.join(left)}: left out.", file=sys.stderr)
+    write_static()
     draw_sheets()
-    draw_figures([chapter for book in books for chapter in book])
+    draw([f for book in books for chapter in book for f in chapter.figures], STATIC / "plotly.min.js")
     write_pages(books)
     copy_files(books, ROOT / "_build" / "html")
     toc = ROOT / "_build" / "_toc.yml"

@@ -48,18 +48,17 @@ def pictures() -> dict[str, Path]:
     return {p.stem: p for p in PICTURES.glob("*.webp")}
 
 
-def draw(figures: Sequence[Figure], script: Path, *, keep: bool = False) -> None:
+def draw(figures: Sequence[Figure], script: Path) -> None:
     """Draw the figures that have no picture yet, on white; figures that cannot be drawn are said and stay without.
 
     Args:
-        figures: Figures of the book.
+        figures: Figures of the book; pictures of others are removed.
         script: plotly.js.
-        keep: Leave the pictures of other figures; else they are removed.
     """
     PICTURES.mkdir(parents=True, exist_ok=True)
     wanted = {f.digest: f for f in figures}
     known = pictures()
-    for digest in [] if keep else known.keys() - wanted.keys():
+    for digest in known.keys() - wanted.keys():
         known[digest].unlink()
     missing = [f for digest, f in wanted.items() if digest not in known]
     if not missing:
