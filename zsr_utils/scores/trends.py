@@ -6,6 +6,7 @@ other models of the same kind, and leaves out that all models saw the same test 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import asdict, dataclass
 
@@ -439,24 +440,22 @@ def _fits(u: np.ndarray, v: np.ndarray, index: np.ndarray, method: str) -> tuple
 
 def _robust(u: np.ndarray, v: np.ndarray, index: np.ndarray, slope: np.ndarray, intercept: np.ndarray) -> None:
     """Huber's fits in place of the least-squares ones."""
-    from sklearn.base import clone
     from sklearn.linear_model import HuberRegressor
 
     # standardised, so that the solver's tolerance means the same for all data
     (u0, su), (v0, sv) = ((values.mean(), values.std() or 1) for values in (u, v))
     a, b = (u - u0) / su, (v - v0) / sv
-    cold = HuberRegressor(epsilon=EPSILON, alpha=0, max_iter=1000)
-    warm = clone(cold).set_params(warm_start=True)  # begun at the fit of all points: half the steps, the same end
-    try:
-        begun = warm.fit(a[:, None], b).scale_ > 1e-6
-    except ValueError:
-        begun = False
+    start = HuberRegressor(epsilon=EPSILON, alpha=0, max_iter=1000, warm_start=True)
+    with suppress(ValueError):
+        whole = copy(start).fit(a[:, None], b)
+        if whole.scale_ > 1e-6:
+            start = whole  # from there a resample takes half the steps, to the same end
     for i, rows in enumerate(index):
         residuals = v[rows] - slope[i] * u[rows] - intercept[i]
         if not np.isfinite(slope[i]) or abs(residuals).max() < 1e-9 * sv:
             continue  # no line, or points on one, which have no scale to be robust by
         try:
-            model = copy(warm if begun else cold).fit(a[rows, None], b[rows])
+            model = copy(start).fit(a[rows, None], b[rows])
             slope[i] = model.coef_[0] * sv / su
             intercept[i] = v0 + sv * model.intercept_ - slope[i] * u0
         except ValueError:  # most points lie exactly on a line, and the residuals' scale goes to 0
