@@ -11,7 +11,8 @@ import time
 import torch
 
 import zsr_utils as zsr
-from zsr_utils.probes import alignment, zero_shot
+from zsr_utils.conditions import alignment
+from zsr_utils.experiments import zero_shot
 
 
 EPS = 8 / 255

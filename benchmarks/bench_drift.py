@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 import zsr_utils as zsr
 from zsr_utils import scores
-from zsr_utils.perturbations import families
-from zsr_utils.probes import drift
+from zsr_utils.conditions import families
+from zsr_utils.experiments import drift
 
 
 MODELS = ("tabletop-base", "ViT-B-32")  # ViT-B-32 has random weights

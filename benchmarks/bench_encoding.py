@@ -35,7 +35,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import zsr_utils as zsr
-from zsr_utils.probes import zero_shot
+from zsr_utils.experiments import zero_shot
 
 
 PARTS = ("first", "second", "precision", "memory")

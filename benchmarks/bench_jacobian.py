@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 import zsr_utils
-from zsr_utils.probes import jacobian
+from zsr_utils import jacobian
 
 
 CASES = {"tabletop-base": (1, 16), "ViT-B-32": (1,)}  # images; ViT-B-32 has random weights

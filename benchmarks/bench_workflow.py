@@ -23,7 +23,7 @@ import yaml
 
 import zsr_utils as zsr
 from zsr_utils import run
-from zsr_utils.probes import family
+from zsr_utils.experiments import family
 
 
 ROOT = Path(__file__).resolve().parents[1]

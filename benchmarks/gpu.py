@@ -24,8 +24,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import zsr_utils as zsr
+from zsr_utils.conditions import alignment
 from zsr_utils.models import resolve_device
-from zsr_utils.probes import alignment
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,11 +3,15 @@
 Layers, imports point downwards only::
 
     run  book             execute notebooks, render the report
-    plots                 records -> plotly figures
-    probes                one module per experiment: (model, images) -> rows
-    records               rows and provenance on disk
+    plots                 tables -> plotly figures
+    experiments           one module a chapter: its conditions and statistics
+    study                 what every chapter opens with
+    records               rows, numbers and provenance on disk
+    measure               conditions x images x models -> rows: the one loop
+    jacobian              singular values of the encoder at an image
+    conditions            how an image is shown again
     scores                rows -> numbers: pure functions of arrays and frames
-    models  datasets  prompts  perturbations
+    models  datasets  prompts
 
 Layers are imported when first used, so that reading rows loads no torch.
 """
@@ -15,7 +19,7 @@ Layers are imported when first used, so that reading rows loads no torch.
 import importlib
 
 
-_LAYERS = ("models", "datasets", "prompts", "perturbations", "scores", "records", "probes", "plots")
+_LAYERS = ("models", "datasets", "prompts", "scores", "conditions", "jacobian", "records", "experiments", "plots")
 _NAMES = {
     "load_model": "models",
     "load_dataset": "datasets",

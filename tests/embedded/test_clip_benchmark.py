@@ -18,8 +18,8 @@ from test_real_checkpoints import half_rounded, write
 from torchvision.datasets import ImageFolder
 
 from zsr_utils.datasets import load_dataset
+from zsr_utils.experiments import zero_shot
 from zsr_utils.models import Model, load_model
-from zsr_utils.probes import zero_shot
 
 
 pytest.importorskip("clip_benchmark", reason="CLIP_benchmark is not installed: benchmarks/requirements.txt")

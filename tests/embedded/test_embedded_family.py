@@ -11,8 +11,8 @@ from scipy.stats import binomtest
 import zsr_utils as zsr
 from tabletop import train
 from zsr_utils import scores
+from zsr_utils.experiments import family, zero_shot
 from zsr_utils.models import _tabletop
-from zsr_utils.probes import family, zero_shot
 
 
 NAMES = sorted(p.name for p in _tabletop.FOLDER.iterdir() if p.is_dir())

@@ -13,7 +13,7 @@ import tabletop.towers  # noqa: F401  registers the image towers
 import zsr_utils as zsr
 from tabletop.data import SHIFTS
 from zsr_utils import scores
-from zsr_utils.probes import zero_shot
+from zsr_utils.experiments import zero_shot
 
 
 ROOT = Path(__file__).resolve().parents[2]

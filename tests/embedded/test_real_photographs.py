@@ -19,10 +19,10 @@ from torchvision.models.squeezenet import Fire
 from torchvision.transforms import functional as TF
 
 import zsr_utils as zsr
-from zsr_utils import scores
+from zsr_utils import jacobian, scores
+from zsr_utils.conditions import PAPER, VARIANTS, Perturbation, View, alignment, families
+from zsr_utils.experiments import bands, drift, noise
 from zsr_utils.models import Model, register_model
-from zsr_utils.perturbations import PAPER, VARIANTS, Perturbation, View, families
-from zsr_utils.probes import alignment, bands, drift, jacobian, noise
 
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

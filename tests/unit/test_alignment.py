@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import linear_model, tiny_model
 from torch.nn import functional as F
 
-from zsr_utils.probes import _kept, _steps, alignment
+from zsr_utils.conditions import _kept, _steps, alignment
 
 
 @pytest.fixture

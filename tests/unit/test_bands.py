@@ -7,9 +7,9 @@ import torch
 from tiny import grey_images, linear_head, linear_model, texts_apart
 from torch.nn import functional as F
 
-from zsr_utils import perturbations
-from zsr_utils.perturbations import band_mask, band_noise, energy_outside, high_pass, low_pass, project
-from zsr_utils.probes import bands, noise as gaussian
+from zsr_utils import conditions
+from zsr_utils.conditions import band_mask, band_noise, energy_outside, high_pass, low_pass, project
+from zsr_utils.experiments import bands, noise as gaussian
 
 
 @pytest.fixture
@@ -46,17 +46,17 @@ def pictures(request):
 
 
 def test_the_radius_runs_from_the_mean_to_the_corner():
-    radius = perturbations.radial_frequency(224, 224)
+    radius = conditions.radial_frequency(224, 224)
     assert radius[0, 0] == 0 and radius.max() == radius[112, 112] == 1
     assert radius[0, 56].item() == pytest.approx(0.25 / 0.5 / 2**0.5, rel=1e-12)  # 0.25 cycles a pixel
     assert band_mask(224, 224, "low").double().mean() == pytest.approx(np.pi * (0.25 / 2**0.5) ** 2, rel=0.01)
-    wide = perturbations.radial_frequency(8, 16)
+    wide = conditions.radial_frequency(8, 16)
     assert wide[2, 0] == wide[0, 4]  # both a quarter of a cycle a pixel
 
 
 def test_the_two_bands_share_all_frequencies_between_them():
     for cutoff in (0.0, 0.25, 1 / 3, 0.9):
-        low, high, whole = (band_mask(9, 6, band, cutoff) for band in perturbations.BANDS)
+        low, high, whole = (band_mask(9, 6, band, cutoff) for band in conditions.BANDS)
         assert torch.equal(low ^ high, whole) and whole.all() and low[0, 0]
     assert band_mask(8, 8, "low", 0.25)[1, 1]  # on the cutoff: low
 
@@ -112,17 +112,17 @@ def test_noise_has_its_rms_and_stays_in_its_band(band):
 
 
 def test_one_seed_is_one_noise_in_every_band_and_batch():
-    low, high, whole = (band_noise((3, 9, 9), band, 1, seeds=[3, 4]) for band in perturbations.BANDS)
+    low, high, whole = (band_noise((3, 9, 9), band, 1, seeds=[3, 4]) for band in conditions.BANDS)
     assert (abs((low * high).sum((1, 2, 3))) < 1e-3).all()  # of 243
     for part, band in ((low, "low"), (high, "high")):
-        torch.testing.assert_close(perturbations.at_rms(project(whole, band), 1), part, atol=1e-5, rtol=0)
+        torch.testing.assert_close(conditions.at_rms(project(whole, band), 1), part, atol=1e-5, rtol=0)
     assert torch.equal(band_noise((3, 9, 9), "low", 1, seeds=[4])[0], low[1])
     assert abs(F.cosine_similarity(whole[0].flatten(), whole[1].flatten(), dim=0)) < 4 / 243**0.5
 
 
 def test_energy_outside_splits_a_change_by_its_squares():
     low, high = (band_noise((3, 8, 8), band, rms, seeds=[1]) for band, rms in (("low", 1), ("high", 2)))
-    found = [energy_outside(low + high, band).item() for band in perturbations.BANDS]
+    found = [energy_outside(low + high, band).item() for band in conditions.BANDS]
     assert found == pytest.approx([0.8, 0.2, 0], abs=1e-5)
     assert energy_outside(torch.zeros(1, 3, 8, 8), "low").isnan().all()
 
@@ -169,11 +169,11 @@ def test_noise_is_paired_over_bands_and_levels(net, images, texts, seen):
         torch.testing.assert_close(rms, torch.full_like(rms, 0.01), atol=0, rtol=1e-5)
     low, high, whole = changes[::2]
     for part, band in ((low, "low"), (high, "high")):
-        torch.testing.assert_close(perturbations.at_rms(project(whole, band), 0.01), part, atol=1e-6, rtol=0)
+        torch.testing.assert_close(conditions.at_rms(project(whole, band), 0.01), part, atol=1e-6, rtol=0)
     assert found.outside.max() < 1e-6
     seen.clear()
     gaussian.response(net, images, texts, sigmas=[0.01], draws=3)
-    white = perturbations.at_rms(seen[1] - images.repeat_interleave(3, 0), 0.01)
+    white = conditions.at_rms(seen[1] - images.repeat_interleave(3, 0), 0.01)
     torch.testing.assert_close(whole, white, atol=1e-6, rtol=0)
 
 

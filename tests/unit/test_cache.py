@@ -6,7 +6,7 @@ import pytest
 from tiny import tiny_images, tiny_model
 
 from zsr_utils._cache import cache_folder
-from zsr_utils.probes import zero_shot
+from zsr_utils.experiments import zero_shot
 
 
 def test_it_is_made_where_the_user_says(tmp_path, monkeypatch):

@@ -10,9 +10,9 @@ from PIL import Image
 from tiny import tiny_model, token_model
 
 from zsr_utils import scores
+from zsr_utils.conditions import Perturbation, View, families
 from zsr_utils.datasets import Dataset, Sample
-from zsr_utils.perturbations import Perturbation, View, families
-from zsr_utils.probes import drift
+from zsr_utils.experiments import drift
 
 
 NAMES = ("red", "green", "blue", "grey")

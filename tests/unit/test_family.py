@@ -10,11 +10,11 @@ from torch import nn
 from torchvision.transforms import functional as TF
 
 from zsr_utils import scores
+from zsr_utils.conditions import alignment, families
 from zsr_utils.datasets import Dataset, Sample
+from zsr_utils.experiments import drift, family, noise
+from zsr_utils.experiments.pairs import aligned_pairs
 from zsr_utils.models import Model, SupervisedModel
-from zsr_utils.perturbations import families
-from zsr_utils.probes import alignment, drift, family, noise
-from zsr_utils.probes.pairs import aligned_pairs
 
 
 COLOURS = {"red": (200, 50, 50), "green": (50, 200, 50), "blue": (50, 50, 200), "yellow": (200, 200, 50)}

@@ -8,8 +8,8 @@ from tiny import tiny_model
 from torch import nn
 
 import zsr_utils
+from zsr_utils import jacobian
 from zsr_utils.models import SupervisedModel
-from zsr_utils.probes import jacobian
 
 
 ROUTES = ("loop", "tiled", "batched", "jacrev")

@@ -8,17 +8,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # lower layers first; modules of one layer may use each other's public names only through the layer
-BASE = ("_text", "_cache")  # no layer: sentences and places that every one may use
+BASE = ("_text", "_cache", "_progress")  # no layer: sentences and places that every one may use
 ALLOWED = {
     "_text": (),
     "_cache": (),
     "models": (),
     "datasets": (),
     "prompts": (),
-    "perturbations": (),
     "scores": (),
+    "conditions": ("models", "datasets"),
+    "jacobian": ("models", "datasets", "conditions"),
     "records": ("scores",),
-    "probes": ("models", "datasets", "prompts", "perturbations", "scores", "records"),
+    "experiments": ("models", "datasets", "prompts", "conditions", "jacobian", "scores", "records"),
     "plots": ("scores", "records"),
     "fetch": ("datasets",),
     "run": ("records",),

@@ -8,7 +8,7 @@ from tiny import grey_images, linear_head, linear_model, texts_apart
 from torch.nn import functional as F
 
 from zsr_utils import scores
-from zsr_utils.probes import noise
+from zsr_utils.experiments import noise
 
 
 @pytest.fixture

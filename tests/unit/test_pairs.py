@@ -5,7 +5,8 @@ import pytest
 import torch
 from tiny import tiny_images, tiny_model
 
-from zsr_utils.probes import alignment, pairs
+from zsr_utils.conditions import alignment
+from zsr_utils.experiments import pairs
 
 
 @pytest.fixture(autouse=True)

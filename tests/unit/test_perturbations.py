@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from zsr_utils.perturbations import PAPER, VARIANTS, families
+from zsr_utils.conditions import PAPER, VARIANTS, families
 
 
 WORDS = ("dog", "guitar", "house")

@@ -11,8 +11,8 @@ import torch
 from tiny import tiny_images, tiny_model
 from torch import nn
 
+from zsr_utils.experiments import zero_shot
 from zsr_utils.models import SupervisedModel
-from zsr_utils.probes import zero_shot
 
 
 @pytest.fixture(autouse=True)

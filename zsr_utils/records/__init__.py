@@ -1,5 +1,6 @@
 """Rows, numbers and provenance on disk."""
 
+from zsr_utils._cache import write_whole
 from zsr_utils.records._files import (
     concat,
     read_metrics,
@@ -8,8 +9,6 @@ from zsr_utils.records._files import (
     result_folder,
     results_root,
     safe_name,
-    write_npz,
-    write_whole,
 )
 from zsr_utils.records._results import Results, load_results
 from zsr_utils.records._run import Run, glue, parameters
@@ -28,6 +27,5 @@ __all__ = [
     "result_folder",
     "results_root",
     "safe_name",
-    "write_npz",
     "write_whole",
 ]

@@ -2,43 +2,19 @@
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
+
+from zsr_utils._cache import write_whole
 
 
 FORMAT = 1  # of a results folder; a folder without a number is older than the numbers
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then give it its final name.
-
-    A kill or a full disk in the middle leaves `path` as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_json(path: Path, content) -> None:
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(path, lambda p: p.write_text(text))
-
-
-def write_npz(path: Path, arrays: dict) -> None:
-    """Write arrays under `path` whole or not at all."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-
-    write_whole(path, write)
 
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from zsr_utils.records._files import write_whole
+from zsr_utils._cache import write_whole
 from zsr_utils.records._results import WHOSE, finished, whose
 
 

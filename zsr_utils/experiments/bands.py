@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from zsr_utils._progress import hidden
+from zsr_utils.conditions import at_rms, band_mask, energy_outside, high_pass, low_pass, project
+from zsr_utils.conditions.alignment import encode, saved_as_png
+from zsr_utils.experiments.noise import _check as _check_images, _noise
 from zsr_utils.models import Model
-from zsr_utils.perturbations import at_rms, band_mask, energy_outside, high_pass, low_pass, project
-from zsr_utils.probes._progress import hidden
-from zsr_utils.probes.alignment import encode, saved_as_png
-from zsr_utils.probes.noise import _check as _check_images, _noise
 
 
 FILTERS = {"low_pass": low_pass, "high_pass": high_pass}
@@ -90,7 +90,7 @@ def noise(
     """What the model makes of Gaussian noise of one band, at the same energy in every band.
 
     A noisy image is clip(x + delta, 0, 1). Image i meets the same Gaussian noise in draw k whatever band,
-    level, batch size and number of draws are: it is that of `probes.noise.response`, of which every band
+    level, batch size and number of draws are: it is that of `experiments.noise.response`, of which every band
     keeps its part, scaled to the RMS. So differences between bands and levels are paired.
 
     Args:

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
+from zsr_utils._progress import hidden
 from zsr_utils._text import one_of
 from zsr_utils.models import Model
-from zsr_utils.probes._progress import hidden
 
 
 MB = 2**20

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from zsr_utils._text import one_of
-from zsr_utils.perturbations._geometry import STEP, Perturbation, geometric
-from zsr_utils.perturbations._overlay import OVERLAYS, overlay
+from zsr_utils.conditions._geometry import STEP, Perturbation, geometric
+from zsr_utils.conditions._overlay import OVERLAYS, overlay
 
 
 PAPER = (

@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from zsr_utils._progress import hidden
 from zsr_utils._text import one_of
+from zsr_utils.conditions import Perturbation, View
 from zsr_utils.datasets import Dataset
 from zsr_utils.models import Model
-from zsr_utils.perturbations import Perturbation, View
-from zsr_utils.probes._progress import hidden
 from zsr_utils.records import concat
 from zsr_utils.scores import change_spectrum, dirichlet_energy, mean_square_norm, power_change
 
@@ -128,7 +128,7 @@ def measure(
         net: The model handle; for tokens and layers it must have a token grid.
         images: Labelled images; perturbations apply before the model's own resize and crop.
         classifier: Unit text weights of the data set's classes.
-        perturbations: From `zsr_utils.perturbations.families`.
+        perturbations: From `zsr_utils.conditions.families`.
         detail: `embedding` for answers and drift, `tokens` for energies and spectra too, `layers` for the
             profile over the blocks too.
         batch_size: Images a forward pass.

@@ -7,9 +7,10 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from zsr_utils.conditions import alignment
 from zsr_utils.datasets import Dataset
+from zsr_utils.experiments import zero_shot
 from zsr_utils.models import Model
-from zsr_utils.probes import alignment, zero_shot
 
 
 @dataclass(frozen=True)

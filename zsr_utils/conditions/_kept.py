@@ -3,17 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
-from zsr_utils._cache import cache_folder
-from zsr_utils.records import write_npz
+from zsr_utils._cache import cache_folder, write_npz
 
 
 CODE = tuple(Path(__file__).with_name(name) for name in ("alignment.py", "_steps.py"))
@@ -60,23 +57,6 @@ class Kept:
             keys = np.array([self._keys[row] for row in self._new])
             write_npz(self._folder / f"{number:06d}-{os.getpid()}.npz", {"keys": keys, **arrays})
             self._new = []
-
-
-def kept_arrays(kind: str, key: bytes, write: Callable[[Path], None]) -> Mapping[str, np.ndarray]:
-    """Arrays that are computed once: of several processes that want them at once, one computes, the others wait.
-
-    Args:
-        kind: Folder within the cache.
-        key: Everything that the arrays depend on.
-        write: Computes them and writes the `.npz` file it is given.
-    """
-    final = cache_folder() / kind / f"{hashlib.sha256(key).hexdigest()[:32]}.npz"
-    locks = cache_folder() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{final.stem}.lock"):
-        if not final.exists():
-            write(final)
-    return np.load(final)
 
 
 def as_bytes(values: Tensor) -> bytes:

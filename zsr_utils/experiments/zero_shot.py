@@ -14,11 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
+from zsr_utils._cache import kept_arrays, write_npz
+from zsr_utils._progress import hidden
 from zsr_utils.datasets import Dataset
 from zsr_utils.models import Model
-from zsr_utils.probes._kept import kept_arrays
-from zsr_utils.probes._progress import hidden
-from zsr_utils.records import write_npz
 
 
 CHUNK = 4096  # images whose logits are held at once: with a thousand classes 32 MB

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from zsr_utils._progress import hidden
 from zsr_utils._text import one_of
+from zsr_utils.conditions.alignment import saved_as_png
 from zsr_utils.models import Model
-from zsr_utils.probes._progress import hidden
-from zsr_utils.probes.alignment import saved_as_png
 from zsr_utils.scores import detection
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
-from zsr_utils.perturbations._geometry import WHITE, View, centred, mask
+from zsr_utils.conditions._geometry import WHITE, View, centred, mask
 
 
 OVERLAYS = ("text_semantic", "text_random", "text_empty")

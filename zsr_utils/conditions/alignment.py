@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from zsr_utils._progress import hidden
 from zsr_utils._text import one_of
+from zsr_utils.conditions import _steps
+from zsr_utils.conditions._kept import Kept, as_bytes
+from zsr_utils.conditions._steps import OPTIMIZERS, Settings
 from zsr_utils.models import Model
-from zsr_utils.probes import _steps
-from zsr_utils.probes._kept import Kept, as_bytes
-from zsr_utils.probes._progress import hidden
-from zsr_utils.probes._steps import OPTIMIZERS, Settings
 
 
 NORMS = ("linf", "l2")

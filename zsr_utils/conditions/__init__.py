@@ -1,6 +1,6 @@
 """Perturbations of images, before a model's own resize and crop, and where each still shows the original."""
 
-from zsr_utils.perturbations._bands import (
+from zsr_utils.conditions._bands import (
     BANDS,
     at_rms,
     band_mask,
@@ -11,8 +11,8 @@ from zsr_utils.perturbations._bands import (
     project,
     radial_frequency,
 )
-from zsr_utils.perturbations._families import PAPER, VARIANTS, families
-from zsr_utils.perturbations._geometry import Perturbation, View
+from zsr_utils.conditions._families import PAPER, VARIANTS, families
+from zsr_utils.conditions._geometry import Perturbation, View
 
 
 __all__ = [

@@ -14,11 +14,12 @@ import torch
 from joblib.externals.loky import get_reusable_executor
 from scipy.stats import rankdata
 
+from zsr_utils import jacobian
+from zsr_utils.conditions import alignment, families
 from zsr_utils.datasets import Dataset
+from zsr_utils.experiments import drift, noise, zero_shot
+from zsr_utils.experiments.pairs import Pairs, aligned_pairs
 from zsr_utils.models import Model, load_model, resolve_device
-from zsr_utils.perturbations import families
-from zsr_utils.probes import alignment, drift, jacobian, noise, zero_shot
-from zsr_utils.probes.pairs import Pairs, aligned_pairs
 from zsr_utils.records import concat
 
 
