@@ -1,10 +1,18 @@
 """Every perturbation by the name of its family."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from zsr_utils._text import one_of
-from zsr_utils.conditions._geometry import STEP, Perturbation, geometric
+from zsr_utils.conditions._condition import Batch, Condition, Seen
+from zsr_utils.conditions._geometry import STEP, Perturbation, View, geometric
 from zsr_utils.conditions._overlay import OVERLAYS, overlay
 
 
@@ -84,14 +92,71 @@ def families(
     height = text_height if units == "relative" else None
     known = geometric(units)
     for kind in OVERLAYS:
-        known[kind] = [
-            (f"word {number + 1}", partial(overlay, kind=kind, number=number, phrase=phrase, text_height=height))
-            for number in range(3)
-        ]
+        write = partial(overlay, kind=kind, phrase=phrase, text_height=height)
+        known[kind] = [(f"word {k + 1}", height or 14, partial(write, number=k)) for k in range(3)]
     found = []
     for family in PAPER if names is None else names:
         one_of("perturbation family", family, (*PAPER, *VARIANTS))
-        for number, (instance, change) in enumerate(known[family]):
+        for number, (instance, severity, change) in enumerate(known[family]):
             kind = {"in_place": family in IN_PLACE, "keeps_size": family in KEEP_SIZE}
-            found.append(Perturbation(family, instance, number, **kind, change=change))
+            found.append(Perturbation(family, instance, severity, number, **kind, change=change))
     return found
+
+
+@dataclass(frozen=True)
+class Views:
+    """The change of a condition that works on pictures, before the model's own resize.
+
+    Attributes:
+        perturbations: One a draw: the words of a text overlay are its draws.
+        further: Facts beyond `family` and `word_label`, from the batch, what was seen, the views and the perturbation.
+    """
+
+    perturbations: tuple[Perturbation, ...]
+    further: Callable[[Batch, Seen, list[View], Perturbation], dict] | None = None
+
+    def views(self, batch: Batch) -> list[View]:
+        perturbation, names = self.perturbations[batch.draw], batch.head.class_names
+        named = [[names[k] for k in labels] for labels in self._words(batch)]
+        return [perturbation(p, sample_id=i, words=w) for p, i, w in zip(batch.pictures, batch.sample_ids, named)]
+
+    def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
+        return torch.stack([batch.net.from_pil(view.image) for view in self.views(batch)]).to(batch.pixels.device)
+
+    def facts(self, batch: Batch, seen: Seen) -> dict:
+        perturbation = self.perturbations[batch.draw]
+        words = [w[perturbation.number] if w else -1 for w in self._words(batch)]
+        found = {"family": perturbation.family, "instance": perturbation.instance, "word_label": words}
+        return found | (self.further(batch, seen, self.views(batch), perturbation) if self.further else {})
+
+    def _words(self, batch: Batch) -> list[list[int]]:
+        if self.perturbations[0].family not in OVERLAYS:
+            return [[] for _ in batch.sample_ids]
+        answers, n = batch.clean.predictions.tolist(), len(batch.head.class_names)
+        return [other_classes(i, answer, n, batch.seed) for i, answer in zip(batch.sample_ids, answers)]
+
+
+def as_conditions(perturbations: Sequence[Perturbation], further: Callable | None = None) -> list[Condition]:
+    """A condition a perturbation; the words of one text overlay are draws of one condition, fills have their name.
+
+    Examples:
+        >>> [(c.name, c.severity, c.draws) for c in as_conditions(families(["scale_pad", "text_empty"]))]
+        [('scale_pad_black', 0.1, 1), ('scale_pad_white', 0.1, 1), ('text_empty', 0.125, 3)]
+
+    Args:
+        perturbations: From `families`.
+        further: More facts of a view, as `Views` takes them.
+    """
+    groups: dict[tuple[str, float], list[Perturbation]] = {}
+    for p in perturbations:
+        name = f"{p.family}_{p.instance}" if p.instance in ("black", "white") else p.family
+        groups.setdefault((name, float(p.severity)), []).append(p)
+    shown = {key: Views(tuple(group), further) for key, group in groups.items()}
+    return [Condition(*key, views.change, views.facts, len(views.perturbations)) for key, views in shown.items()]
+
+
+def other_classes(sample_id: str, answer: int, n: int, seed: int, *, most: int = 3) -> list[int]:
+    """Classes that are not the answer, at most so many, by sample id and seed."""
+    key = hashlib.sha256(f"{seed}\0{sample_id}".encode()).digest()
+    order = np.random.default_rng(list(key[:8])).permutation(n)
+    return order[order != answer][:most].tolist()

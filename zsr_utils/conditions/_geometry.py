@@ -40,6 +40,8 @@ class Perturbation:
     Attributes:
         family: Such as `translation`.
         instance: Such as `+4/64`; readable, and unique within the family.
+        severity: The same as a number: 64ths of the shorter side or pixels, degrees, the share by which the
+            picture shrinks, or the height of the letters as a share of the image's (in pixels for `units="pixels"`).
         number: Position within the family, from 0; text overlays write the class name of this position.
         in_place: Whether every pixel that is kept stays where it was.
         keeps_size: Whether the view always has the size of the original.
@@ -47,6 +49,7 @@ class Perturbation:
 
     family: str
     instance: str
+    severity: float
     number: int
     in_place: bool
     keeps_size: bool
@@ -72,22 +75,27 @@ class Perturbation:
         return self.change(image.convert("RGB"), sample_id, words)
 
 
-def geometric(units: str) -> dict[str, list[tuple[str, Callable]]]:
-    """Instance names and functions of every family that draws no text."""
-    steps = [(f"{step:+d}" if units == "relative" else f"{4 * step:+d}", step) for step in STEPS]
-    steps = [(name + STEP[units], step) for name, step in steps]
-    angles = [(f"{angle:+d}°", angle) for angle in ANGLES]
+def geometric(units: str) -> dict[str, list[tuple[str, float, Callable]]]:
+    """Instance names, severities and functions of every family that draws no text."""
+    size = 1 if units == "relative" else 4
+    steps = [(f"{size * step:+d}{STEP[units]}", size * step, step) for step in STEPS]
+    turns = [(f"{angle:+d}°", angle) for angle in ANGLES]
+    shift, pad = partial(_translation, units=units), partial(_pad_crop, units=units)
+    shrink = round(1 - SCALE, 3)
     return {
-        "translation": [(name, partial(_translation, step=step, units=units)) for name, step in steps],
-        "pad_crop": [(name, partial(_pad_crop, step=step, units=units, fill=BLACK)) for name, step in steps],
-        "scale": [(f"{SCALE}", _scale)],
-        "scale_pad": [("black", partial(_scale_pad, fill=BLACK)), ("white", partial(_scale_pad, fill=WHITE))],
-        "rotation": [(name, partial(_rotation, angle=angle, fill=WHITE)) for name, angle in angles],
-        "scale_restored": [(f"{SCALE}", _scale_restored)],
-        "pad_crop_mean": [(name, partial(_pad_crop, step=step, units=units, fill=MEAN)) for name, step in steps],
-        "scale_pad_mean": [("mean", partial(_scale_pad, fill=MEAN))],
-        "rotation_mean": [(name, partial(_rotation, angle=angle, fill=MEAN)) for name, angle in angles],
-        "rotation_content": [(name, partial(_rotation_content, angle=angle)) for name, angle in angles],
+        "translation": [(name, severity, partial(shift, step=step)) for name, severity, step in steps],
+        "pad_crop": [(name, severity, partial(pad, step=step, fill=BLACK)) for name, severity, step in steps],
+        "scale": [(f"{SCALE}", shrink, _scale)],
+        "scale_pad": [
+            ("black", shrink, partial(_scale_pad, fill=BLACK)),
+            ("white", shrink, partial(_scale_pad, fill=WHITE)),
+        ],
+        "rotation": [(name, angle, partial(_rotation, angle=angle, fill=WHITE)) for name, angle in turns],
+        "scale_restored": [(f"{SCALE}", shrink, _scale_restored)],
+        "pad_crop_mean": [(name, severity, partial(pad, step=step, fill=MEAN)) for name, severity, step in steps],
+        "scale_pad_mean": [("mean", shrink, partial(_scale_pad, fill=MEAN))],
+        "rotation_mean": [(name, angle, partial(_rotation, angle=angle, fill=MEAN)) for name, angle in turns],
+        "rotation_content": [(name, angle, partial(_rotation_content, angle=angle)) for name, angle in turns],
     }
 
 

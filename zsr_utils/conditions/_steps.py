@@ -1,11 +1,16 @@
-"""One step of many pairs at once: look at the model, move the images, stay in the ball."""
+"""One step of many pairs at once: a pass each way, a move, and back into the ball."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from zsr_utils._text import one_of
+from zsr_utils.conditions._condition import unit_noise
 
+
+OPTIMIZERS = ("polyak", "gradient_descent", "pgd")
+NORMS = ("linf", "l2")
 PATIENCE = 50  # steps without progress after which gradient descent halves its step
 TINY = 1e-30
 LONGEST = 0.1  # Polyak step (RMS over the pixels): a vanishing gradient must not throw the image to the box's corners
@@ -13,15 +18,68 @@ LONGEST = 0.1  # Polyak step (RMS over the pixels): a vanishing gradient must no
 
 @dataclass(frozen=True)
 class Settings:
-    optimizer: str
-    step: float
-    momentum: float
-    max_steps: int
-    eps: float | None
-    norm: str
-    eight_bit: bool
-    noise: float
-    draws: int
+    """How images are moved.
+
+    Attributes:
+        optimizer: `polyak`, whose step length `step * L / ||gradient||^2` follows from the known least loss 0;
+            `gradient_descent`, the paper's fixed step length, halved for a pair after 50 steps without progress;
+            or `pgd`, steps of a length that decays from `step * eps` to 0 along the steepest direction of the
+            ball's norm (the sign of the gradient for `linf`).
+        step: Relative step length of `polyak` and `pgd` (default 1), or the absolute one of `gradient_descent`,
+            in squared pixels per unit of loss.
+        momentum: Share of the last move (`polyak`) or of the accumulated gradient (`pgd`) kept.
+        max_steps: Steps after which a pair is given up.
+        eps: Radius of the ball around the source that the image may not leave, in units of [0, 1] pixels; None
+            leaves only the box [0, 1].
+        norm: `linf` bounds the change of every pixel, `l2` its Euclidean norm over the image.
+        eight_bit: Look at the model, in every step, through an image rounded to 256 grey levels, so that what is
+            reached holds for the saved file. An L-infinity ball then holds whole levels.
+        noise: Standard deviation of Gaussian noise in [0, 1] units; above 0 the loss is averaged over `draws`
+            noisy copies and the image itself, and all of them must meet the goal.
+        draws: Noisy copies a step.
+        seed: Of the noise, which depends on the pair's name, the step and the draw alone.
+
+    Raises:
+        ValueError: If a value is out of range.
+
+    Source:
+        Salman et al. (2024): loss, start at the source and stop rule as in the authors' code, at [0, 1] pixels.
+        Steps: Polyak (1987); Madry et al. (2018), with momentum Dong et al. (2018).
+    """
+
+    optimizer: str = "polyak"
+    step: float | None = None
+    momentum: float = 0.0
+    max_steps: int = 200
+    eps: float | None = None
+    norm: str = "linf"
+    eight_bit: bool = False
+    noise: float = 0.0
+    draws: int = 4
+    seed: int = 0
+
+    def __post_init__(self):
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
+        one_of("norm", self.norm, NORMS)
+        if self.step is None:
+            if self.optimizer == "gradient_descent":
+                raise ValueError("gradient_descent needs a step, in squared pixels per unit of loss.")
+            object.__setattr__(self, "step", 1.0)
+        bounds = {
+            "step": (self.step > 0, "above 0"),
+            "momentum": (0 <= self.momentum < 1, "0 to below 1"),
+            "max_steps": (self.max_steps >= 1, "1 or more"),
+            "noise": (0 <= self.noise <= 1, "0 to 1 (8 grey levels are 8/255)"),
+            "draws": (self.draws >= 1, "1 or more"),
+        }
+        if self.eps is not None:
+            most = self.norm == "l2" or self.eps <= 1
+            bounds["eps"] = (self.eps >= 0 and most, "0 or more" + (" to 1" if self.norm == "linf" else ""))
+        for name, (good, allowed) in bounds.items():
+            if not good:
+                raise ValueError(f"{name} is {getattr(self, name)}, allowed is {allowed}.")
+        if self.optimizer == "pgd" and self.eps is None:
+            raise ValueError("pgd needs eps, the radius of its ball.")
 
     @property
     def radius(self) -> float | None:
@@ -53,22 +111,23 @@ def join(batch: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.cat([value, new[name]]) for name, value in batch.items()}
 
 
-def look(net, pixels, goal, until, rows, settings, generator, last=False) -> tuple[Tensor, Tensor, Tensor]:
+def gradient_step(net, pixels, goal, until, batch, names, settings, last=False) -> tuple[Tensor, Tensor, Tensor]:
     """Pixel gradient and loss of every pair and whether it is finished, from one pass each way.
 
-    The `last` look, after which no pair moves, needs no way back: its gradient is zero.
+    After the `last` one no pair moves, so it needs no way back: its gradient is zero.
     """
+    rows = batch["rows"]
     pixels = pixels.detach().requires_grad_(not last)
     copies = 1
     with torch.set_grad_enabled(not last):
-        seen = pixels
+        shown = pixels
         if settings.noise:
             copies += settings.draws
-            shape = (settings.draws, *pixels.shape)
-            noise = torch.randn(shape, generator=generator, device=pixels.device).flatten(0, 1)
-            noisy = (pixels.repeat(settings.draws, 1, 1, 1) + settings.noise * noise).clamp(0, 1)
-            seen = torch.cat([pixels, noisy])
-        features = net.encode_image(seen)
+            keys = [f"{names[row]}\0{step}" for row, step in zip(rows.tolist(), batch["steps"].tolist())]
+            noise = [unit_noise(pixels.shape[1:], keys, (settings.seed, draw)) for draw in range(settings.draws)]
+            noisy = pixels.repeat(settings.draws, 1, 1, 1) + settings.noise * torch.cat(noise).to(pixels.device)
+            shown = torch.cat([pixels, noisy.clamp(0, 1)])
+        features = net.encode_image(shown)
         rows = rows.repeat(copies)
         loss = goal.loss(features, rows).view(copies, -1).mean(0)
         gradient = torch.zeros_like(pixels) if last else torch.autograd.grad(loss.sum(), pixels)[0]
@@ -108,7 +167,6 @@ def _pgd(batch, gradient, loss, settings):
 
 
 STEPS = {"polyak": _polyak, "gradient_descent": _gradient_descent, "pgd": _pgd}
-OPTIMIZERS = tuple(STEPS)
 
 
 def project(pixels: Tensor, batch: dict[str, Tensor], settings: Settings) -> Tensor:

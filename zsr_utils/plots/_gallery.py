@@ -58,7 +58,7 @@ def gallery(images: Sequence[Image.Image], captions: Sequence[str], *, width: in
     """A row of pictures that wraps; captions serve as alternative text.
 
     Args:
-        images: Pictures, shown as they are.
+        images: Pictures, shown as they are; a tuple of them stands side by side.
         captions: One a picture; lines are separated by `\\n`.
         width: Shown width of a picture, in CSS pixels.
 
@@ -69,6 +69,7 @@ def gallery(images: Sequence[Image.Image], captions: Sequence[str], *, width: in
 
     if len(images) != len(captions):
         raise ValueError(f"gallery: {len(images)} images and {len(captions)} captions, one caption each is needed.")
+    images = [side_by_side(*image) if isinstance(image, tuple) else image for image in images]
     figures = "".join(
         f'<figure style="--width:{width}px"><img src="data:image/png;base64,{_png(image, width)}" width="{width}" '
         f'alt="{html.escape(caption.replace(chr(10), ", "), quote=True)}">'

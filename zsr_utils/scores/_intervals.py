@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import scipy
@@ -48,6 +48,11 @@ class Estimate:
             return f"{value} points [{low}, {high}]"
         spec = spec or ".3f"
         return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+
+def estimate_of(row) -> Estimate:
+    """The estimate in a row of a table of estimates."""
+    return Estimate(*(getattr(row, f.name) if hasattr(row, f.name) else row[f.name] for f in fields(Estimate)))
 
 
 def proportion(successes: int, n: int, *, confidence: float = 0.95, unit: str = "fraction") -> Estimate:
