@@ -170,7 +170,7 @@ def _parts(value) -> Iterable[bytes]:
     import torch
 
     yield type(value).__name__.encode()
-    if value is None or isinstance(value, (bool, int, float, str, Path, np.generic)):
+    if value is None or value is ... or isinstance(value, (bool, int, float, str, Path, np.generic, slice)):
         yield repr(value).encode()
     elif isinstance(value, bytes):
         yield value
@@ -178,6 +178,8 @@ def _parts(value) -> Iterable[bytes]:
         array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
         yield repr((array.shape, array.dtype.str)).encode()
         yield array.astype("U").tobytes() if array.dtype == object else np.ascontiguousarray(array).tobytes()
+    elif hasattr(value, "tobytes"):  # a picture
+        yield from _parts((value.mode, value.size, value.tobytes()))
     elif isinstance(value, pd.DataFrame):
         yield from _parts({name: value[name].to_numpy() for name in value})
     elif isinstance(value, dict):
