@@ -21,6 +21,7 @@ DEFAULTS = {
     "pretrained": "", "models": (), "split": "validation", "classes": 0, "ids": "", "limit": 0,
     "prompts": "plain prompt", "batch_size": 64, "device": "auto", "precision": "fp32", "seed": 0,
 }  # fmt: skip
+OWN_PROMPTS = "own prompts of the data set"
 LEAST = {"batch_size": 1, "limit": 0, "seed": 0, "classes": 0, "draws": 1}  # of parameters that several chapters have
 
 
@@ -83,7 +84,7 @@ class Study:
         return Head(net.classifier(self.names, templates or self.templates), self.names)
 
     def _prompts(self, name: str) -> tuple[str, ...]:
-        templates = prompt_set(name)
+        templates = self.images.templates if name == OWN_PROMPTS else prompt_set(name)
         self.run.prompts(name, templates)
         return templates
 
@@ -103,7 +104,7 @@ class Study:
             conditions: Or a function that makes them for a model, such as those of its own aligned images.
             images: In place of the chapter's data set.
             models: Names of some models; all by default.
-            prompts: Another prompt set than the chapter's.
+            prompts: Another prompt set than the chapter's, or `OWN_PROMPTS`.
             keep: Whether the rows are among those that the chapter leaves behind.
             options: `draws` and `detail`, as `measure.measure` takes them.
         """

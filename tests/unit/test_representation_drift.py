@@ -206,8 +206,7 @@ def test_half_of_the_answers():
          "value": [0.1, 0.6, 1.0, 1.0, 0.4, 0.1]}
     )  # fmt: skip
     assert drift.half_kept(table, "low_pass") == 0.5 and drift.half_kept(table, "high_pass") == 0
-    assert "nothing above 0.50" in drift.cutoffs_in_words(table) and "below 0.50, the lowest" in drift.cutoffs_in_words(
-        table
-    )
+    said = drift.cutoffs_in_words(table)
+    assert "nothing above 0.50" in said and "below 0.50, the lowest" in said
     with pytest.raises(ValueError, match="Fewer than half of the answers stay under low_pass at every cutoff"):
         drift.half_kept(table.assign(value=0.2), "low_pass")

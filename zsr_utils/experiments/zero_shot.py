@@ -1,17 +1,24 @@
-"""Chapter 01: maps, axes and examples of the embedding space behind a zero-shot accuracy."""
+"""Chapter 01: what lies behind a zero-shot accuracy: other prompts, published numbers, a map of the space."""
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from PIL import Image
 
 from zsr_utils._cache import code, digest, kept
+from zsr_utils.conditions import ORIGINAL
+from zsr_utils.datasets import Dataset, published_accuracy
 from zsr_utils.measure import Embedded
 from zsr_utils.models import Model
+from zsr_utils.prompts import PROMPT_SETS
+from zsr_utils.scores import accuracy, against_published, estimate_of
+from zsr_utils.study import OWN_PROMPTS, Study
 
 
 def project(
@@ -133,3 +140,64 @@ def one_per_class(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         [0, 1]
     """
     return rows.groupby("label", sort=True).sample(1, random_state=seed).reset_index(drop=True)
+
+
+def comment(study: Study) -> str:
+    """What must be said beside the accuracy: why it means nothing, or where its interval lies."""
+    if study.run.caution:
+        return f"**{study.run.caution}.**"
+    reaches = "lies at or above 99 %" if study["zero_shot/accuracy"].low >= 0.99 else "reaches below 99 %"
+    return f"The interval {reaches}."
+
+
+def captioned(images: Dataset, rows: pd.DataFrame) -> tuple[list[Image.Image], list[str]]:
+    """Pictures of rows with what they are, what they were called, how surely and by how much."""
+    names, captions = images.class_names, []
+    for row in rows.itertuples():
+        called = "" if row.prediction == row.label else f", called {names[row.prediction]}"
+        captions.append(
+            f"{names[row.label]}{called}\nconfidence {row.confidence:.2f}, margin {row.margin:.1f}\n{row.sample_id}"
+        )
+    return [images.image(sample_id) for sample_id in rows.sample_id], captions
+
+
+def by_prompt(study: Study) -> pd.DataFrame:
+    """Rows of the chapter's own model with every prompt set but the chapter's; the set is the condition."""
+    frames = []
+    for name in PROMPT_SETS:
+        if name != study.parameters["prompts"]:
+            shown = replace(ORIGINAL, name=name.replace(" ", "_"))
+            frames.append(study.measure([shown], prompts=name, models=[study.name]))
+    return pd.concat(frames, ignore_index=True)
+
+
+def changes_in_words(table: pd.DataFrame, base: str) -> str:
+    """Paired changes of accuracy as a sentence."""
+    if table.empty:
+        return "Nothing was given to compare with."
+    said = [f"{row.label} changes it by {estimate_of(row):points}" for row in table.itertuples()]
+    return f"Against {base}, image by image and in percentage points: {'; '.join(said)}."
+
+
+def beside_published(study: Study) -> pd.DataFrame:
+    """Accuracy of every model with the data set's own prompts, beside the published one where there is one."""
+    shown = replace(ORIGINAL, name="own_prompts")
+    rows = study.measure([shown], prompts=OWN_PROMPTS)
+    table = study.estimate(rows, "zero_shot/accuracy_with_own_prompts", accuracy)
+    data = study.parameters["dataset"]
+    published = [published_accuracy(net.name, net.pretrained, data) for net in study.nets.values()]
+    columns = ["model", "value", "low", "high", "n", "published", "difference", "covered", "source"]
+    return against_published(table, published)[columns]
+
+
+def coverage_in_words(study: Study, table: pd.DataFrame) -> str:
+    """Whether the intervals cover what was published."""
+    said = [
+        f"{row.model}: {row.value:.4f} measured, {row.published:.4f} published ({row.source}), "
+        f"{'inside' if row.covered else '**outside**'} the interval"
+        for row in table.dropna(subset="published").itertuples()
+    ]
+    p = study.parameters
+    whole = p["split"] == "validation" and not (p["classes"] or p["ids"] or p["limit"])
+    part = "" if whole else " This run saw a part of the images or classes only."
+    return f"{'; '.join(said) or 'Nothing is published for these models on these images'}.{part}"

@@ -2,7 +2,7 @@
 
 from zsr_utils.scores._classification import (
     accuracy,
-    accuracy_by,
+    accuracy_against,
     confident_mistakes,
     confusion,
     correct,
@@ -41,7 +41,7 @@ from zsr_utils.scores._verdicts import decide
 __all__ = [
     "Estimate",
     "accuracy",
-    "accuracy_by",
+    "accuracy_against",
     "against_published",
     "auroc",
     "band_of",

@@ -1,10 +1,9 @@
 """Rows of predictions -> accuracies, confusion, sensitivity. Frames in, frames and estimates out."""
 
-from dataclasses import asdict
-
 import numpy as np
 import pandas as pd
 
+from zsr_utils.scores._drift import Statistic, paired_change
 from zsr_utils.scores._intervals import Estimate, proportion
 
 
@@ -32,19 +31,15 @@ def accuracy(rows: pd.DataFrame) -> Estimate:
     return proportion(int(correct(rows).sum()), len(rows))
 
 
-def accuracy_by(rows: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Accuracy in every group: columns `by` and those of an estimate.
+def accuracy_against(base: pd.DataFrame) -> Statistic:
+    """Accuracy less that of other rows of the same images, image by image.
 
     Examples:
-        >>> rows = pd.DataFrame({"label": [0, 1], "prediction": [0, 0]})
-        >>> accuracy_by(rows, "label").value.tolist()
-        [1.0, 0.0]
+        >>> base = pd.DataFrame({"sample_id": list("ab"), "label": [0, 1], "prediction": [0, 0]})
+        >>> accuracy_against(base)(base.assign(prediction=[0, 1])).value
+        0.5
     """
-    table = []
-    for group, part in rows.groupby(by, sort=False):
-        e = accuracy(part)
-        table.append({by: group, **asdict(e)})
-    return pd.DataFrame(table)
+    return lambda rows: paired_change(*(r.assign(right=correct(r)) for r in (base, rows)), "right")
 
 
 def confusion(rows: pd.DataFrame, n_classes: int) -> np.ndarray:
