@@ -55,7 +55,7 @@ class Pixels:
         return digest(list(self.sample_ids), np.asarray(self.labels), self.pixels)
 
     def batches(self, from_pil, batch_size: int, *, start: int = 0, workers=None) -> Iterator[tuple]:
-        ids, labels = list(self.sample_ids), torch.as_tensor(np.asarray(self.labels))
+        ids, labels = list(self.sample_ids), torch.tensor(np.asarray(self.labels))
         for first in range(start * batch_size, len(self), batch_size):
             part = slice(first, first + batch_size)
             yield ids[part], self.pixels[part], labels[part]
