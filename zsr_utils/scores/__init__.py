@@ -13,11 +13,13 @@ from zsr_utils.scores._drift import correlations, drift_ratios, image_means, ins
 from zsr_utils.scores._intervals import Estimate, bootstrap, grouped_proportion, paired_difference, proportion
 from zsr_utils.scores._normality import covariance_agreement, normality, qq_points
 from zsr_utils.scores._similarity import auroc, overlap_coefficient, pair_estimates, pair_similarities
+from zsr_utils.scores._spectra import JACOBIAN_UNITS, linear_reach, spectrum_by_rank, spectrum_summary
 from zsr_utils.scores._tables import against_published, estimates, paired_changes
 from zsr_utils.scores._tokens import band_of, change_spectrum, dirichlet_energy, mean_square_norm, power_change
 
 
 __all__ = [
+    "JACOBIAN_UNITS",
     "Estimate",
     "accuracy",
     "accuracy_by",
@@ -38,6 +40,7 @@ __all__ = [
     "grouped_proportion",
     "image_means",
     "instability",
+    "linear_reach",
     "mean_square_norm",
     "nearest_misses",
     "normality",
@@ -50,4 +53,6 @@ __all__ = [
     "proportion",
     "qq_points",
     "roc_curve",
+    "spectrum_by_rank",
+    "spectrum_summary",
 ]
