@@ -10,6 +10,7 @@ from zsr_utils.scores._classification import (
 )
 from zsr_utils.scores._detection import detection, roc_curve
 from zsr_utils.scores._drift import (
+    Statistic,
     changed_answer,
     correlation_of,
     effect_size,
@@ -33,13 +34,16 @@ from zsr_utils.scores._intervals import (
 )
 from zsr_utils.scores._normality import covariance_agreement, normality, qq_points
 from zsr_utils.scores._similarity import auroc, overlap_coefficient, pair_estimates, pair_similarities
+from zsr_utils.scores._spectra import JACOBIAN_UNITS, linear_reach, spectrum_by_rank, spectrum_summary
 from zsr_utils.scores._tables import against_published, estimates, paired_changes
 from zsr_utils.scores._tokens import band_of, change_spectrum, dirichlet_energy, mean_square_norm, power_change
 from zsr_utils.scores._verdicts import decide
 
 
 __all__ = [
+    "JACOBIAN_UNITS",
     "Estimate",
+    "Statistic",
     "accuracy",
     "accuracy_against",
     "against_published",
@@ -63,6 +67,7 @@ __all__ = [
     "flip_rate",
     "grouped_proportion",
     "kept_rate",
+    "linear_reach",
     "mean_of",
     "mean_square_norm",
     "nearest_misses",
@@ -80,5 +85,7 @@ __all__ = [
     "roc_curve",
     "same_answer",
     "share_of",
+    "spectrum_by_rank",
+    "spectrum_summary",
     "vulnerability",
 ]
