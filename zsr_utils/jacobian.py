@@ -23,9 +23,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm.auto import tqdm
 
-from zsr_utils._progress import hidden
+from zsr_utils._progress import progress
+from zsr_utils.conditions import unit_noise
 from zsr_utils.models import Model
 
 
@@ -71,12 +71,14 @@ def spectra(net: Model, pixels: Float[Tensor, "n 3 h w"], *, memory_mb: float = 
     step = max(1, min(AT_ONCE, memory // (24 * p)))  # rows and their gradients: a sixth of the memory
     units = torch.eye(d, device=net.device)
     values, left = [], []
-    for n, image in enumerate(tqdm(pixels, desc="spectra", disable=hidden())):
-        gram = _gram(_rows(net, image, units, step), d, p, memory)
-        _refuse_not_finite(gram, [n])
-        squares, columns = torch.linalg.eigh(gram)
-        values.append(squares.clamp_min(0).sqrt().flip(0).cpu())
-        left.append(columns.flip(1).T.contiguous().cpu())
+    with progress(len(pixels), "spectra") as bar:
+        for n, image in enumerate(pixels):
+            gram = _gram(_rows(net, image, units, step), d, p, memory)
+            _refuse_not_finite(gram, [n])
+            squares, columns = torch.linalg.eigh(gram)
+            values.append(squares.clamp_min(0).sqrt().flip(0).cpu())
+            left.append(columns.flip(1).T.contiguous().cpu())
+            bar.update()
     return Spectra(torch.stack(values), torch.stack(left))
 
 
@@ -242,14 +244,13 @@ def directed_against_random(
     names, rows = _names(sample_ids, pixels), []
     _above_zero("size", [size], "grey levels")
     _above_zero("draws", [draws], "1 or more")
-    generator = torch.Generator(net.device).manual_seed(seed)
     root = pixels[0].numel() ** 0.5
     for n, image in enumerate(pixels.to(net.device)):
         answer, others, apart, margins = _rivals(net, _features(net, image[None])[0], classifier)
         best = int(margins.argmin())
         gradient = next(_rows(net, image, apart[best].float()[None], 1))
         _refuse_not_finite(gradient, [n])
-        noise = torch.randn((draws, *image.shape), generator=generator, device=net.device)
+        noise = unit_noise(image.shape, [f"{names[n]}\0{draw}" for draw in range(draws)], (seed,)).to(net.device)
         moves = F.normalize(torch.cat([-gradient, noise.flatten(1)])).view(-1, *image.shape)
         moved = torch.cat([image[None], (image + size / 255 * root * moves).clamp(0, 1)])
         features = torch.cat([_features(net, part) for part in moved.split(100)]).double()

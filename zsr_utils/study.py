@@ -120,8 +120,11 @@ class Study:
             )  # fmt: skip
             frames.append(rows.assign(model=name))
         rows = pd.concat(frames, ignore_index=True)
-        if keep:
-            self._rows.append(rows)
+        return self.keep_rows(rows) if keep else rows
+
+    def keep_rows(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Put rows among those that the chapter leaves behind, such as ones that got further facts."""
+        self._rows.append(rows)
         return rows
 
     def estimate(

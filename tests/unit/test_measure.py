@@ -36,6 +36,7 @@ CONTRACT = {
         *representation_drift.views(["scale", "scale_pad", "rotation", "text_random"], text_height=0.1),
         *filters([0.0, 0.3, 1.0]), *band_noise([0, 8]), *band_attacks([8], steps=2),
     ],
+    "jacobian_spectra": lambda net, images: [ORIGINAL, aligned(net, images, noise=0.0)],
     "noise_detection": lambda net, images: [ORIGINAL, *gaussian_noise([2, 30], conversion="round")],
     "embedding_alignment": lambda net, images: [aligned(net, images, noise=0.0)],
     "adaptive_alignment": lambda net, images: [aligned(net, images, noise=8 / 255)],

@@ -124,7 +124,8 @@ def test_the_control_is_the_mean_distance_to_other_images(net):
     images = token_pictures(10, 8)
     embedded = embed(net, images)
     table = drift.unrelated(embedded, draws=100)
-    units = embedded.features.astype(float) / np.linalg.norm(embedded.features, axis=1, keepdims=True)
+    units = embedded.features.astype(float)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
     distance = 1 - units @ units.T
     for i, label in enumerate(embedded.labels):
         others = np.arange(len(units)) != i

@@ -13,6 +13,7 @@ from zsr_utils.conditions.alignment import Aligned, Match, Settings, align, clos
 from zsr_utils.datasets import Dataset
 from zsr_utils.measure import Embedded, embed
 from zsr_utils.models import Model
+from zsr_utils.study import Study
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Pairs:
     def pixels(self) -> Float[Tensor, "n 3 h w"]:
         """The aligned images as an 8-bit file keeps them."""
         return saved_as_png(self.aligned.pixels)
+
+    def first(self, n: int) -> "Pairs":
+        """The first n pairs."""
+        ends = Aligned(self.aligned.pixels[:n], self.aligned.steps[:n], self.aligned.reached[:n])
+        return Pairs(self.table.head(n), self.embedded, self.sources[:n], ends)
 
     def condition(self, name: str = "aligned") -> Condition:
         """The aligned images as a condition."""
@@ -147,6 +153,31 @@ def aligned_pairs(
     goal = Match(embedded.of(table.target_id), cosine=cosine)
     ends = align(net, sources, goal, settings, names=pair_names(table), batch_size=batch_size, keep=True)
     return Pairs(table, embedded, sources, ends)
+
+
+def settings_of(study: Study) -> Settings:
+    """How a chapter aligns, by its parameters `momentum` and `max_steps`."""
+    return Settings(momentum=study.parameters["momentum"], max_steps=study.parameters["max_steps"])
+
+
+def pairs_of(study: Study, number: int, others: int, *, one_a_source: bool = False) -> dict[str, Pairs]:
+    """The same pairs for every model of a chapter, each aligned in its own embedding space.
+
+    Args:
+        study: The chapter's; its parameters `per_class`, `cosine`, `momentum`, `max_steps`, `batch_size` and `seed`
+            say how.
+        number: Pairs of the chapter's own model; 0 is all.
+        others: Pairs of the models it is compared with, the first ones of these; 0 is all.
+        one_a_source: As `aligned_pairs`.
+    """
+    given = {name: study.parameters[name] for name in ("per_class", "cosine", "batch_size", "seed")}
+    return {
+        name: aligned_pairs(
+            net, study.images, settings_of(study), number=(number if net is study.net else others) or None,
+            one_a_source=one_a_source, **given,
+        )
+        for name, net in study.nets.items()
+    }  # fmt: skip
 
 
 def pair_names(table: pd.DataFrame) -> list[str]:

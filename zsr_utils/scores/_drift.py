@@ -92,6 +92,16 @@ def mean_of(column: str, unit: str) -> Statistic:
     return statistic
 
 
+def median_of(column: str, unit: str) -> Statistic:
+    """Median over the images of a column, its values averaged over the rows of an image first."""
+
+    def statistic(rows: pd.DataFrame) -> Estimate:
+        means = rows.groupby("sample_id", sort=False)[column].mean().dropna()
+        return bootstrap(np.median, means.to_numpy(), unit=unit)
+
+    return statistic
+
+
 def paired_change(one: pd.DataFrame, other: pd.DataFrame, column: str, *, unit: str = "fraction") -> Estimate:
     """Mean of `other - one` over the images that both have, each image's rows averaged first.
 
