@@ -29,6 +29,7 @@ COLUMNS = (
 DETAILS = ("answers", "tokens", "layers")  # what `facts` get to see; each holds the ones before it
 ENCODES = ("models", "datasets", "measure")  # layers that embeddings depend on
 ANSWERS = (*ENCODES, "conditions", "prompts", "jacobian", "scores", "experiments")  # and rows
+NULLABLE = {"i": "Int64", "b": "boolean"}  # types of facts that another condition may not have
 RANGE = 1e-6  # of pixels beyond [0, 1]: a smaller excess is rounding
 
 
@@ -261,7 +262,9 @@ def _rows(condition: Condition, batch: Batch, detail: str) -> pd.DataFrame:
         "clean_margin": margin_of(seen.logits, clean).numpy(),
         "drift": drift_between(batch.clean.features, seen.features).numpy(),
     }
-    return pd.DataFrame(columns | condition.facts(batch, seen))
+    facts = pd.DataFrame(condition.facts(batch, seen), index=range(len(batch)))
+    nullable = {name: NULLABLE[kind.kind] for name, kind in facts.dtypes.items() if kind.kind in NULLABLE}
+    return pd.DataFrame(columns).join(facts.astype(nullable))
 
 
 def _see(batch: Batch, pixels: Tensor, detail: str) -> Seen:

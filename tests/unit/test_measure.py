@@ -179,6 +179,17 @@ def test_rows_say_what_the_model_says_of_every_image_alone(net):
         assert row.drift == pytest.approx(1 - cosine, abs=1e-9)
 
 
+def test_a_fact_has_one_type_whatever_stands_beside_it(net):
+    images = token_pictures(5)
+    facts = {"number": np.arange(2), "yes": np.array([True, False]), "text": np.array(["a", "b"])}
+    made = made_before("made", 1, ["s1", "s4"], torch.rand(2, 3, 8, 8), facts)
+    alone, beside = rows_of(net, images, [made]), rows_of(net, images, [ORIGINAL, made])
+    for rows in (alone, beside):
+        assert [str(rows[c].dtype) for c in facts] == ["Int64", "boolean", "str"]
+    assert beside[beside.condition == "original"][list(facts)].isna().all(axis=None)
+    assert beside.yes.sum() == 1 and beside.number.max() == 1
+
+
 def test_draws_are_those_that_a_condition_names(net):
     images = token_pictures(5)
     pixels = torch.rand(3, 3, 8, 8)
