@@ -101,7 +101,7 @@ def forest(
 
 def _unit(table: pd.DataFrame) -> str:
     """How `forest` shows a table: shares in percent, anything else as a number."""
-    if table["unit"].ne("fraction").any():
+    if "unit" in table and table["unit"].ne("fraction").any():
         return "number"
     return "percent" if table["low"].min() >= 0 and table["high"].max() <= 1 else "share"
 
