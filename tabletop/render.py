@@ -457,7 +457,7 @@ def _card(scenes, eye, rays, light, layers) -> None:
             continue
         ink = torch.from_numpy(lettering(scene.card)).to(device)
         print_half = ink.shape[1] * CARD_PER_PIXEL / 2
-        half = print_half if scene.card_width is None else scene.card_width / 2
+        half = max(print_half, scene.card_width / 2)
         tilt = 0.35  # leans back, like an easel card
         t = (CARD_Z - eye[i, 2] - tilt * eye[i, 1]) / (rays[i, ..., 2] + tilt * rays[i, ..., 1])
         point = eye[i] + t[..., None] * rays[i]

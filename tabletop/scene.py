@@ -33,7 +33,7 @@ class Scene:
         setting: Table and backdrop together, a key of `SETTINGS`.
         style: How the scene is drawn, one of `STYLES`.
         card: Word printed on the label card, empty for a blank card, or None for no card.
-        card_width: Width of the card, or None for one as wide as its word.
+        card_width: Least width of the card, which is never narrower than its word.
         occlusion: How far a box in the foreground reaches in front of the object, 0 (no box) to 0.5: it covers
             0.275 + 0.9 * occlusion of the image width from one side.
         second_kind, second_color, second_pattern: A further object, or None.
@@ -58,7 +58,7 @@ class Scene:
     setting: str = "studio"
     style: str = "photo"
     card: str | None = None
-    card_width: float | None = None
+    card_width: float = 0.0
     occlusion: float = 0.0
     second_kind: str | None = None
     second_color: str = "blue"
@@ -85,8 +85,8 @@ class Scene:
                 raise ValueError(f"Scene: {name} is {value!r}, allowed are None, {', '.join(ALL_KINDS)}.")
         if not self.size > 0:
             raise ValueError(f"Scene: size is {self.size}, allowed is above 0.")
-        if self.card_width is not None and not self.card_width > 0:
-            raise ValueError(f"Scene: card_width is {self.card_width}, allowed are None and above 0.")
+        if not self.card_width >= 0:
+            raise ValueError(f"Scene: card_width is {self.card_width}, allowed is 0 or more.")
         if not 0 <= self.occlusion <= 0.5:
             raise ValueError(f"Scene: occlusion is {self.occlusion}, allowed is 0 to 0.5.")
 
@@ -105,7 +105,7 @@ class SceneDistribution:
         true_card: Share of cards with a word that name the object; the others carry another kind's name.
         no_word: Share of cards that carry no word at all: one half is blank, the other shows letters in no order.
         card_only: Share of scenes that show nothing but a card with the name of a kind.
-        card_width: Width of every card, or None for cards as wide as their words.
+        card_width: Bounds of the least width of cards; 0 to 0 makes them as wide as their words.
         second: Share of scenes with a further object of another kind.
         occluder: Share of scenes with a box in the foreground.
         yaw_range, elevation_range, light_range: Half width or bounds of the angles, in degrees.
@@ -120,7 +120,7 @@ class SceneDistribution:
     true_card: float = 1.0
     no_word: float = 0.0
     card_only: float = 0.0
-    card_width: float | None = None
+    card_width: tuple[float, float] = (0.0, 0.0)
     second: float = 0.0
     occluder: float = 0.0
     yaw_range: float = 65.0
@@ -198,8 +198,8 @@ class SceneDistribution:
             scene = replace(scene, card="" if is_blank < 0.5 else self._letters(rng))
         if is_card_only < self.card_only:
             scene = replace(scene, kind=None, card=kind, second_kind=None, occlusion=0.0)
-        if scene.card is not None and self.card_width is not None:
-            scene = replace(scene, card_width=self.card_width)
+        if scene.card is not None and self.card_width != (0, 0):
+            scene = replace(scene, card_width=_uniform(rng, *self.card_width))
         return scene
 
     def _letters(self, rng: np.random.Generator) -> str:

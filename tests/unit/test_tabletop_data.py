@@ -124,7 +124,7 @@ def test_written_scenes_can_be_read_back(tmp_path):
     assert [r["sample_id"] for r in rows] == ["a", "b"]
     assert [r["label"] for r in rows] == [list(KINDS).index("duck"), -1], "held-out kinds have no label"
     for row, scene in zip(rows, scenes, strict=True):
-        assert {"card_width": None, **{k: row[k] for k in asdict(scene) if k in row}} == asdict(scene)
+        assert {"card_width": 0, **{k: row[k] for k in asdict(scene) if k in row}} == asdict(scene)
     pixels = data.to_uint8(render(scenes).pixels)
     assert (np.stack([decode(r["image"]) for r in rows]) == pixels).all(), "PNG loses nothing"
     assert [p.name for p in path.parent.iterdir()] == ["scenes.parquet"], "a temporary file was left"

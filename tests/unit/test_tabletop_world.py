@@ -18,7 +18,7 @@ MIXED = SceneDistribution(
     styles=(("photo", 0.4), ("cartoon", 0.2), ("sketch", 0.2), ("silhouette", 0.2)),
     card=0.3, second=0.4, occluder=0.3,
 )  # fmt: skip
-CARDS = replace(MIXED, card=0.5, true_card=0.3, no_word=0.2, card_only=0.2, card_width=1.28)
+CARDS = replace(MIXED, card=0.5, true_card=0.3, no_word=0.2, card_only=0.2, card_width=(0.5, 1.28))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def foregrounds():
     mug = Scene("mug")
     scenes = {
         "bare": mug,
-        "card duck": replace(mug, card="duck"),
+        "card duck": replace(mug, card="duck", card_width=0.3),  # less than the word needs
         "card house": replace(mug, card="house"),
         "box 0.1": replace(mug, occlusion=0.1),
         "box 0.3": replace(mug, occlusion=0.3),
@@ -316,7 +316,7 @@ def test_render_refuses_nothing_and_tiny_pictures():
         ("second_color", "teal", "red"),
         ("second_pattern", "tartan", "striped"),
         ("occlusion", 0.7, "0 to 0.5"),
-        ("card_width", 0.0, "above 0"),
+        ("card_width", -0.1, "0 or more"),
     ],
 )
 def test_bad_scene_names_the_field_its_value_and_what_is_allowed(field, value, allowed):
@@ -380,7 +380,7 @@ def test_false_cards_never_name_the_object_and_other_factors_stay():
 def test_scenes_are_those_that_were_drawn_before_cards_stood_alone():
     """Committed pictures and trained models depend on every value."""
     values = [asdict(MIXED.draw(0, "test", i)) for i in range(700)]
-    assert {v.pop("card_width") for v in values} == {None}
+    assert {v.pop("card_width") for v in values} == {0}
     assert hashlib.sha256(repr(values).encode()).hexdigest().startswith("13ad68fb273cbba1")
 
 
@@ -398,7 +398,8 @@ def test_shares_of_cards_and_all_else_as_it_was():
     assert len(words) / len(cards) == pytest.approx(0.8, abs=0.06)
     assert sum(s.card == "" for s in cards) / len(cards) == pytest.approx(0.1, abs=0.05)
     assert sum(s.card == s.kind for s in words) / len(words) == pytest.approx(0.3, abs=0.08)
-    assert all((s.card_width == 1.28) == (s.card is not None) for _, s in pairs)
+    assert all((0.5 <= s.card_width <= 1.28) == (s.card is not None) for _, s in pairs)
+    assert len({s.card_width for s in cards}) > len(cards) / 2
 
 
 def test_letters_of_no_word_are_letters_of_words_but_spell_none():
