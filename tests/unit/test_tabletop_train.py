@@ -24,6 +24,8 @@ CONFIG = {
     "seed": 0,
     "scenes": 12,
     "captions": 2,
+    "mention_card": 0.6,
+    "about_word": 0.0,
     "samples": 24,
     "batch_size": 8,
     "learning_rate": 1e-3,
