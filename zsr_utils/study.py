@@ -180,9 +180,9 @@ class Study:
     def __getitem__(self, name: str) -> Estimate:
         return self.run[name]
 
-    def decide(self, name: str, reference: float = 0.0, *, more: str, less: str, undecided: str) -> str:
-        """The words that fit a number: its interval lies above the reference, below it, or holds it."""
-        return {"more": more, "less": less, "undecided": undecided}[decide(self[name], reference)]
+    def decide(self, name: str, reference: float = 0.0, *, margin: float | None = None, **words: str) -> str:
+        """The words that fit a number by `scores.decide`: `more`, `less`, `undecided`, and `same` with a margin."""
+        return words[decide(self[name], reference, margin=margin)]
 
     def say(self, text: str, **words) -> None:
         """Show a sentence of the report, as Markdown: the place for results in prose.

@@ -1,14 +1,7 @@
 """Rows -> numbers: pure functions of arrays and frames, no model in sight."""
 
-from zsr_utils.scores._classification import (
-    accuracy,
-    accuracy_against,
-    confident_mistakes,
-    confusion,
-    correct,
-    nearest_misses,
-)
-from zsr_utils.scores._detection import detection, roc_curve
+from zsr_utils.scores._classification import accuracy, accuracy_against, correct
+from zsr_utils.scores._detection import detection
 from zsr_utils.scores._drift import (
     Statistic,
     changed_answer,
@@ -32,8 +25,9 @@ from zsr_utils.scores._intervals import (
     grouped_proportion,
     paired_difference,
     proportion,
+    wilson,
 )
-from zsr_utils.scores._normality import covariance_agreement, normality, qq_points
+from zsr_utils.scores._normality import covariance_agreement, normality
 from zsr_utils.scores._similarity import auroc, overlap_coefficient, pair_estimates, pair_similarities
 from zsr_utils.scores._spectra import JACOBIAN_UNITS, linear_reach, spectrum_by_rank, spectrum_summary
 from zsr_utils.scores._tables import against_published, estimates, paired_changes
@@ -53,8 +47,6 @@ __all__ = [
     "bootstrap",
     "change_spectrum",
     "changed_answer",
-    "confident_mistakes",
-    "confusion",
     "correct",
     "correlation_of",
     "covariance_agreement",
@@ -72,7 +64,6 @@ __all__ = [
     "mean_of",
     "mean_square_norm",
     "median_of",
-    "nearest_misses",
     "normality",
     "overlap_coefficient",
     "pair_estimates",
@@ -82,12 +73,11 @@ __all__ = [
     "paired_difference",
     "power_change",
     "proportion",
-    "qq_points",
     "relative_to",
-    "roc_curve",
     "same_answer",
     "share_of",
     "spectrum_by_rank",
     "spectrum_summary",
     "vulnerability",
+    "wilson",
 ]

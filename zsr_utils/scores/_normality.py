@@ -20,10 +20,6 @@ def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "
         (below 0.05: normality is rejected at 5 % over all directions together), `skewness` and
         `excess_kurtosis` (both 0 if normal), which say how large a deviation is.
 
-    Raises:
-        ValueError: If shapes do not match, the number of samples is not allowed, or all samples are equal
-            along a direction.
-
     Examples:
         >>> cloud = np.random.default_rng(0).exponential(size=(200, 2))
         >>> bool((normality(cloud, np.eye(2)).p_holm < 1e-6).all())
@@ -59,26 +55,6 @@ def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "
     )
 
 
-def qq_points(values: Float[np.ndarray, "n"]) -> pd.DataFrame:
-    """Points of a normal Q-Q plot: columns `theoretical` and `ordered`, both in standard deviations.
-
-    Examples:
-        >>> qq_points(np.array([5.0, 1.0, 3.0])).ordered.tolist()
-        [-1.0, 0.0, 1.0]
-
-    Raises:
-        ValueError: If fewer than three values are given, or all are equal.
-
-    Source:
-        Filliben (1975) by `scipy.stats.probplot`.
-    """
-    values = np.asarray(values, dtype=float)
-    if values.ndim != 1 or len(values) < 3 or values.std() == 0:
-        raise ValueError(f"values have shape {values.shape}, allowed is (n,) with at least 3 values, not all equal.")
-    theoretical, ordered = scipy.stats.probplot((values - values.mean()) / values.std(ddof=1), fit=False)
-    return pd.DataFrame({"theoretical": theoretical, "ordered": ordered})
-
-
 def covariance_agreement(
     samples: Float[np.ndarray, "n d"],
     predicted: Float[np.ndarray, "d d"],
@@ -107,10 +83,6 @@ def covariance_agreement(
         between the two leading eigenvectors; these carry no interval of their own (low and high are the
         value) but are to be read against
         `frobenius_by_sampling`, `leading_cosine_by_sampling`: median and 95 % range of the simulations.
-
-    Raises:
-        ValueError: If shapes do not match, there are fewer than three samples, the prediction is not
-            symmetric with a positive trace and no negative eigenvalue, or a count is below 1.
 
     Source:
         Linear Gaussian account of Salman et al. (2024); the three measures are this project's choice.

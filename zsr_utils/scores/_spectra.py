@@ -82,5 +82,5 @@ def linear_reach(rows: pd.DataFrame, tolerance: float = 0.1, *, by: Sequence[str
     """
     rows = rows.sort_values("size", kind="stable")
     holds = (rows["relative_error"] <= tolerance).groupby([rows[column] for column in by]).cummin()
-    reached = rows["size"].where(holds, 0.0)
+    reached = rows["size"].astype(float).where(holds, 0.0)
     return rows.assign(reach=reached).groupby(list(by), sort=False)["reach"].max().reset_index()

@@ -27,9 +27,6 @@ def dirichlet_energy(
     Returns:
         (N,) float64, squared units of the tokens; NaN where no edge is left.
 
-    Raises:
-        ValueError: If tokens or keep have the wrong shape.
-
     Source:
         Wani et al. (2026), Dirichlet energy of vision tokens, unweighted and without feature
         normalisation as in the authors' code; `keep` is this project's choice.
@@ -59,9 +56,6 @@ def mean_square_norm(
     Returns:
         (N,) float64, squared units of the tokens; NaN where no token is kept.
 
-    Raises:
-        ValueError: If tokens or keep have the wrong shape.
-
     Source:
         This project's choice: rotation and overlays add flat area, and the energy alone cannot tell.
     """
@@ -78,9 +72,6 @@ def band_of(h: int, w: int, bands: int) -> Int[np.ndarray, "h w"]:
     Examples:
         >>> band_of(4, 4, 2).tolist()
         [[0, 0, 1, 0], [0, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]]
-
-    Raises:
-        ValueError: If the grid is not square, or bands is below 1.
 
     Source:
         This project's choice.
@@ -118,9 +109,6 @@ def change_spectrum(
         Shares, which sum to 1 (0 in a band that holds no frequency; all NaN for a grid that did not
         change); and coherences, 0 to 1 (NaN in a band where clean or perturbed have no energy beyond
         1e-24 of their total, which is rounding).
-
-    Raises:
-        ValueError: If shapes differ, grids are not square, or bands is below 1.
 
     Source:
         This project's choice; Wani et al. (2026) conclude on coherence across bands without a formula.
@@ -165,9 +153,6 @@ def power_change(
     Returns:
         Mean power of perturbed less clean, and that over the clean power plus 1e-8; NaN in a band that
         holds no frequency.
-
-    Raises:
-        ValueError: If shapes differ, or bands is below 1.
 
     Source:
         Wani et al. (2026), spectrum of the input image, after the authors' code.
