@@ -100,6 +100,8 @@ def test_a_paired_difference_that_does_not_vary_keeps_a_width():
     assert far.high == 1  # two shares do not differ by more
     levels = scores.paired_difference(40 * shares, 40 * shares, unit="grey levels")
     assert (levels.low, levels.high) == pytest.approx((-28 * half, 28 * half))  # values reach from 0 to 28
+    beyond = scores.paired_difference(40 * shares, 40 * shares + 5)  # a table of many quantities, called fractions
+    assert (beyond.low, beyond.high) == pytest.approx((5 - 33 * half, 5 + 33 * half))
     assert scores.paired_difference(shares, shares**2).interval == "bootstrap 95 % (paired, 1000)"
 
 
