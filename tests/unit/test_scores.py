@@ -100,6 +100,8 @@ def test_a_paired_difference_that_does_not_vary_keeps_a_width():
     assert far.high == 1  # two shares do not differ by more
     levels = scores.paired_difference(40 * shares, 40 * shares, unit="grey levels")
     assert (levels.low, levels.high) == pytest.approx((-28 * half, 28 * half))  # values reach from 0 to 28
+    beyond = scores.paired_difference(40 * shares, 40 * shares + 5)  # a table of many quantities, called fractions
+    assert (beyond.low, beyond.high) == pytest.approx((5 - 33 * half, 5 + 33 * half))
     assert scores.paired_difference(shares, shares**2).interval == "bootstrap 95 % (paired, 1000)"
 
 
@@ -197,7 +199,7 @@ def test_pair_estimates_cover_their_values_and_equal_a_naive_bootstrap():
         naive.append(scores.auroc(cosines[i, j][same], cosines[i, j][~same]))
     bias = np.mean(naive) - found["auroc"].value
     low, high = np.quantile(naive, [0.025, 0.975]) - bias
-    assert (found["auroc"].low, found["auroc"].high) == pytest.approx((low, high), abs=2e-3)
+    assert (found["auroc"].low, found["auroc"].high) == pytest.approx((low, high), abs=2e-4)
 
 
 def test_the_overlap_interval_covers_even_where_the_bootstrap_is_biased():
@@ -217,6 +219,16 @@ def test_scores_load_no_model_library():
     code = "import sys, zsr_utils.scores; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
     assert "pandas" in loaded and not {"torch", "open_clip"} & set(loaded)
+
+
+def test_ssim_of_flat_images_is_its_closed_form():
+    """Without variance it is (2 a b + c) / (a^2 + b^2 + c), with c = 0.01^2 for pixels in [0, 1]."""
+    import torch
+
+    from zsr_utils.conditions.alignment import closeness
+
+    found = closeness(torch.full((1, 3, 16, 16), 0.05), torch.full((1, 3, 16, 16), 0.1))
+    assert found["ssim"][0] == pytest.approx((2 * 0.05 * 0.1 + 1e-4) / (0.05**2 + 0.1**2 + 1e-4), rel=1e-4)
 
 
 def test_the_summary_of_a_spectrum_is_its_closed_form():

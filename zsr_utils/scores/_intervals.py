@@ -197,13 +197,14 @@ def paired_difference(before: np.ndarray, after: np.ndarray, *, seed: int = 0, u
     """
     before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
     n, both = len(before), np.concatenate([before, after])
-    if unit == "fraction" and n == len(after) > 0 and np.isin(both, (0, 1)).all():
+    shares = unit == "fraction" and (both >= 0).all() and (both <= 1).all()
+    if shares and n == len(after) > 0 and np.isin(both, (0, 1)).all():
         low, high = _tango(int((after > before).sum()), int((after < before).sum()), n)
         return Estimate(float((after - before).mean()), low, high, "tango 95 % (paired)", n, unit)
     found = bootstrap(lambda a, b, axis=-1: (b - a).mean(axis), before, after, seed=seed, unit=unit)
     if np.ptp(after - before) > 1e-12 * np.abs(both).max():
         return found
-    largest = 1.0 if unit == "fraction" else float(np.ptp([0, *both]))
+    largest = 1.0 if shares else float(np.ptp([0, *both]))
     low, high = (max(-largest, min(largest, found.value + largest * end)) for end in _tango(0, 0, n))
     return replace(found, low=low, high=high, interval=f"tango 95 % of {n}, no variation (paired)")
 
