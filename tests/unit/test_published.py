@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from zsr_utils.datasets import PUBLISHED_IMAGES, _published, published, published_accuracy
+from zsr_utils.datasets import PUBLISHED_IMAGES, published, published_accuracy
+from zsr_utils.datasets._catalogue import EMBEDDED
 
 
 SHIFTS = ("imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch", "objectnet")
@@ -37,7 +38,7 @@ def test_what_nobody_published_is_none():
 
 def test_an_embedded_model_is_published_by_its_card():
     found = published_accuracy("tabletop-base", None, "tabletop")
-    card = (_published.DATA / "models" / "tabletop-base" / "README.md").read_text()
+    card = (EMBEDDED / "models" / "tabletop-base" / "README.md").read_text()
     assert found.source == "model card" and f"{100 * found.accuracy:.2f} %" in card
 
 

@@ -389,7 +389,7 @@ def test_a_list_of_ids_can_be_named(home, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"ids is 'fww', .*: few"):
         load_dataset("imagenette", ids="fww")
     (tmp_path / "subsets" / "few.txt").write_text("\n")
-    with pytest.raises(ValueError, match=r"few.txt' is empty"):
+    with pytest.raises(ValueError, match=r"ids is 'few', allowed is a file with an id a line"):
         load_dataset("imagenette", ids="few")
 
 

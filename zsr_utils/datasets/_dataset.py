@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from zsr_utils._text import unknown
 from zsr_utils.datasets._decode import reason, upright_rgb
-from zsr_utils.datasets._pixels import as_pixels, grey_levels, pixel_store
+from zsr_utils.datasets._pixels import grey_levels, pixel_store, stacked
 
 
 MAX_UNREADABLE = 0.01
@@ -157,10 +157,10 @@ class Dataset:
         rows = [self._row(sample_id) for sample_id in sample_ids]
         once = list(dict.fromkeys(rows))
         levels = dict(zip(once, self._levels(once, from_pil, 0)))
-        for row, one in levels.items():
-            if isinstance(one, str):
-                raise UnreadableImages(f"{self.name}: {self.samples[row].sample_id!r} cannot be read: {one}.")
-        return torch.stack([as_pixels(levels[row]) for row in rows])
+        for row, picture in levels.items():
+            if isinstance(picture, str):
+                raise UnreadableImages(f"{self.name}: {self.samples[row].sample_id!r} cannot be read: {picture}.")
+        return stacked([levels[row] for row in rows])
 
     def pictures(
         self, batch_size: int = 64, *, start: int = 0
@@ -194,32 +194,31 @@ class Dataset:
         Raises:
             UnreadableImages: At the end, if more than 1 % of the images could not be decoded.
         """
-        levels = self._levels(range(start * batch_size, len(self)), from_pil, workers)
-        for sample_ids, several, labels in self._batched(levels, batch_size, start):
-            pixels = torch.stack([as_pixels(one) for one in several]) if several else torch.empty(0, 3, 0, 0)
-            yield sample_ids, pixels, labels
+        decoded = self._levels(range(start * batch_size, len(self)), from_pil, workers)
+        for sample_ids, levels, labels in self._batched(decoded, batch_size, start):
+            yield sample_ids, stacked(levels) if levels else torch.empty(0, 3, 0, 0), labels
 
     def check_readable(self) -> None:
         """Raise if more than 1 % of the images turned out to be unreadable."""
         if len(self.unreadable) > MAX_UNREADABLE * len(self):
-            listed = "; ".join(f"{k} ({v})" for k, v in islice(self.unreadable.items(), 5))
-            more = f" and {len(self.unreadable) - 5} more" if len(self.unreadable) > 5 else ""
+            listed = [f"{k} ({v})" for k, v in islice(self.unreadable.items(), 5)]
             raise UnreadableImages(
-                f"{self.name}: {len(self.unreadable)} of {len(self)} images cannot be read, "
-                f"allowed is {MAX_UNREADABLE:.0%}: {listed}{more}."
+                f"{self.name}: {len(self.unreadable)} of {len(self)} images cannot be read, allowed is "
+                f"{MAX_UNREADABLE:.0%}: {'; '.join(listed)}{' …' if len(self.unreadable) > 5 else '.'}"
             )
 
     def _batched(self, decoded: Iterator, batch_size: int, start: int) -> Iterator[tuple[list[str], list, Tensor]]:
         """Batches of what decoded, in the order of the samples; why a sample did not goes to `unreadable`."""
         for first in range(start * batch_size, len(self), batch_size):
-            kept = []
-            for sample, one in zip(self.samples[first : first + batch_size], decoded):
-                if isinstance(one, str):
-                    self.unreadable[sample.sample_id] = one
-                else:
-                    kept.append((sample, one))
-            labels = torch.tensor([sample.label for sample, _ in kept], dtype=torch.long)
-            yield [sample.sample_id for sample, _ in kept], [one for _, one in kept], labels
+            sample_ids, pictures, labels = [], [], []
+            for sample, picture in zip(self.samples[first : first + batch_size], decoded):
+                if isinstance(picture, str):
+                    self.unreadable[sample.sample_id] = picture
+                    continue
+                sample_ids.append(sample.sample_id)
+                pictures.append(picture)
+                labels.append(sample.label)
+            yield sample_ids, pictures, torch.tensor(labels, dtype=torch.long)
         self.check_readable()
 
     def _row(self, sample_id: str) -> int:
@@ -255,14 +254,14 @@ def _decoded(samples: Sequence[Sample], from_pil: Callable, workers: int | None)
         # samples and transforms of users need not pickle, and workers touch no accelerator
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
-    for several in loader:
-        yield from (one if isinstance(one, str) else torch.from_numpy(one) for one in several)
+    for pictures in loader:
+        yield from (picture if isinstance(picture, str) else torch.from_numpy(picture) for picture in pictures)
 
 
 def _decode(from_pil: Callable, samples: Sequence[Sample]) -> list[np.ndarray | str]:
     """Arrays, because each tensor would cost a handle between processes."""
     pictures = (_or_reason(sample.image) for sample in samples)
-    return [one if isinstance(one, str) else grey_levels(from_pil(one)).numpy() for one in pictures]
+    return [picture if isinstance(picture, str) else grey_levels(from_pil(picture)).numpy() for picture in pictures]
 
 
 def _or_reason(decode: Callable[[], Image.Image]) -> Image.Image | str:

@@ -37,10 +37,6 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     Examples:
         >>> upright_rgb(Image.new("I;16", (1, 1), 32896)).getpixel((0, 0))
         (128, 128, 128)
-
-    Raises:
-        OSError: If the file is truncated.
-        ValueError: If its pixels have no defined range.
     """
     image.load()
     image = ImageOps.exif_transpose(image)

@@ -22,20 +22,11 @@ class DownloadError(RuntimeError):
 
 
 def download(name: str, folder: str | Path | None = None) -> Path:
-    """Fetch a data set by name, so that `load_dataset` finds it.
-
-    Args:
-        name: As for `load_dataset`; `wds:org/name` is a data set of the Hugging Face hub.
-        folder: Data folder; None is `ZSR_DATA` or its default.
-
-    Returns:
-        The folder of the data set.
+    """Fetch a data set by its name for `load_dataset` into a data folder (None is `ZSR_DATA`), and return its folder.
 
     Raises:
-        ValueError: If the name is unknown, or the data set is not to be fetched by a program; the message says
-            where it is to be had.
-        DownloadError: If it cannot be fetched, checked or written; the message says what it is, how large, and
-            where it goes.
+        ValueError: If the name is unknown, or the data set is to be had by hand only.
+        DownloadError: If it cannot be fetched, checked or written.
     """
     root = Path(folder) if folder else data_folder()
     if name == "tabletop":

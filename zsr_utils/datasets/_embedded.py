@@ -26,11 +26,7 @@ def tabletop_splits() -> tuple[str, ...]:
 
 
 def tabletop(split: str) -> Dataset:
-    """The embedded images of one of `tabletop_splits`; the encoded ones are held in memory.
-
-    Raises:
-        ValueError: If there is no such split.
-    """
+    """The embedded images of one of `tabletop_splits`; the encoded ones are held in memory."""
     one_of("split", split, tabletop_splits())
     path = VALIDATION if split == "validation" else SHIFTS
     features = json.loads(pq.read_schema(path).metadata[b"huggingface"])["info"]["features"]
@@ -48,9 +44,6 @@ def tabletop_factors(split: str = "validation") -> pd.DataFrame:
 
     Those of the shifted sets have the columns of `validation` and `scene_id`, `condition`, `other_kind` and
     `other_label`: the kind whose pattern (split `pattern`) or name (`card`) the picture shows, missing elsewhere.
-
-    Raises:
-        ValueError: If there is no such split.
     """
     one_of("split", split, tabletop_splits())
     return _rows(split).drop(columns=["image"]).set_index("sample_id")

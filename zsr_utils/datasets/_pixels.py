@@ -3,7 +3,7 @@
 import errno
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,17 +28,19 @@ def as_pixels(levels: Tensor) -> Tensor:
     return levels.float() / 255 if levels.dtype == torch.uint8 else levels
 
 
+def stacked(levels: Sequence[Tensor]) -> Tensor:
+    """Pixels (N, 3, H, W) of several pictures; grey levels are stacked first, which is several times faster."""
+    if all(picture.dtype == torch.uint8 for picture in levels):
+        return as_pixels(torch.stack(levels))
+    return torch.stack([as_pixels(picture) for picture in levels])
+
+
 class PixelStore:
     """Pictures of one data set behind one transform: a slot of uint8 for every sample, filled as they come.
 
     A slot counts once its mark is written, which happens after its pixels, so a killed run leaves no half
     picture behind; two runs that fill the same slot write the same bytes. Files are sparse: what was not
-    decoded takes no room.
-
-    Args:
-        folder: Of this data set and transform; made when the first picture is kept. With None, none is kept.
-        slots: Samples of the data set.
-        size: Side of the pictures.
+    decoded takes no room. The folder is made when the first picture is kept; without a folder, none is.
     """
 
     def __init__(self, folder: Path | None, slots: int, size: int):

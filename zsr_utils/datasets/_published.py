@@ -1,15 +1,14 @@
 """Published accuracies of other people's measurements, to compare with and to fit lines through."""
 
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from zsr_utils._text import unknown
+from zsr_utils.datasets._catalogue import EMBEDDED
 
 
-DATA = Path(__file__).resolve().parents[2] / "data"
 FILES = {"openclip": "openclip.csv", "imagenet-testbed": "imagenet_testbed.csv", "wani-2026": "wani_2026.csv"}
 # images behind an accuracy; in the testbed every accuracy is a whole number of them
 PUBLISHED_IMAGES = {
@@ -21,7 +20,7 @@ PUBLISHED_IMAGES = {
 
 @lru_cache
 def _table(file: str) -> pd.DataFrame:
-    return pd.read_csv(DATA / "published" / file)
+    return pd.read_csv(EMBEDDED / "published" / file)
 
 
 def published(name: str) -> pd.DataFrame:
@@ -39,9 +38,6 @@ def published(name: str) -> pd.DataFrame:
             without robust training (`PUBLISHED_IMAGES` has the images behind each column of these two), or
             `wani-2026`, flip rates and drift ratios by family of perturbation.
 
-    Raises:
-        ValueError: If the name is unknown.
-
     Source:
         `docs/openclip_results.csv` of open_clip; `robustness_top1s.csv` of Taori et al. (2020); Wani et al. (2026).
     """
@@ -58,7 +54,7 @@ class Published(NamedTuple):
 
 
 def published_accuracy(model: str, pretrained: str | None, dataset: str) -> Published | None:
-    """The published zero-shot accuracy of a model on a data set, or None where there is none.
+    """The published zero-shot accuracy of a model on a data set, named as for loading, or None where there is none.
 
     For checkpoints it is that of open_clip's table, for embedded models on Tabletop that of their card, which
     was measured at the end of training, before the weights were rounded to 16 bits.
@@ -66,13 +62,8 @@ def published_accuracy(model: str, pretrained: str | None, dataset: str) -> Publ
     Examples:
         >>> published_accuracy("ViT-B-32", "openai", "imagenet").accuracy
         0.6332
-        >>> published_accuracy("tabletop-base", None, "imagenet") is None
-        True
-
-    Args:
-        model, pretrained, dataset: As for `load_model` and `load_dataset`.
     """
-    curve = DATA / "models" / model / "curve.csv"
+    curve = EMBEDDED / "models" / model / "curve.csv"
     if dataset == "tabletop" and curve.is_file():
         last = pd.read_csv(curve).iloc[-1]
         return Published(float(last["zero_shot" if "zero_shot" in last else "accuracy"]), "model card")
@@ -92,4 +83,4 @@ def claims() -> pd.DataFrame:
         `measurement` (as in `zsr_utils.experiments.family`), `expected` (sign of the change against the default:
         1, 0 or -1), `reported` and `source`.
     """
-    return pd.read_csv(DATA / "published" / "claims.csv")
+    return _table("claims.csv").copy()

@@ -56,8 +56,7 @@ def load_dataset(
             text is all.
 
     Raises:
-        ValueError: If the name is unknown (the nearest ones are listed), the folder holds no images or does not
-            match its labels, a class or an id is not in the data set, or `split` or `limit` is not allowed.
+        ValueError: If a name or value is not allowed (the nearest ones are listed), or files do not match their labels.
         FileNotFoundError: If a data set has not been downloaded; the message says how.
     """
     dataset = _whole(str(name_or_folder), split)
@@ -105,12 +104,10 @@ def _cifar(name: str, split: str) -> Dataset:
 
 def _listed(ids: str | Path) -> list[str]:
     path = next((p for p in (Path(ids), SUBSETS / f"{ids}.txt") if p.is_file()), None)
-    if path is None:
+    listed = read_lines(path) if path else []
+    if not listed:
         known = ", ".join(sorted(p.stem for p in SUBSETS.glob("*.txt"))) or "none so far"
         raise ValueError(
             f"ids is {str(ids)!r}, allowed is a file with an id a line, or the name of one in data/subsets: {known}."
         )
-    listed = read_lines(path)
-    if not listed:
-        raise ValueError(f"The list of ids {str(path)!r} is empty.")
     return listed

@@ -24,11 +24,6 @@ def webdataset(folder: Path, split: str, *, name: str) -> Dataset:
     is `<number>/<key>`. Nothing is unpacked: the headers of a shard are read once, which takes a few seconds for
     10,000 images on a local disk, and a picture is then read from its place in the shard.
 
-    Raises:
-        FileNotFoundError: If `classnames.txt` is missing.
-        ValueError: If the split is unknown, or a shard is missing, damaged or compressed, or a sample has no picture
-            or no class.
-
     Source:
         `build_wds_dataset` and `webdataset_builder` of CLIP_benchmark.
     """

@@ -117,11 +117,7 @@ class Model(nn.Module):
         return self.net.encode_image(self._normalised(pixels)).float()
 
     def encode_tokens(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n rows columns c"]:
-        """Patch tokens of the last block after its norm, or the last feature map of a CNN.
-
-        Raises:
-            NotImplementedError: If the image tower has no token grid this package knows.
-        """
+        """Patch tokens of the last block after its norm, or the last feature map of a CNN."""
         return self._tokens(pixels, indices=1, intermediates_only=True)["image_intermediates"][-1]
 
     def encode_layers(
@@ -145,11 +141,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "t d"]:
-        """Raw text features; not normalised.
-
-        Raises:
-            TypeError: If the model has no text tower.
-        """
+        """Raw text features; not normalised."""
         if self._tokenizer is None:
             raise TypeError(f"{self.name} has no text tower, so it cannot encode text.")
         tokens = self._tokenizer(list(texts)).to(self.device)
@@ -206,8 +198,8 @@ class Model(nn.Module):
 
         Args:
             channels_last: Channels innermost, which convolutions of fp16 and bf16 on a GPU prefer.
-            compile: Compile the image tower at its first use, by `torch.compile`; a text names its backend.
-                Token grids and Jacobians by `torch.func` go through the tower as it was.
+            compile: Compile the image tower at its first use, but for token grids and Jacobians by `torch.func`;
+                a text names the backend of `torch.compile`.
         """
         if channels_last:
             self._memory_format = torch.channels_last

@@ -27,9 +27,7 @@ class ModelUnavailable(RuntimeError):
     """Weights are not here and could not be fetched; the message says what to fetch and where to put it."""
 
 
-def load(
-    name: str, pretrained: str | None, precision: str, *, shown_as: str | None = None, trained_on: str | None = None
-) -> Model:
+def load(name: str, pretrained: str | None, precision: str) -> Model:
     """Build a handle over `open_clip.create_model_and_transforms(name, pretrained)`.
 
     Activation and preprocessing are those of the checkpoint's own config: of the tag, the hub project or
@@ -56,10 +54,10 @@ def load(
     if file and pretrained and not _config_beside(file):
         note = f"the weight file says nothing of activation and preprocessing: {GELU[quick]}, open_clip's are assumed"
     return Model(
-        net, name=shown_as or name, pretrained=pretrained, image_size=size[0] if isinstance(size, tuple) else size,
+        net, name=name, pretrained=pretrained, image_size=size[0] if isinstance(size, tuple) else size,
         mean=last.mean, std=last.std, transform=Compose(steps), preprocessing=open_clip.get_model_preprocess_cfg(net),
         tokenizer=_tokenizer(name, config), activation="quickgelu" if quick else "gelu", precision=precision,
-        config=config, trained_on=trained_on, note=note,
+        config=config, note=note,
     )  # fmt: skip
 
 
@@ -70,21 +68,17 @@ def _check(name: str, pretrained: str | None) -> None:
         raise ValueError(f"pretrained is {pretrained!r}, but {kind}: brings its own weights: allowed is None.")
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:"))
-        for needed, here in (
-            ("open_clip_config.json", (folder / "open_clip_config.json").is_file()),
-            ("open_clip_model.safetensors", folder.is_dir() and _weight_file(name, None)),
-        ):
-            if not here:
-                raise ValueError(f"{name}: the folder {str(folder)!r} holds no {needed}.")
+        if not (folder / "open_clip_config.json").is_file():
+            raise ValueError(f"{name}: the folder {str(folder)!r} holds no open_clip_config.json.")
+        if not _weight_file(name, None):
+            raise ValueError(f"{name}: the folder {str(folder)!r} holds no open_clip_model.safetensors.")
     if pretrained is None:
         return
     built = bool(open_clip.get_model_config(name).get("quick_gelu"))
     if Path(pretrained).is_file():
         _check_file(name, Path(pretrained), built)
         return
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained not in tags:
-        raise ValueError(unknown(f"tag or weight file of {name}", pretrained, tags))
+    known_tag(name, pretrained, open_clip.list_pretrained_tags_by_model(name))
     trained = bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu"))
     if trained != built:
         other = name.removesuffix("-quickgelu") if built else f"{name}-quickgelu"
@@ -92,6 +86,12 @@ def _check(name: str, pretrained: str | None) -> None:
             f"{name} is built with {GELU[built]} but its weights {pretrained!r} were trained with {GELU[trained]}: "
             f"load {other!r} instead."
         )
+
+
+def known_tag(name: str, tag: str, tags: list[str]) -> None:
+    """Refuse a tag that a library does not have, listing the nearest ones."""
+    if tag not in tags:
+        raise ValueError(unknown(f"tag or weight file of {name}", tag, tags))
 
 
 def _check_file(name: str, file: Path, built: bool) -> None:
@@ -117,7 +117,7 @@ def _weight_file(name: str, pretrained: str | None) -> Path | None:
     """The local file, or folder, that the weights are read from; None for those of a hub or a tag."""
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:"))
-        return folder if any(p.suffix in ENDINGS for p in folder.iterdir()) else None
+        return folder if any(p.suffix in ENDINGS for p in folder.glob("*")) else None
     return Path(pretrained) if pretrained and Path(pretrained).is_file() else None
 
 

@@ -23,14 +23,7 @@ def register_model(name: str) -> Callable[[Builder], Builder]:
     """Register `build(name, pretrained, precision) -> Model` for a name, or for a prefix that ends in `:`.
 
     An installed package needs no call: an entry point of the group `zsr_utils.models`, with the model's name
-    (or prefix) and such a function, is found by `load_model`.
-
-    Examples:
-        >>> @register_model("my-model")
-        ... def build(name, pretrained, precision):
-        ...     raise NotImplementedError
-        >>> "my-model" in known_models()
-        True
+    (or prefix) and such a function, is found by `load_model`. The adapter of `imagebind`, below, is an example.
     """
 
     def add(builder: Builder) -> Builder:
@@ -114,9 +107,10 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=device).device
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device is {device!r}, which this machine does not have; try 'auto' or 'cpu'.") from error
+    return torch.device(device)
 
 
 def seed_everything(seed: int) -> None:

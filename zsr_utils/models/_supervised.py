@@ -18,7 +18,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 
 from zsr_utils._text import one_of, unknown
 from zsr_utils.models._handle import RANDOM_WEIGHTS, Model
-from zsr_utils.models._openclip import ModelUnavailable, broken_weights, missing, quiet, read_weights
+from zsr_utils.models._openclip import ModelUnavailable, broken_weights, known_tag, missing, quiet, read_weights
 
 
 PREFIX = "supervised:"
@@ -54,14 +54,8 @@ class SupervisedModel(Model):
         A name is looked for in the head's vocabularies one after the other: for ImageNet its WordNet
         description, id (`n01440764`) and first word, CLIP's curated name, and every other word of the
         description. A class that a data set has and the head has not (PACS's `dog` covers 118 of
-        ImageNet's) has no row: choose a data set with the head's own classes.
-
-        Args:
-            class_names: One name a class; a whole vocabulary in its order is every row.
-            templates: Not used: there is no text.
-
-        Raises:
-            ValueError: If a name is unknown, or means several classes, or two names mean the same one.
+        ImageNet's) has no row: choose a data set with the head's own classes. A whole vocabulary in its order
+        is every row. Templates are not used: there is no text.
         """
         rows = self._rows([" ".join(name.replace("_", " ").split()) for name in class_names])
         return torch.cat([self.net.weight, self.net.bias[:, None]], dim=1)[rows].float()
@@ -154,10 +148,6 @@ def load(name: str, pretrained: str | None, precision: str) -> SupervisedModel:
     timm is asked first. Preprocessing is that of the library for the tag, or for the architecture; a JSON
     file beside a weight file (`weights.json` for `weights.pt`) may say `image_size`, `resize` (short side),
     `interpolation`, `mean`, `std` and `class_names` of these weights.
-
-    Raises:
-        ValueError: If the architecture, tag or weight file is not usable.
-        ModelUnavailable: If the weights of a tag are not here and cannot be fetched.
     """
     library, architecture = _find(name)
     file = Path(pretrained) if pretrained and Path(pretrained).is_file() else None
@@ -165,7 +155,8 @@ def load(name: str, pretrained: str | None, precision: str) -> SupervisedModel:
     class_names = own.pop("class_names", ())
     with quiet():
         tag = None if file else pretrained or None
-        network, preprocessing, transform = LIBRARIES[library](name, architecture, tag, len(class_names))
+        build = _timm if library == "timm" else _torchvision
+        network, preprocessing, transform = build(name, architecture, tag, len(class_names))
     if file:
         _fill(network, file, name)
     if own.keys() & {"image_size", "resize", "interpolation"}:
@@ -183,7 +174,7 @@ def load(name: str, pretrained: str | None, precision: str) -> SupervisedModel:
     )  # fmt: skip
 
 
-def load_folder(folder: Path, build: Callable[[str, int], nn.Module], precision: str, *, trained_on: str) -> Model:
+def load_folder(folder: Path, build: Callable[[str, int], nn.Module], precision: str) -> Model:
     """An embedded classifier: `config.json` beside `model.safetensors`, and `build(tower, classes)` for its network."""
     config = json.loads((folder / "config.json").read_text())
     network = build(config["tower"], len(config["class_names"]))
@@ -192,7 +183,7 @@ def load_folder(folder: Path, build: Callable[[str, int], nn.Module], precision:
     preprocessing = {"image_size": size, "resize": size, "interpolation": "bicubic"}
     return SupervisedModel(
         network, namings=[[(c,) for c in config["class_names"]]], name=folder.name, precision=precision, config=config,
-        preprocessing=preprocessing | {key: config[key] for key in ("mean", "std")}, trained_on=trained_on,
+        preprocessing=preprocessing | {key: config[key] for key in ("mean", "std")},
     )  # fmt: skip
 
 
@@ -240,7 +231,7 @@ def _find(name: str) -> tuple[str, str]:
 def _timm(name: str, architecture: str, tag: str | None, classes: int) -> tuple[nn.Module, dict, Callable]:
     if tag:
         architecture = architecture.split(".")[0]
-        _known_tag(name, tag, [full.split(".", 1)[1] for full in timm.list_pretrained(f"{architecture}.*")])
+        known_tag(name, tag, [full.split(".", 1)[1] for full in timm.list_pretrained(f"{architecture}.*")])
         architecture = f"{architecture}.{tag}"
     try:
         network = timm.create_model(architecture, pretrained=bool(tag), num_classes=classes or None)
@@ -262,7 +253,7 @@ def _timm(name: str, architecture: str, tag: str | None, classes: int) -> tuple[
 def _torchvision(name: str, architecture: str, tag: str | None, classes: int) -> tuple[nn.Module, dict, None]:
     every = models.get_model_weights(architecture)
     if tag:
-        _known_tag(name, tag, list(every.__members__))
+        known_tag(name, tag, list(every.__members__))
     # without a tag, the first one's: 256 to 224 px for most, and what the architecture needs for the others
     weights = every[tag] if tag else next(iter(every))
     try:
@@ -278,16 +269,8 @@ def _torchvision(name: str, architecture: str, tag: str | None, classes: int) ->
     return network, preprocessing, None
 
 
-LIBRARIES = {"timm": _timm, "torchvision": _torchvision}
-
-
 def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
-
-
-def _known_tag(name: str, tag: str, tags: list[str]) -> None:
-    if tag not in tags:
-        raise ValueError(unknown(f"tag or weight file of {name}", tag, tags))
 
 
 def _own(file: Path) -> dict:

@@ -36,5 +36,8 @@ def load(name: str, precision: str) -> Model:
     from tabletop import towers  # registers the image towers with timm
 
     if (FOLDER / name / CONFIGS[0]).is_file():
-        return _openclip.load(f"local-dir:{FOLDER / name}", None, precision, shown_as=name, trained_on="tabletop")
-    return _supervised.load_folder(FOLDER / name, towers.build_classifier, precision, trained_on="tabletop")
+        model = _openclip.load(f"local-dir:{FOLDER / name}", None, precision)
+    else:
+        model = _supervised.load_folder(FOLDER / name, towers.build_classifier, precision)
+    model.name, model.trained_on = name, "tabletop"
+    return model
