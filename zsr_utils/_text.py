@@ -25,7 +25,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
         "Unknown model 'ViT-B32': nearest known names are ViT-B-32."
     """
     known = list(known)
-    close = nearest(name, known) or sorted(known)[:5]
+    close = nearest(name, known) or sorted(known)[:5] or ["none"]
     return f"Unknown {what} {name!r}: nearest known names are {', '.join(close)}."
 
 

@@ -189,9 +189,9 @@ def test_imagebind_gives_raw_features_and_its_clipped_scale(monkeypatch, tmp_pat
     [
         (("ViT-B32",), r"Unknown model 'ViT-B32': nearest known names are .*ViT-B-32"),
         (("tabletop-bsae",), "Unknown model 'tabletop-bsae': nearest known names are tabletop-base"),
-        (("ViT-B-32", "opnai"), "Unknown pretrained tag 'opnai' for ViT-B-32: nearest known tags are openai"),
+        (("ViT-B-32", "opnai"), "Unknown tag or weight file of ViT-B-32 'opnai': nearest known names are openai"),
         (("ViT-B-32", "openai"), "trained with QuickGELU: load 'ViT-B-32-quickgelu' instead"),
-        (("ViT-B-32-quickgelu", "laion2b_s34b_b79k"), "nearest known tags"),
+        (("ViT-B-32-quickgelu", "laion2b_s34b_b79k"), "nearest known names"),
         (("local-dir:nowhere",), "holds no open_clip_config.json"),
         (("supervised",), "Unknown model 'supervised': nearest known names are supervised:"),
         (("ViT-B-32", None, "tpu"), "device is 'tpu', which this machine does not have"),

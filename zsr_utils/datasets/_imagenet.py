@@ -29,7 +29,6 @@ IMAGENETTE_CLASSES = {
     "n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03425413": "gas pump",
     "n03445777": "golf ball", "n03888257": "parachute",
 }  # fmt: skip
-RESTRICTED = {"imagenet-a": "imagenet_a", "imagenet-r": "imagenet_r"}
 BORDER = 2  # pixels of red around every ObjectNet image
 
 
@@ -40,8 +39,6 @@ def imagenet_classes(name: str = "imagenet") -> dict[str, str]:
     Examples:
         >>> list(imagenet_classes().items())[0]
         ('n01440764', 'tench')
-        >>> len(imagenet_classes("imagenet-r"))
-        200
 
     Source:
         Ids and the lists of 200 are timm's; names are those of Radford et al. (2021) as open_clip ships them.
@@ -50,59 +47,49 @@ def imagenet_classes(name: str = "imagenet") -> dict[str, str]:
     from timm.data import ImageNetInfo
 
     names = dict(zip(ImageNetInfo().label_names(), IMAGENET_CLASSNAMES, strict=True))
-    if name not in RESTRICTED:
+    if name not in ("imagenet-a", "imagenet-r"):
         return names
-    listed = files("timm.data").joinpath("_info", f"{RESTRICTED[name]}_synsets.txt").read_text().split()
+    listed = files("timm.data").joinpath("_info", f"{name.replace('-', '_')}_synsets.txt").read_text().split()
     return {wnid: names[wnid] for wnid in listed}
 
 
 @lru_cache(maxsize=1)
 def imagenet_templates() -> tuple[str, ...]:
-    """The 80 prompts of Radford et al. (2021) for ImageNet, each with one `{}`.
-
-    Examples:
-        >>> imagenet_templates()[0], len(imagenet_templates())
-        ('a bad photo of a {}.', 80)
-    """
+    """The 80 prompts of Radford et al. (2021) for ImageNet, each with one `{}`."""
     from open_clip import OPENAI_IMAGENET_TEMPLATES
 
     return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 
 
-def imagenette(name: str, split: str) -> Dataset:
-    """Imagenette: ten ImageNet classes, `val` and `train`."""
-    one_of("split", split, ["validation", "train"])
-    return _by_wnid(split_folder(folder_of(name), split), IMAGENETTE_CLASSES, name=name)
-
-
 def imagenet(name: str, split: str) -> Dataset:
-    """ImageNet or a shifted set, with the class names and the 80 prompts of Radford et al. (2021).
+    """ImageNet, a shifted set or Imagenette.
 
-    Labels index the classes of the set: ImageNet's 1,000, or the 200 of ImageNet-A and -R, among which alone a
-    model then chooses, as their authors evaluate. `imagenet` and `stylized-imagenet` have folders `val` (and
+    Labels index the classes of the set: ImageNet's 1,000, the 200 of ImageNet-A and -R, or Imagenette's ten, among
+    which alone a model then chooses, as their authors evaluate. Class names and, but for Imagenette, the 80 prompts
+    are those of Radford et al. (2021). `imagenet`, `stylized-imagenet` and `imagenette` have folders `val` (and
     `train`), `imagenet-c` a folder for every corruption and severity, `imagenet-v2` folders named by class index;
     within, all others have folders named by WordNet id.
-
-    Raises:
-        FileNotFoundError: If the set, or a corruption, is not in the data folder.
-        ValueError: If the set has no such split, or holds a folder that is not one of its classes.
 
     Source:
         Russakovsky et al. (2015); Recht et al. (2019), matched frequency; Hendrycks et al. (2021a) for A, (2021b)
         for R; Wang et al. (2019), Sketch; Hendrycks and Dietterich (2019), C; Geirhos et al. (2019), Stylized.
     """
+    ten = name.startswith("imagenette")
+    classes = IMAGENETTE_CLASSES if ten else imagenet_classes(name)
+    templates = Dataset.templates if ten else imagenet_templates()
     if name == "imagenet-c":
-        folder, classes = _corrupted(split), imagenet_classes()
-    elif name in ("imagenet", "stylized-imagenet"):
+        folder = _corrupted(split)
+    elif ten or name in ("imagenet", "stylized-imagenet"):
         one_of("split", split, ["validation", "train"])
-        folder, classes = split_folder(folder_of(name), split), imagenet_classes()
+        folder = split_folder(folder_of(name), split)
     else:
         one_of("split", split, ["validation"])
         folder = folder_of(name, name, "sketch", "imagenetv2-matched-frequency-format-val")
-        classes = imagenet_classes(name)
     if name == "imagenet-v2":  # folders 0 to 999, of which sorting as text would make 0, 1, 10, 100
         classes = {str(label): class_name for label, class_name in enumerate(classes.values())}
-    return _by_wnid(folder, classes, name=name, templates=imagenet_templates())
+    known_folders(folder, classes, f"the {len(classes):,} classes of {name}")
+    label_of = {class_folder: label for label, class_folder in enumerate(classes)}
+    return class_folders(folder, label_of, name=name, class_names=classes.values(), templates=templates)
 
 
 def objectnet(split: str) -> Dataset:
@@ -112,10 +99,6 @@ def objectnet(split: str) -> Dataset:
     chooses among 113, also where one of them (chair) is several ImageNet classes. Images of the other 200 folders
     are left out.
 
-    Raises:
-        FileNotFoundError: If it is not in the data folder.
-        ValueError: If mappings and folders do not match.
-
     Source:
         Barbu et al. (2019): `mappings/` and the cut of 2 pixels on every side, as in the authors' loader
         (objectnet-template-pytorch). Choosing among 113 names is CLIP_benchmark's protocol; Barbu et al. instead
@@ -124,20 +107,14 @@ def objectnet(split: str) -> Dataset:
     one_of("split", split, ["validation"])
     root = folder_of("objectnet", "objectnet-1.0")
     label_of_folder, in_imagenet = (
-        _mapping(root / "mappings" / f"{name}.json")
+        json.loads((root / "mappings" / f"{name}.json").read_text("utf-8"))
         for name in ("folder_to_objectnet_label", "objectnet_to_imagenet_1k")
     )
-    images = root / "images"
-    if not images.is_dir():
-        raise FileNotFoundError(f"ObjectNet in {str(root)!r} has no folder 'images'.")
-    for label in in_imagenet:
-        if label not in label_of_folder.values():
-            raise ValueError(f"ObjectNet's mappings in {str(root)!r} name no folder for its label {label!r}.")
-    known_folders(images, label_of_folder, "ObjectNet's classes")
+    known_folders(root / "images", label_of_folder, "ObjectNet's classes")
     shared = sorted(folder for folder, label in label_of_folder.items() if label in in_imagenet)
     return class_folders(
-        images,
-        {folder: k for k, folder in enumerate(shared)},
+        root / "images",
+        {folder: label for label, folder in enumerate(shared)},
         name="objectnet",
         class_names=[label_of_folder[folder].lower() for folder in shared],
         templates=imagenet_templates(),
@@ -157,28 +134,17 @@ def imagenet_x(path: str | Path | None = None) -> pd.DataFrame:
         A frame indexed by `sample_id`, as in the data set `imagenet`: a column of 0 and 1 for each of the 16
         `FACTORS`, and `top`, the one factor that the annotators found to differ most (missing if none does).
 
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file lacks a field.
-
     Source:
         Idrissi et al. (2023), and their `load_annotations`.
     """
     folder = Path(path) if path else data_folder() / "imagenet-x"
-    several, one = (_annotations(folder / f"imagenet_x_val_{which}_factor.jsonl") for which in ("multi", "top"))
-    top = one[list(FACTORS)].idxmax(axis=1).where(one[list(FACTORS)].any(axis=1))
-    rows = several[list(FACTORS)].astype(int).assign(top=top.reindex(several.index))
+    rows, top = (_annotations(folder / f"imagenet_x_val_{which}_factor.jsonl") for which in ("multi", "top"))
+    rows["top"] = top.idxmax(axis=1).where(top.any(axis=1)).reindex(rows.index)
     prototypes = folder / "prototypical_paths.csv"
     if prototypes.is_file():
         shown = set(pd.read_csv(prototypes)["file_name"])
         rows = rows[[sample_id.split("/")[1] not in shown for sample_id in rows.index]]
     return rows
-
-
-def _by_wnid(folder: Path, classes: dict[str, str], *, name: str, **options) -> Dataset:
-    known_folders(folder, classes, f"the {len(classes):,} classes of {name}")
-    label_of = {wnid: label for label, wnid in enumerate(classes)}
-    return class_folders(folder, label_of, name=name, class_names=classes.values(), **options)
 
 
 def _corrupted(split: str) -> Path:
@@ -197,23 +163,12 @@ def _corrupted(split: str) -> Path:
     return root / split
 
 
-def _mapping(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"ObjectNet has no {str(path)!r}: it is part of objectnet-1.0.zip.")
-    return json.loads(path.read_text("utf-8"))
-
-
 def _annotations(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(
             f"ImageNet-X needs {str(path)!r}: get it from imagenet_x/annotations of "
             "https://github.com/facebookresearch/imagenetx."
         )
-    rows = pd.read_json(path, lines=True)
-    for field in ("file_name", "class", *FACTORS):
-        if field not in rows:
-            raise ValueError(f"{str(path)!r} has no field {field!r}.")
-    wnids = list(imagenet_classes())
-    return rows.set_index(
-        pd.Index([f"{wnids[k]}/{f}" for k, f in zip(rows["class"], rows.file_name)], name="sample_id")
-    )
+    rows, wnids = pd.read_json(path, lines=True), list(imagenet_classes())
+    ids = [f"{wnids[label]}/{file}" for label, file in zip(rows["class"], rows["file_name"])]
+    return rows[list(FACTORS)].astype(int).set_index(pd.Index(ids, name="sample_id"))

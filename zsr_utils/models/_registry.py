@@ -6,10 +6,12 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import torch
 
 from zsr_utils._text import one_of, unknown
-from zsr_utils.models._handle import PRECISIONS, Model
+from zsr_utils.models import _openclip, _supervised, _tabletop
+from zsr_utils.models._handle import PRECISIONS, RANDOM_WEIGHTS, Model
 
 
 Builder = Callable[..., Model]
@@ -21,14 +23,7 @@ def register_model(name: str) -> Callable[[Builder], Builder]:
     """Register `build(name, pretrained, precision) -> Model` for a name, or for a prefix that ends in `:`.
 
     An installed package needs no call: an entry point of the group `zsr_utils.models`, with the model's name
-    (or prefix) and such a function, is found by `load_model`.
-
-    Examples:
-        >>> @register_model("my-model")
-        ... def build(name, pretrained, precision):
-        ...     raise NotImplementedError
-        >>> "my-model" in known_models()
-        True
+    (or prefix) and such a function, is found by `load_model`. The adapter of `imagebind`, below, is an example.
     """
 
     def add(builder: Builder) -> Builder:
@@ -43,12 +38,9 @@ def known_models() -> list[str]:
 
     `supervised:` stands for each of timm's and torchvision's classifiers.
     """
-    import open_clip
-
-    from zsr_utils.models._supervised import PREFIX
-    from zsr_utils.models._tabletop import embedded_models
-
-    return list(dict.fromkeys([*_BUILDERS, *_offered(), *embedded_models(), PREFIX, *open_clip.list_models()]))
+    offered = (point.name for point in metadata.entry_points(group=ENTRY_POINTS))
+    every = [*_BUILDERS, *offered, *_tabletop.embedded_models(), _supervised.PREFIX, *open_clip.list_models()]
+    return list(dict.fromkeys(every))
 
 
 def load_model(
@@ -79,14 +71,10 @@ def load_model(
             weight file is damaged, holds code, or belongs to another architecture.
         ModelUnavailable: If weights are not on this machine and cannot be fetched.
     """
-    import open_clip
-
-    from zsr_utils.models import _openclip, _supervised, _tabletop
-
     one_of("precision", precision, PRECISIONS)
     where = resolve_device(device)
-    prefix = name.split(":", 1)[0] + ":" if ":" in name else None
-    if builder := _adapter(name) or (prefix and _adapter(prefix)):
+    prefix = name.split(":", 1)[0] + ":" if ":" in name else ""
+    if builder := _adapter(name) or _adapter(prefix):
         model = builder(name, pretrained, precision)
     elif name in _tabletop.embedded_models():
         model = _tabletop.load(name, precision)
@@ -101,37 +89,28 @@ def load_model(
     return model.to(where).tune(channels_last=channels_last, compile=compile)
 
 
-def _offered() -> dict[str, metadata.EntryPoint]:
-    """Adapters of installed packages, by model name or prefix; none is imported before it is asked for."""
-    return {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)}
-
-
 def _adapter(name: str) -> Builder | None:
+    """A registered builder, or that of an installed package, which is imported only when asked for."""
     if name in _BUILDERS:
         return _BUILDERS[name]
-    point = _offered().get(name)
-    if point is None:
-        return None
-    try:
-        return point.load()
-    except Exception as error:
-        raise ValueError(f"The adapter {point.value!r} of {name!r} could not be imported: {error}.") from error
+    for point in metadata.entry_points(group=ENTRY_POINTS):
+        if point.name == name:
+            try:
+                return point.load()
+            except Exception as error:
+                raise ValueError(f"The adapter {point.value!r} of {name!r} could not be imported: {error}.") from error
+    return None
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` or a torch device name, checked.
-
-    Raises:
-        ValueError: If the device does not exist here.
-    """
+    """`auto`, or the name of a torch device that must exist here."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device is {device!r}, which this machine does not have; try 'auto' or 'cpu'.") from error
-    return chosen
+    return torch.device(device)
 
 
 def seed_everything(seed: int) -> None:
@@ -146,8 +125,6 @@ def seed_everything(seed: int) -> None:
 @register_model("imagebind")
 def _imagebind(name: str, pretrained: str | None, precision: str) -> Model:
     """ImageBind's image and text towers: an adapter as a user would write it."""
-    from zsr_utils.models import _openclip, _supervised
-
     try:
         import imagebind
         from imagebind.models.imagebind_model import imagebind_huge
@@ -173,5 +150,5 @@ def _imagebind(name: str, pretrained: str | None, precision: str) -> Model:
         net, name=name, pretrained=pretrained, image_size=224, mean=mean, std=std, precision=precision,
         transform=_supervised.resize_and_crop(preprocessing), preprocessing=preprocessing,
         tokenizer=lambda texts: torch.stack([words(text) for text in texts]),
-        note="" if pretrained else "random weights: its accuracies mean nothing",
+        note="" if pretrained else RANDOM_WEIGHTS,
     )  # fmt: skip
