@@ -63,24 +63,6 @@ def read_provenance(folder: Path) -> dict:
     return provenance
 
 
-def read_rows(folder: Path | str) -> pd.DataFrame:
-    """Rows of one result folder, or of several by a pattern such as `results/*/01-zero-shot-baseline`.
-
-    Columns `model`, `fingerprint` and `dataset` come from each folder's provenance; columns of the rows that
-    have such a name get `row_` before it.
-
-    Raises:
-        FileNotFoundError: If no folder holds `samples.parquet`.
-        ValueError: If a newer version of this package wrote one.
-    """
-    frames = []
-    for path in _matching(folder, "samples.parquet"):
-        provenance = read_provenance(path.parent)
-        whose = {name: provenance[name] for name in ("model", "fingerprint", "dataset")}
-        frames.append(pd.read_parquet(path).rename(columns={name: f"row_{name}" for name in whose}).assign(**whose))
-    return concat(frames)
-
-
 def concat(frames) -> pd.DataFrame:
     """Rows of several conditions as one frame.
 
@@ -89,25 +71,3 @@ def concat(frames) -> pd.DataFrame:
         2
     """
     return pd.concat(frames, ignore_index=True)
-
-
-def read_metrics(folder: Path | str) -> pd.DataFrame:
-    """Metrics of one or several result folders: name, value, low, high, interval, n, unit, folder.
-
-    Raises:
-        FileNotFoundError: If no folder holds `metrics.json`.
-    """
-    frames = [
-        pd.DataFrame(json.loads(path.read_text())).assign(folder=str(path.parent))
-        for path in _matching(folder, "metrics.json")
-    ]
-    return concat(frames)
-
-
-def _matching(folder: Path | str, file: str) -> list[Path]:
-    pattern = Path(folder) / file
-    anchor = Path(pattern.anchor) if pattern.is_absolute() else Path()
-    found = sorted(anchor.glob(str(pattern.relative_to(anchor))))
-    if not found:
-        raise FileNotFoundError(f"No {file} in {str(folder)!r}: run the notebook first.")
-    return found
