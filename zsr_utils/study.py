@@ -7,6 +7,7 @@ from functools import cached_property
 
 import pandas as pd
 
+from zsr_utils._text import unknown
 from zsr_utils.conditions import Condition, Head
 from zsr_utils.datasets import Dataset, load_dataset
 from zsr_utils.measure import Embedded, Pixels, embed, measure
@@ -178,7 +179,7 @@ class Study:
         return self.run.metric(name, estimate)
 
     def __getitem__(self, name: str) -> Estimate:
-        return self.run[name]
+        return _Recorded(self.run.metrics, {})[name]
 
     def decide(self, name: str, reference: float = 0.0, *, margin: float | None = None, **words: str) -> str:
         """The words that fit a number by `scores.decide`: `more`, `less`, `undecided`, and `same` with a margin."""
@@ -191,7 +192,7 @@ class Study:
             text: Numbers enter by their recorded names, `{zero_shot/accuracy:pct}`, and further words by theirs.
             words: Chosen by a rule, such as by `decide`; an estimate takes a format, too.
         """
-        self.run.say(text.format_map(_Recorded(self.run, words)))
+        self.run.say(text.format_map(_Recorded(self.run.metrics, words)))
 
     def close(self) -> None:
         """Write rows, numbers and provenance, and show the numbers and where they come from."""
@@ -205,14 +206,16 @@ class Study:
 
 
 class _Recorded(dict):
-    """Numbers by name, and further words."""
+    """Further words, and numbers by name."""
 
-    def __init__(self, run: Run, words: Mapping[str, str]):
+    def __init__(self, numbers: Mapping[str, Estimate], words: Mapping):
         super().__init__(words)
-        self._run = run
+        self._numbers = numbers
 
     def __missing__(self, name: str) -> Estimate:
-        return self._run[name]
+        if name not in self._numbers:
+            raise ValueError(unknown("recorded number", name, self._numbers))
+        return self._numbers[name]
 
 
 def open_study(notebook: str, namespace: Mapping) -> Study:

@@ -38,7 +38,6 @@ QUANTITIES = {
     "largest": "s₁", "frobenius": "‖J‖ (Frobenius)", "effective_rank": "effective rank",
     "condition_number": "condition",
 }  # fmt: skip
-DIRECTIONS = ("attack", "first_pattern", "random")
 STRETCH = {
     "more": "aligned images lie where the encoder stretches more",
     "less": "aligned images lie where the encoder stretches less",

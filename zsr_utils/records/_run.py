@@ -7,7 +7,7 @@ import platform
 import re
 import subprocess
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -72,22 +72,6 @@ class Run:
         self.metrics[name] = estimate
         return estimate
 
-    def metrics_of(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
-        """Keep one number a row of a table of estimates, and give the table back.
-
-        Args:
-            table: Columns of an estimate, and those that tell its rows apart.
-            name: Format of the names over those columns, such as `noise/auroc/{kind} {sigma:g}`; what may
-                not stand in a name becomes `_`.
-
-        Raises:
-            ValueError: As `metric`.
-        """
-        for row in table.to_dict("records"):
-            words = re.sub(r"[^a-z0-9_/]+", "_", name.format(**row).lower()).strip("_")
-            self.metric(words, Estimate(**{f.name: row[f.name] for f in fields(Estimate)}))
-        return table
-
     def prompts(self, name: str, templates) -> None:
         """Record a prompt set that was used."""
         self._prompts[name] = list(templates)
@@ -102,10 +86,7 @@ class Run:
         write_frame(self.folder / f"{name}.parquet", rows)
 
     def say(self, text: str) -> None:
-        """Show a sentence of the report, as Markdown: the place for results in prose.
-
-        Numbers enter as f-string fields, never typed in: `run.say(f"… {run['a/b']:pct} …")`.
-        """
+        """Show a sentence of the report, as Markdown."""
         from IPython.display import Markdown, display
 
         display(Markdown(typeset(text)))
