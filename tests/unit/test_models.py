@@ -219,6 +219,7 @@ def vit():
     return load_model("ViT-B-32", device="cpu")
 
 
+@pytest.mark.slow
 def test_any_open_clip_model_equals_open_clip_itself(vit):
     image = Image.effect_noise((300, 260), 90).convert("RGB")
     _, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32")
@@ -248,6 +249,7 @@ def test_tokens_are_a_grid(vit):
     assert vit.encode_tokens(torch.rand(2, 3, 224, 224)).shape == (2, 7, 7, 768)
 
 
+@pytest.mark.slow
 def test_channels_last_and_compilation_change_nothing_but_rounding(tmp_path):
     """The compiler's `eager` backend traces the tower without a C++ compiler, as any other backend would."""
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()

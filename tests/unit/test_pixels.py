@@ -148,6 +148,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_picture_leaves_it_unmarked(cach
     assert 0 in again and 1 not in again and torch.equal(again.read(0), pixels)
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_whole_pictures_only(cache):
     """SIGKILL between the pixels and the mark: the slot is decoded again."""
 

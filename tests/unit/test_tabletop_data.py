@@ -199,6 +199,7 @@ def test_view_and_light_leave_the_range_of_pretraining(shifted, condition, field
     assert low < min(values) <= max(values) <= high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["default", "othersource"])
 def test_no_shifted_scene_is_a_validation_or_pretraining_scene(name, shifted, validation):
     """All 40,000 scenes of the pre-training set are drawn; no condition changes what is compared."""

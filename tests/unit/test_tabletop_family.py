@@ -240,6 +240,7 @@ def drawn_once():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", sources())
 def test_pretraining_set_holds_the_listed_near_duplicates_and_no_other(names, validation, drawn_once):
     """Every scene of every pre-training set is compared with every validation scene (about 15 s in all)."""

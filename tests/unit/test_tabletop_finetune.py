@@ -148,6 +148,7 @@ def test_fine_tuning_on_captions_draws_its_own_scenes_and_captions(places, monke
     assert np.abs(data.open_images(folder, CLIP["scenes"]).astype(int) - expected).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [PROBE, FINETUNED, READER], ids=lambda c: c["name"])
 def test_interrupted_fine_tuning_ends_with_the_same_weights(config, places, tmp_path, monkeypatch):
     expected = weights_of(train.train(config, **places | {"runs": tmp_path / "straight"}))

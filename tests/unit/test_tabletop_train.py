@@ -148,6 +148,7 @@ def test_text_tower_ignores_what_follows_the_end(exported):
 # Training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", OBJECTIVES)
 def test_interrupted_training_ends_with_the_same_weights(tmp_path, folders, monkeypatch, loss):
     config, objective = CONFIG | {"loss": loss}, OBJECTIVES[loss]
@@ -179,6 +180,7 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path, folders, monk
     assert (resumed / objective.weights).read_bytes() == expected
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_config_is_not_gone_on_from(tmp_path, folders, monkeypatch):
     train.train(CONFIG, runs=tmp_path, **folders)
     original, steps = train.learning_rate, []
