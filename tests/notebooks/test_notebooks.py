@@ -56,7 +56,7 @@ def test_checked_cells_have_a_count_and_an_output_and_others_none(path):
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
-    """The cache that the book was made with (`ZSR_CACHE`, as `make test` sets it), or one of their own for all notebooks."""
+    """The cache that the book was made with, as `make test` sets it, or one for all notebooks."""
     return Path(os.environ.get("ZSR_CACHE") or tmp_path_factory.mktemp("cache"))
 
 
