@@ -49,11 +49,8 @@ def load_dataset(
             `tabletop` has `validation` and the conditions of its shifted sets, the same scenes in each:
             `photo`, `cartoon`, `sketch`, `silhouette`, `backdrop`, `viewpoint`, `lighting`, `pattern`, `card`.
         limit: At most this many images, drawn by `seed` and spread over the classes; None or 0 is all.
-        seed: Seed of that draw.
-        classes: Only these classes, or this many drawn by `seed`: the names of the others are no answers then; 0
-            is all.
-        ids: Only these samples: a file with an id a line, or the name of a list in `data/subsets`; None or an empty
-            text is all.
+        classes: Only these classes, or this many drawn by `seed` (0 is all); other names are no answers then.
+        ids: Only these samples: a file with an id a line, or the name of a list in `data/subsets`; empty is all.
 
     Raises:
         ValueError: If a name or value is not allowed (the nearest ones are listed), or files do not match their labels.
