@@ -7,6 +7,7 @@ spent on finished pairs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +244,32 @@ def smallest_budgets(
     return by_budget
 
 
+@torch.no_grad()
+def blended(
+    net: Model,
+    sources: Float[Tensor, "n 3 h w"],
+    others: Float[Tensor, "n 3 h w"],
+    goal: Goal,
+    *,
+    batch_size: int = 64,
+    halvings: int = 8,
+) -> Aligned:
+    """Sources blended with other pictures, as little as meets the goal in an 8-bit file: a crossing, by bisection."""
+
+    def blend(share: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = saved_as_png(torch.lerp(sources, others, share[:, None, None, None]))
+        features = torch.cat([net.encode_image(part.to(net.device)) for part in pixels.split(batch_size)])
+        return pixels, goal.reached(features, torch.arange(len(pixels))).cpu()
+
+    low, high = torch.zeros(len(sources)), torch.ones(len(sources))
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        reached = blend(middle)[1]
+        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+    pixels, reached = blend(high)
+    return Aligned(pixels, torch.zeros(len(sources), dtype=torch.long), reached)
+
+
 def saved_as_png(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
     """What an 8-bit PNG file gives back: every success is measured on these pixels.
 
@@ -296,31 +323,25 @@ def closeness(sources: Float[Tensor, "n 3 h w"], pixels: Float[Tensor, "n 3 h w"
     """
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-    change = 255 * (pixels - sources).flatten(1).double()
-    rms = change.square().mean(1).sqrt()
+    rms = 255 * (pixels - sources).flatten(1).double().square().mean(1).sqrt()
+    both = list(zip(pixels.split(256), sources.split(256)))
     found = {
         "psnr": 20 * torch.log10(255 / rms),
-        "ssim": torch.cat(
-            [
-                ssim(a, b, data_range=1.0, reduction="none").reshape(-1)
-                for a, b in zip(pixels.split(256), sources.split(256))
-            ]
-        ),
+        "ssim": torch.cat([ssim(a, b, data_range=1.0, reduction="none").reshape(-1) for a, b in both]),
     }
-    if lpips_available():
-        from torchmetrics.functional.image.lpips import _LPIPS
-
-        distance = _LPIPS(pretrained=True, net="alex").eval()
+    if (lpips := _lpips()) is not None:
         with torch.no_grad():
-            found["lpips"] = torch.cat(
-                [distance(a, b, normalize=True).reshape(-1) for a, b in zip(pixels.split(256), sources.split(256))]
-            )
+            found["lpips"] = torch.cat([lpips(a, b, normalize=True).reshape(-1) for a, b in both])
     return {name: value.numpy() for name, value in found.items()}
 
 
-def lpips_available() -> bool:
-    """Whether the AlexNet weights that LPIPS reads are in torch's cache."""
-    return any((Path(torch.hub.get_dir()) / "checkpoints").glob("alexnet-owt-*.pth"))
+@cache
+def _lpips() -> torch.nn.Module | None:
+    """LPIPS over AlexNet, where its weights are in torch's cache."""
+    from torchmetrics.functional.image.lpips import _LPIPS
+
+    known = any((Path(torch.hub.get_dir()) / "checkpoints").glob("alexnet-owt-*.pth"))
+    return _LPIPS(pretrained=True, net="alex").eval() if known else None
 
 
 def _nothing_done(sources: Tensor) -> Aligned:

@@ -6,31 +6,30 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor
 from torch.nn import functional as F
 
 from zsr_utils.conditions import Condition, Head, random_control
-from zsr_utils.conditions.alignment import Aligned, Answer, Goal, Match, Settings, align, saved_as_png, text_targets
+from zsr_utils.conditions.alignment import Aligned, Answer, Match, Settings, align, blended, saved_as_png, text_targets
 from zsr_utils.datasets import Dataset
 from zsr_utils.experiments.pairs import Pairs, counted, moved, pair_names
 from zsr_utils.experiments.zero_shot import principal_axes
 from zsr_utils.measure import Embedded, Pixels, embed
 from zsr_utils.models import Model
-from zsr_utils.scores import Estimate, decide, estimate_of, median_of, paired_change, share_of
+from zsr_utils.scores import Estimate, decide, estimate_of, mean_of, median_of, paired_change, share_of
 
 
 INVISIBLE = 8.0  # grey levels: the bound on every pixel of a change that attacks usually call invisible
-VISIBILITY = {
-    "more": "beyond the 8 grey levels that are usually called invisible",
-    "less": "within the 8 grey levels that are usually called invisible",
-    "undecided": "about the 8 grey levels that are usually called invisible",
+VISIBILITY = {"more": "beyond", "less": "within", "undecided": "about"}
+DIRECTION = {"more": "the direction does it", "less": "the size does it", "undecided": "which does it is not decided"}
+SHORTER = {
+    "more": "alignment goes less far",
+    "less": "it goes less far",
+    "undecided": "which goes less far is not decided",
 }
-TRANSFER = {
-    "more": "the change transfers",
-    "less": "the random change does more",
-    "undecided": "whether the change transfers is not decided",
-}
-MEASURES = {"rms": "grey levels", "linf": "grey levels", "psnr": "dB", "ssim": "SSIM", "target_cosine": "cosine"}
+DISTANCE = {"more": "farther than", "less": "nearer than", "undecided": "neither clearly nearer nor farther than"}
+TRANSFER = {"more": "it transfers", "less": "it does less", "undecided": "whether it transfers is not decided"}
+IN_BALLS = {"alignment/systematic_accuracy_in_ball": "as_source", "alignment/target_hit_rate_in_ball": "as_target"}
+MEASURES = {"rms": "grey levels", "linf": "grey levels", "ssim": "SSIM", "lpips": "LPIPS", "target_cosine": "cosine"}
 
 
 def ways(
@@ -54,32 +53,6 @@ def ways(
     }
 
 
-@torch.no_grad()
-def blended(
-    net: Model,
-    sources: Float[Tensor, "n 3 h w"],
-    targets: Float[Tensor, "n 3 h w"],
-    goal: Goal,
-    *,
-    batch_size: int = 64,
-    halvings: int = 8,
-) -> Aligned:
-    """Sources blended with their targets' pictures until the goal is met in an 8-bit file: a crossing, by bisection."""
-
-    def blend(share: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = saved_as_png(torch.lerp(sources, targets, share[:, None, None, None]))
-        features = torch.cat([net.encode_image(part.to(net.device)) for part in pixels.split(batch_size)])
-        return pixels, goal.reached(features, torch.arange(len(pixels))).cpu()
-
-    low, high = torch.zeros(len(sources)), torch.ones(len(sources))
-    for _ in range(halvings):
-        middle = (low + high) / 2
-        reached = blend(middle)[1]
-        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
-    pixels, reached = blend(high)
-    return Aligned(pixels, torch.zeros(len(sources), dtype=torch.long), reached)
-
-
 def seen_by(
     net: Model, nets: Mapping[str, Model], made: Mapping[Model, Mapping[str, Aligned]], pairs: Pairs
 ) -> list[Condition]:
@@ -90,7 +63,7 @@ def seen_by(
         shown = saved_as_png(end.pixels)
         if shown.shape[-1] != net.image_size:
             shown = F.interpolate(shown, size=net.image_size, mode="bicubic", antialias=True).clamp(0, 1)
-        found.append(pairs.condition(f"{way} for {name}", Aligned(shown, end.steps, end.reached)))
+        found.append(pairs.condition(f"{way}_for_{name}", Aligned(shown, end.steps, end.reached)))
     return found
 
 
@@ -123,9 +96,14 @@ def outcomes(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def shares(study, originals: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """The share that is named rightly, of all images and of every way to change them, kept as numbers."""
+    """The share that is named rightly, of all images and of every way to change them; all are kept as numbers."""
     of = {"original": originals.assign(as_source=originals.prediction == originals.label)}
     of |= dict(list(rows.groupby("condition", sort=False)))
+    study.estimate(of["aligned"], "alignment/target_hit_rate", share_of("as_target"))
+    study.estimate(of["aligned"], "alignment/target_probability", mean_of("target_probability", "fraction"))
+    study.estimate(of["aligned"], "alignment/reached", share_of("reached"))
+    own = [of[way][of[way].model == study.name] for way in ("aligned", "random_direction")]
+    study.number("alignment/random_beyond_aligned", paired_change(*own, "as_source"))
     lines = {
         "original": ("zero_shot_accuracy", "not changed, all images"),
         "aligned": ("systematic_accuracy", "aligned"),
@@ -136,6 +114,17 @@ def shares(study, originals: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
         study.estimate(of[way], f"alignment/{name}", share_of("as_source")).assign(label=label)
         for way, (name, label) in lines.items()
     )
+
+
+def costs(study, rows: pd.DataFrame) -> pd.DataFrame:
+    """Median size of every change but the random one, which is as large as the aligned one; all are kept as numbers."""
+    rows, by = rows[rows.condition != "random_direction"], ["condition"]
+    own = [rows[(rows.model == study.name) & (rows.condition == way)] for way in ("aligned", "blended")]
+    study.number("closeness/blended_beyond_aligned", paired_change(*own, "rms", unit="grey levels"))
+    tables = [
+        study.estimate(rows, f"closeness/{m}", median_of(m, unit), by) for m, unit in MEASURES.items() if m in rows
+    ]
+    return tables[0]
 
 
 def one_pair(images: Dataset, net: Model, pairs: Pairs, made: Mapping[str, Aligned], rows: pd.DataFrame):
@@ -172,40 +161,43 @@ def by_class(rows: pd.DataFrame, column: str, classes: int) -> Float[np.ndarray,
     return table.reindex(index=range(classes), columns=range(classes)).to_numpy()
 
 
-def bound_in_words(table: pd.DataFrame) -> str:
-    """Where the share of sources that keep their name falls below one half."""
-    below = table.severity[table.value < 0.5]
-    if below.empty:
-        return f"stays above one half up to {table.severity.max():g} grey levels"
-    return f"falls below one half at {below.min():g} grey levels"
+def in_bounds(kept: pd.DataFrame, hit: pd.DataFrame) -> dict:
+    """Words for shares of pairs by bound: where fewer than half keep their name, and what the largest bound does."""
+    below = kept.severity[kept.value < 0.5]
+    where = f"falls below one half at {below.min():g} grey levels" if len(below) else "stays above one half"
+    last, named = (estimate_of(table.loc[table.severity.idxmax()]) for table in (kept, hit))
+    return {"where": where, "budget": kept.severity.max(), "last": last, "named": named}
 
 
 def transferred(study, rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Shares that other models' images keep their name, kept as numbers, and what they say."""
-    rows = rows.assign(**rows.condition.str.split(" for ", n=1, expand=True).set_axis(["way", "made_for"], axis=1))
+    rows = rows.assign(**rows.condition.str.split("_for_", n=1, expand=True).set_axis(["way", "made_for"], axis=1))
     table = study.estimate(rows, "transfer/named_as_source", share_of("as_source"), ["way", "made_for"])
 
     def lost(part: pd.DataFrame) -> Estimate:
         return paired_change(part[part.way == "aligned"], part[part.way == "random_direction"], "as_source")
 
-    said = []
-    for row in study.estimate(rows, "transfer/random_beyond_aligned", lost, ["made_for"]).itertuples():
-        e = estimate_of(row)
-        said.append(
-            f"{row.model} loses {e:points} more names of images aligned for {row.made_for}: {TRANSFER[decide(e)]}"
-        )
-    seen = table.way.str.replace("_", " ") + " for " + table.made_for + ", seen by " + table.model
-    return table.assign(label=seen), "Beyond a random change of the same size, " + "; ".join(said) + "."
+    lost = study.estimate(rows, "transfer/random_beyond_aligned", lost, ["made_for"])
+    said = [
+        f"{row.model} loses {estimate_of(row):points} of names by what was made for {row.made_for}, "
+        f"{TRANSFER[decide(estimate_of(row))]}"
+        for row in lost.itertuples()
+    ]
+    table = table.assign(
+        label="for " + table.made_for + ", seen by " + table.model, way=table.way.str.replace("_", " ")
+    )
+    return table, "Beyond a random change of the same size, " + "; ".join(said) + "."
 
 
 def in_words(study, rows: pd.DataFrame, topic: str) -> str:
-    """Hits, stop rule, steps and size of every condition, kept as numbers."""
-    asked = [("target_hit_rate", share_of("as_target")), ("reached", share_of("reached"))]
-    asked += [("steps", median_of("steps", "steps")), ("rms", median_of("rms", "grey levels"))]
-    tables = [study.estimate(rows, f"{topic}/{name}", statistic, ["condition"]) for name, statistic in asked]
+    """Hits, stop rule, size (kept as numbers) and steps of every condition."""
+    asked = {"target_hit_rate": share_of("as_target"), "reached": share_of("reached")}
+    asked |= {"rms": median_of("rms", "grey levels")}
+    tables = [study.estimate(rows, f"{topic}/{name}", statistic, ["condition"]) for name, statistic in asked.items()]
+    steps = rows.groupby("condition").steps.median()
     said = [
-        f"{hit.label}: {hit.value:.0%} named as the target, {met.value:.0%} at the stop rule, "
-        f"median {steps.value:.0f} steps and {rms.value:.1f} grey levels (RMS)"
-        for hit, met, steps, rms in zip(*(table.itertuples() for table in tables))
+        f"{hit.label}: {hit.value:.0%} named as the target, {met.value:.0%} at the stop rule after "
+        f"{steps[hit.condition]:.0f} steps (median), {rms.value:.1f} grey levels (RMS) away"
+        for hit, met, rms in zip(*(table.itertuples() for table in tables))
     ]
     return "; ".join(said) + "."
