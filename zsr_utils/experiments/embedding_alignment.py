@@ -20,7 +20,7 @@ from zsr_utils.scores import Estimate, decide, estimate_of, mean_of, median_of, 
 
 INVISIBLE = 8.0  # grey levels: the bound on every pixel of a change that attacks usually call invisible
 VISIBILITY = {"more": "beyond", "less": "within", "undecided": "about"}
-DIRECTION = {"more": "the direction does it", "less": "the size does it", "undecided": "which does it is not decided"}
+DIRECTION = {"more": "the direction counts", "less": "it does more", "undecided": "what counts is not decided"}
 SHORTER = {
     "more": "alignment goes less far",
     "less": "it goes less far",
@@ -28,8 +28,7 @@ SHORTER = {
 }
 DISTANCE = {"more": "farther than", "less": "nearer than", "undecided": "neither clearly nearer nor farther than"}
 TRANSFER = {"more": "it transfers", "less": "it does less", "undecided": "whether it transfers is not decided"}
-IN_BALLS = {"alignment/systematic_accuracy_in_ball": "as_source", "alignment/target_hit_rate_in_ball": "as_target"}
-MEASURES = {"rms": "grey levels", "linf": "grey levels", "ssim": "SSIM", "lpips": "LPIPS", "target_cosine": "cosine"}
+MEASURES = {"rms": "grey levels", "linf": "grey levels", "ssim": "SSIM", "target_cosine": "cosine"}
 
 
 def ways(
@@ -70,8 +69,9 @@ def seen_by(
 def to_texts(net: Model, pairs: Pairs, texts: Sequence[str], cosine: float, settings: Settings, **options):
     """Conditions: sources aligned with texts, one a pair, in either scale; none for a model without a text tower."""
     before, options = pairs.embedded.of(pairs.table.sample_id), options | {"names": pair_names(pairs.table)}
+    scales = {"text_min_max": "min-max", "text_norm": "norm"}
     try:
-        targets = {f"text_{s}": text_targets(net, texts, before, scale=s) for s in ("min-max", "norm")}
+        targets = {name: text_targets(net, texts, before, scale=scale) for name, scale in scales.items()}
     except TypeError:
         return []
     ends = {name: align(net, pairs.sources, Match(t, cosine), settings, **options) for name, t in targets.items()}
@@ -121,10 +121,8 @@ def costs(study, rows: pd.DataFrame) -> pd.DataFrame:
     rows, by = rows[rows.condition != "random_direction"], ["condition"]
     own = [rows[(rows.model == study.name) & (rows.condition == way)] for way in ("aligned", "blended")]
     study.number("closeness/blended_beyond_aligned", paired_change(*own, "rms", unit="grey levels"))
-    tables = [
-        study.estimate(rows, f"closeness/{m}", median_of(m, unit), by) for m, unit in MEASURES.items() if m in rows
-    ]
-    return tables[0]
+    tables = {m: study.estimate(rows, f"closeness/{m}", median_of(m, unit), by) for m, unit in MEASURES.items()}
+    return tables["rms"]
 
 
 def one_pair(images: Dataset, net: Model, pairs: Pairs, made: Mapping[str, Aligned], rows: pd.DataFrame):
@@ -178,15 +176,13 @@ def transferred(study, rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         return paired_change(part[part.way == "aligned"], part[part.way == "random_direction"], "as_source")
 
     lost = study.estimate(rows, "transfer/random_beyond_aligned", lost, ["made_for"])
-    said = [
-        f"{row.model} loses {estimate_of(row):points} of names by what was made for {row.made_for}, "
-        f"{TRANSFER[decide(estimate_of(row))]}"
+    said = "; ".join(
+        f"what was made for {row.made_for} costs {row.model} {estimate_of(row):points} more than a random change "
+        f"of its size: {TRANSFER[decide(estimate_of(row))]}"
         for row in lost.itertuples()
-    ]
-    table = table.assign(
-        label="for " + table.made_for + ", seen by " + table.model, way=table.way.str.replace("_", " ")
     )
-    return table, "Beyond a random change of the same size, " + "; ".join(said) + "."
+    seen = "for " + table.made_for + ", seen by " + table.model
+    return table.assign(label=seen, way=table.way.str.replace("_", " ")), f"In names lost, {said}."
 
 
 def in_words(study, rows: pd.DataFrame, topic: str) -> str:
