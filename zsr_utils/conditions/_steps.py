@@ -76,7 +76,7 @@ class Settings:
         }
         if self.eps is not None:
             most = self.norm == "l2" or self.eps <= 1
-            bounds["eps"] = (self.eps >= 0 and most, "0 or more" + (" to 1" if self.norm == "linf" else ""))
+            bounds["eps"] = (self.eps >= 0 and most, "0 to 1" if self.norm == "linf" else "0 or more")
         for name, (good, allowed) in bounds.items():
             if not good:
                 raise ValueError(f"{name} is {getattr(self, name)}, allowed is {allowed}.")

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch.nn import functional as F
 
-from zsr_utils.conditions import Condition, Head, random_control
-from zsr_utils.conditions.alignment import Aligned, Answer, Match, Settings, align, blended, saved_as_png, text_targets
+from zsr_utils.conditions import Condition, Head, Settings, random_control
+from zsr_utils.conditions.alignment import Aligned, Answer, Match, align, blended, saved_as_png, text_targets
 from zsr_utils.datasets import Dataset
 from zsr_utils.experiments.pairs import Pairs, counted, moved, pair_names
 from zsr_utils.experiments.zero_shot import principal_axes
@@ -196,4 +196,4 @@ def in_words(study, rows: pd.DataFrame, topic: str) -> str:
         f"{steps[hit.condition]:.0f} steps (median), {rms.value:.1f} grey levels (RMS) away"
         for hit, met, rms in zip(*(table.itertuples() for table in tables))
     ]
-    return "; ".join(said) + "."
+    return f"Over {len(rows) // len(said)} pairs: {'; '.join(said)}."

@@ -1,7 +1,7 @@
 """The aligned pairs that several chapters look at: sources, targets, and what became of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
@@ -10,12 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from zsr_utils.conditions import Batch, Condition, Head, Seen, made_before, sizes
+from zsr_utils.conditions import Batch, Condition, Head, Seen, Settings, made_before, sizes
 from zsr_utils.conditions.alignment import (
     Aligned,
     Answer,
     Match,
-    Settings,
     align,
     closeness,
     saved_as_png,
@@ -52,11 +51,12 @@ class Pairs:
         """The aligned images as an 8-bit file keeps them."""
         return saved_as_png(self.aligned.pixels)
 
-    def head(self, number: int) -> "Pairs":
-        """The first pairs; all of them where the number is 0 or larger than theirs."""
-        n = min(number or len(self.table), len(self.table))
-        aligned = Aligned(self.aligned.pixels[:n], self.aligned.steps[:n], self.aligned.reached[:n])
-        return replace(self, table=self.table.head(n), sources=self.sources[:n], aligned=aligned)
+    def head(self, number: int = 0, of: Sequence[str] | None = None) -> "Pairs":
+        """The first pairs (0 is all), of some source images alone where these are given."""
+        counts = np.ones(len(self.table), bool) if of is None else self.table.sample_id.isin(of).to_numpy()
+        rows = np.flatnonzero(counts)[: number or None]
+        aligned = Aligned(*(getattr(self.aligned, field.name)[rows] for field in fields(Aligned)))
+        return replace(self, table=self.table.iloc[rows], sources=self.sources[rows], aligned=aligned)
 
     def condition(self, name: str = "aligned", aligned: Aligned | None = None, severity: float = 1.0) -> Condition:
         """The aligned images as a condition, or what else was made of the same pairs."""
