@@ -93,13 +93,14 @@ def mean_of(column: str, unit: str) -> Statistic:
 
 
 def median_of(column: str, unit: str) -> Statistic:
-    """Median over the images of a column, its values averaged over the rows of an image first."""
+    """Median of a column over all rows; the interval draws images.
 
-    def statistic(rows: pd.DataFrame) -> Estimate:
-        means = rows.groupby("sample_id", sort=False)[column].mean().dropna()
-        return bootstrap(np.median, means.to_numpy(), unit=unit)
-
-    return statistic
+    Examples:
+        >>> rows = pd.DataFrame({"sample_id": list("aab"), "rms": [1.0, 3.0, 4.0]})
+        >>> median_of("rms", "grey levels")(rows).value
+        3.0
+    """
+    return lambda rows: bootstrap(np.median, rows[column].to_numpy(float), groups=rows.sample_id, unit=unit)
 
 
 def paired_change(one: pd.DataFrame, other: pd.DataFrame, column: str, *, unit: str = "fraction") -> Estimate:
