@@ -111,11 +111,7 @@ class Batch:
 
     @cached_property
     def pictures(self) -> list[Image.Image]:
-        """The pictures before the model's own resize and crop, RGB.
-
-        Raises:
-            ValueError: If these images have no pictures, only pixels.
-        """
+        """The pictures before the model's own resize and crop, RGB."""
         if self.open is None:
             raise ValueError("These images are pixels at the model's size, a change of pictures needs a data set.")
         return [self.open(sample_id) for sample_id in self.sample_ids]
@@ -140,8 +136,8 @@ class Condition:
         severity: How strongly; 0 is the unchanged image.
         change: Gives the pixels (N, 3, H, W) in [0, 1] that are shown.
         facts: Further columns of the rows by name, (N,) each, from the batch and what the model made of it.
-        draws: Repetitions: those that `measure` is asked for (None), a number, or a number by sample id; samples
-            that it does not name are left out.
+        draws: Repetitions: those that `measure` is asked for (None), a number, or a number by sample id; samples that
+            it does not name are left out.
     """
 
     name: str

@@ -40,8 +40,8 @@ class Perturbation:
     Attributes:
         family: Such as `translation`.
         instance: Such as `+4/64`; readable, and unique within the family.
-        severity: The same as a number: 64ths of the shorter side or pixels, degrees, the share by which the
-            picture shrinks, or the height of the letters as a share of the image's (in pixels for `units="pixels"`).
+        severity: The same as a number: 64ths of the shorter side or pixels, degrees, the share by which the picture
+            shrinks, or the height of the letters as a share of the image's (in pixels for `units="pixels"`).
         number: Position within the family, from 0; text overlays write the class name of this position.
         in_place: Whether every pixel that is kept stays where it was.
         keeps_size: Whether the view always has the size of the original.
@@ -62,11 +62,6 @@ class Perturbation:
             image: Of any mode; it is converted to RGB.
             sample_id: Seeds random text.
             words: Class names for text overlays, which need more of them than their `number`.
-
-        Raises:
-            TypeError: If `image` is no PIL image.
-            ValueError: If the image has no pixels or is too small for this perturbation, there are too few
-                words, or the text does not fit.
         """
         if not isinstance(image, Image.Image):
             raise TypeError(f"image is of type {type(image).__name__}, allowed is a PIL image.")
@@ -154,10 +149,7 @@ def _rotation_content(image: Image.Image, *_, angle: float) -> View:
     shrink = min(width / (width * c + height * s), height / (width * s + height * c))
     size = [max(1, int(shrink * side)) for side in image.size]
     # Rotated and cut in one step, centre on centre: a cut out of the expanded canvas may be half a pixel off.
-    shift = [
-        width / 2 - cos * size[0] / 2 + sin * size[1] / 2,
-        height / 2 - sin * size[0] / 2 - cos * size[1] / 2,
-    ]
+    shift = [width / 2 - cos * size[0] / 2 + sin * size[1] / 2, height / 2 - sin * size[0] / 2 - cos * size[1] / 2]
     turned = image.transform(
         size, Image.Transform.AFFINE, (cos, -sin, shift[0], sin, cos, shift[1]), BICUBIC, fillcolor=WHITE
     )

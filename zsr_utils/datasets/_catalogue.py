@@ -89,9 +89,6 @@ def folder_of(name: str, *inner: str) -> Path:
     """The folder of a data set that lies in the data folder, or the first of `inner` folders that it has.
 
     Archives hold a folder of their own that some people keep when they unpack them.
-
-    Raises:
-        FileNotFoundError: If there is none; the message says how to get it, how large it is, and where it goes.
     """
     root = data_folder() / source(name).folder
     if not root.is_dir():

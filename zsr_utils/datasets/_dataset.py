@@ -148,12 +148,7 @@ class Dataset:
         return self.samples[self._row(sample_id)].image()
 
     def pixels(self, sample_ids: Sequence[str], from_pil: Callable[[Image.Image], Tensor]) -> Tensor:
-        """Pixels (N, 3, H, W) of some samples in the order asked, each decoded once, and never if it is kept.
-
-        Raises:
-            KeyError: If an id is not in the data set.
-            UnreadableImages: If one cannot be decoded.
-        """
+        """Pixels (N, 3, H, W) of some samples in the order asked, each decoded once, and never if it is kept."""
         rows = [self._row(sample_id) for sample_id in sample_ids]
         once = list(dict.fromkeys(rows))
         levels = dict(zip(once, self._levels(once, from_pil, 0)))
@@ -179,20 +174,17 @@ class Dataset:
     ) -> Iterator[tuple[list[str], Tensor, Tensor]]:
         """Batches `(sample_ids, pixels (N, 3, H, W), labels (N,))` through a model's `from_pil`.
 
-        A batch holds `batch_size` samples less the unreadable ones (it may be empty), so that batch k
-        always covers the same samples, and a run that was interrupted goes on at batch `start`.
-        Pictures that were decoded before for a transform of the same settings are read from the cache.
-        Memory is bounded by the batches that workers have ready.
+        A batch holds `batch_size` samples less the unreadable ones (it may be empty), so that batch k always covers the
+        same samples, and a run that was interrupted goes on at batch `start`. Pictures that were decoded before for a
+        transform of the same settings are read from the cache. Memory is bounded by the batches that workers have
+        ready.
 
         Args:
             from_pil: From a picture to pixels; a model's own is kept on disk.
             batch_size: Samples in a batch.
-            workers: Processes that decode while the model computes; 0 decodes here, None takes a process a
-                core (at most 16) where there are enough pictures to decode.
+            workers: Processes that decode while the model computes; 0 decodes here, None takes a process a core (at
+                most 16) where there are enough pictures to decode.
             start: Batches to leave out.
-
-        Raises:
-            UnreadableImages: At the end, if more than 1 % of the images could not be decoded.
         """
         decoded = self._levels(range(start * batch_size, len(self)), from_pil, workers)
         for sample_ids, levels, labels in self._batched(decoded, batch_size, start):

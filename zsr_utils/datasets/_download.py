@@ -22,12 +22,7 @@ class DownloadError(RuntimeError):
 
 
 def download(name: str, folder: str | Path | None = None) -> Path:
-    """Fetch a data set by its name for `load_dataset` into a data folder (None is `ZSR_DATA`), and return its folder.
-
-    Raises:
-        ValueError: If the name is unknown, or the data set is to be had by hand only.
-        DownloadError: If it cannot be fetched, checked or written.
-    """
+    """Fetch a data set by its name for `load_dataset` into a data folder (None is `ZSR_DATA`), and return its folder."""
     root = Path(folder) if folder else data_folder()
     if name == "tabletop":
         raise ValueError("tabletop is part of the project, there is nothing to fetch.")

@@ -52,8 +52,8 @@ def class_folders(
 ) -> Dataset:
     """A folder with a sub-folder a class, in the order of `label_of`; ids are paths in it.
 
-    Listing costs a `stat` a file, and no file is opened. Class folders may be missing: the list of classes stays
-    whole, so that accuracy stays that of a choice among all of them.
+    Listing costs a `stat` a file, and no file is opened. Class folders may be missing: the list of classes stays whole,
+    so that accuracy stays that of a choice among all of them.
     """
     samples, sizes = [], [f"border {border}"] if border else []
     for class_folder, label in label_of.items():

@@ -38,9 +38,9 @@ def stacked(levels: Sequence[Tensor]) -> Tensor:
 class PixelStore:
     """Pictures of one data set behind one transform: a slot of uint8 for every sample, filled as they come.
 
-    A slot counts once its mark is written, which happens after its pixels, so a killed run leaves no half
-    picture behind; two runs that fill the same slot write the same bytes. Files are sparse: what was not
-    decoded takes no room. The folder is made when the first picture is kept; without a folder, none is.
+    A slot counts once its mark is written, which happens after its pixels, so a killed run leaves no half picture
+    behind; two runs that fill the same slot write the same bytes. Files are sparse: what was not decoded takes no room.
+    The folder is made when the first picture is kept; without a folder, none is.
     """
 
     def __init__(self, folder: Path | None, slots: int, size: int):

@@ -54,10 +54,6 @@ def load_dataset(
             is all.
         ids: Only these samples: a file with an id a line, or the name of a list in `data/subsets`; None or an empty
             text is all.
-
-    Raises:
-        ValueError: If a name or value is not allowed (the nearest ones are listed), or files do not match their labels.
-        FileNotFoundError: If a data set has not been downloaded; the message says how.
     """
     dataset = _whole(str(name_or_folder), split)
     if ids:

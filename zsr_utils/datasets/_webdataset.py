@@ -20,12 +20,11 @@ def is_webdataset(folder: Path) -> bool:
 def webdataset(folder: Path, split: str, *, name: str) -> Dataset:
     """A folder with `classnames.txt`, `zeroshot_classification_templates.txt` and `<split>/<number>.tar`.
 
-    A shard holds `<key>.jpg` (or png, webp) and `<key>.cls`, the index of the class, for every sample, and the id
-    is `<number>/<key>`. Nothing is unpacked: the headers of a shard are read once, which takes a few seconds for
-    10,000 images on a local disk, and a picture is then read from its place in the shard.
+    A shard holds `<key>.jpg` (or png, webp) and `<key>.cls`, the index of the class, for every sample, and the id is
+    `<number>/<key>`. Nothing is unpacked: the headers of a shard are read once, which takes a few seconds for 10,000
+    images on a local disk, and a picture is then read from its place in the shard.
 
-    Source:
-        `build_wds_dataset` and `webdataset_builder` of CLIP_benchmark.
+    Source: `build_wds_dataset` and `webdataset_builder` of CLIP_benchmark.
     """
     if not (folder / "classnames.txt").is_file():
         raise FileNotFoundError(f"The webdataset {str(folder)!r} has no classnames.txt.")

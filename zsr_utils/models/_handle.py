@@ -109,11 +109,7 @@ class Model(nn.Module):
         return 0.0 if bias is None else bias.float()
 
     def encode_image(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
-        """Raw image features, differentiable in `pixels`; not normalised.
-
-        Raises:
-            ValueError: If pixels are not NCHW RGB at `image_size` or leave [0, 1] by more than 1e-6.
-        """
+        """Raw image features, differentiable in `pixels`; not normalised."""
         return self.net.encode_image(self._normalised(pixels)).float()
 
     def encode_tokens(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n rows columns c"]:
@@ -125,8 +121,8 @@ class Model(nn.Module):
     ) -> tuple[Float[Tensor, "n d"], list[Float[Tensor, "n rows columns c"]]]:
         """Image features and, from the same pass, the token grid after every block or stage.
 
-        A transformer's tokens are read through its final norm at every depth, so that lengths can be
-        compared between blocks; the last grid is what `encode_tokens` gives.
+        A transformer's tokens are read through its final norm at every depth, so that lengths can be compared between
+        blocks; the last grid is what `encode_tokens` gives.
         """
         passed = self._tokens(pixels, indices=None, intermediates_only=False)
         return passed["image_features"].float(), passed["image_intermediates"]
@@ -198,8 +194,8 @@ class Model(nn.Module):
 
         Args:
             channels_last: Channels innermost, which convolutions of fp16 and bf16 on a GPU prefer.
-            compile: Compile the image tower at its first use, but for token grids and Jacobians by `torch.func`;
-                a text names the backend of `torch.compile`.
+            compile: Compile the image tower at its first use, but for token grids and Jacobians by `torch.func`; a text
+                names the backend of `torch.compile`.
         """
         if channels_last:
             self._memory_format = torch.channels_last

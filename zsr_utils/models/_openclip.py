@@ -30,8 +30,8 @@ class ModelUnavailable(RuntimeError):
 def load(name: str, pretrained: str | None, precision: str) -> Model:
     """Build a handle over `open_clip.create_model_and_transforms(name, pretrained)`.
 
-    Activation and preprocessing are those of the checkpoint's own config: of the tag, the hub project or
-    the folder. A bare weight file has none, and the handle's `note` says what was assumed.
+    Activation and preprocessing are those of the checkpoint's own config: of the tag, the hub project or the folder. A
+    bare weight file has none, and the handle's `note` says what was assumed.
     """
     pretrained = pretrained or None
     _check(name, pretrained)
@@ -134,11 +134,7 @@ def broken_weights(file: Path | str, name: str, error: Exception) -> str:
 
 
 def read_weights(file: Path, name: str) -> dict[str, Tensor]:
-    """A state dict from a file, never running code that a pickle may hold.
-
-    Raises:
-        ValueError: If the file cannot be read as tensors by name.
-    """
+    """A state dict from a file, never running code that a pickle may hold."""
     try:
         if file.suffix == ".safetensors":
             return load_file(file)

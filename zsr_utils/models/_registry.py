@@ -22,8 +22,8 @@ _BUILDERS: dict[str, Builder] = {}
 def register_model(name: str) -> Callable[[Builder], Builder]:
     """Register `build(name, pretrained, precision) -> Model` for a name, or for a prefix that ends in `:`.
 
-    An installed package needs no call: an entry point of the group `zsr_utils.models`, with the model's name
-    (or prefix) and such a function, is found by `load_model`. The adapter of `imagebind`, below, is an example.
+    An installed package needs no call: an entry point of the group `zsr_utils.models`, with the model's name (or
+    prefix) and such a function, is found by `load_model`. The adapter of `imagebind`, below, is an example.
     """
 
     def add(builder: Builder) -> Builder:
@@ -58,18 +58,13 @@ def load_model(
         name: An embedded model (`tabletop-base`), an open_clip architecture (`ViT-B-32`), an address
             (`hf-hub:org/name`, `local-dir:/folder`), a classifier (`supervised:resnet50`,
             `supervised:torchvision/resnet50`), or the name of an adapter.
-        pretrained: The library's tag or a weight file, for architectures only; None gives random weights
-            and says so in `note`.
+        pretrained: The library's tag or a weight file, for architectures only; None gives random weights and says so in
+            `note`.
         device: `auto` takes a GPU where there is one; otherwise any torch device name.
-        precision: `fp32`, `tf32`, `fp16` or `bf16`. The choice between fp32 and tf32 holds for the process: with
-            fp32, products on a GPU are exact to fp32, also in convolutions, where PyTorch's default is tf32.
-            Gradients are for fp32: in 16 bits, small ones vanish.
+        precision: `fp32`, `tf32`, `fp16` or `bf16`. The choice between fp32 and tf32 holds for the process: with fp32,
+            products on a GPU are exact to fp32, also in convolutions, where PyTorch's default is tf32. Gradients are
+            for fp32: in 16 bits, small ones vanish.
         channels_last, compile: As `Model.tune` takes them.
-
-    Raises:
-        ValueError: If a name, tag, device or precision is unknown (the message lists the nearest ones), or a
-            weight file is damaged, holds code, or belongs to another architecture.
-        ModelUnavailable: If weights are not on this machine and cannot be fetched.
     """
     one_of("precision", precision, PRECISIONS)
     where = resolve_device(device)

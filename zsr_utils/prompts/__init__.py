@@ -34,9 +34,6 @@ def prompt_set(name: str) -> tuple[str, ...]:
     Examples:
         >>> prompt_set("plain prompt")
         ('a photo of a {}',)
-
-    Raises:
-        ValueError: If the name is unknown.
     """
     if name not in PROMPT_SETS:
         raise ValueError(unknown("prompt set", name, PROMPT_SETS))

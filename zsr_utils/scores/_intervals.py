@@ -32,8 +32,8 @@ class Estimate:
     unit: str = "fraction"
 
     def __format__(self, spec: str) -> str:
-        """`pct` gives percentages, `points` a difference of shares in percentage points; any other format
-        applies to value and bounds.
+        """`pct` gives percentages, `points` a difference of shares in percentage points; any other format applies to
+        value and bounds.
 
         Examples:
             >>> e = Estimate(0.9876, 0.98, 0.993, "wilson 95 %", 800)
@@ -64,8 +64,7 @@ def proportion(successes: int, n: int) -> Estimate:
         >>> e.value, e.low, round(e.high, 4)
         (0.0, 0.0, 0.0043)
 
-    Source:
-        Wilson (1927).
+    Source: Wilson (1927).
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"successes is {successes} of n = {n}, allowed are 0 to n with n at least 1.")
@@ -75,9 +74,9 @@ def proportion(successes: int, n: int) -> Estimate:
 def grouped_proportion(successes: np.ndarray, groups: np.ndarray) -> Estimate:
     """A proportion over samples that come in groups, such as pairs that share a source image.
 
-    Samples of one group are not independent, so the Wilson interval gets the effective number of
-    samples: n over the design effect, and less where few groups show that effect. Where the successes,
-    or the failures, lie in one group or none, it cannot be estimated, and every group counts once.
+    Samples of one group are not independent, so the Wilson interval gets the effective number of samples: n over the
+    design effect, and less where few groups show that effect. Where the successes, or the failures, lie in one group or
+    none, it cannot be estimated, and every group counts once.
 
     Examples:
         >>> alike = grouped_proportion(np.repeat([1, 0] * 20, 9), np.repeat(np.arange(40), 9))
@@ -90,8 +89,7 @@ def grouped_proportion(successes: np.ndarray, groups: np.ndarray) -> Estimate:
         successes: 0 or 1, or shares in between, one a sample.
         groups: One label a sample.
 
-    Source:
-        Korn & Graubard (1998), with the Wilson interval in place of the exact one.
+    Source: Korn & Graubard (1998), with the Wilson interval in place of the exact one.
     """
     successes, groups = np.asarray(successes, dtype=float), np.asarray(groups)
     n = len(successes)
@@ -133,10 +131,10 @@ def bootstrap(
 ) -> Estimate:
     """Percentile bootstrap of a statistic of columns that belong to the same samples.
 
-    The rows are drawn together, so a difference between two columns is a paired difference. With
-    `groups`, whole groups are drawn, such as all pairs of one source image. Without, a statistic that has
-    a parameter `axis`, as those of numpy, sees many resamples at once. A column of fractions that are all
-    the same gives resamples no width: its interval is Wilson's for as many trials as there are draws.
+    The rows are drawn together, so a difference between two columns is a paired difference. With `groups`, whole groups
+    are drawn, such as all pairs of one source image. Without, a statistic that has a parameter `axis`, as those of
+    numpy, sees many resamples at once. A column of fractions that are all the same gives resamples no width: its
+    interval is Wilson's for as many trials as there are draws.
 
     Examples:
         >>> before, after = np.array([1, 1, 1, 0, 1.0]), np.array([1, 0, 1, 0, 1.0])
@@ -144,8 +142,7 @@ def bootstrap(
         >>> round(e.value, 2), e.interval
         (-0.2, 'bootstrap 95 % (paired, 1000)')
 
-    Source:
-        Efron (1979).
+    Source: Efron (1979).
     """
     columns = tuple(np.asarray(c) for c in columns)
     n = len(columns[0])
@@ -181,10 +178,10 @@ def bootstrap(
 def paired_difference(before: np.ndarray, after: np.ndarray, *, seed: int = 0, unit: str = "fraction") -> Estimate:
     """Mean of `after - before` over the same samples.
 
-    For fractions that are 0 or 1 the interval is Tango's, which has width even if no sample changed; otherwise
-    it is a paired bootstrap. If all samples change by the same number, a bootstrap has no width: then the interval
-    is Tango's for as many samples without a change, times the largest change there can be: 1 for fractions, else
-    the range of the values and 0. Only where every value is 0 of an unknown scale, no width is left.
+    For fractions that are 0 or 1 the interval is Tango's, which has width even if no sample changed; otherwise it is a
+    paired bootstrap. If all samples change by the same number, a bootstrap has no width: then the interval is Tango's
+    for as many samples without a change, times the largest change there can be: 1 for fractions, else the range of the
+    values and 0. Only where every value is 0 of an unknown scale, no width is left.
 
     Examples:
         >>> same = np.array([1.0, 0.0] * 8)
@@ -192,8 +189,7 @@ def paired_difference(before: np.ndarray, after: np.ndarray, *, seed: int = 0, u
         >>> e.value, round(e.low, 2), round(e.high, 2), e.interval
         (0.0, -0.19, 0.19, 'tango 95 % (paired)')
 
-    Source:
-        Tango (1998) for the score interval of paired shares; its use without variation is this project's.
+    Source: Tango (1998) for the score interval of paired shares; its use without variation is this project's.
     """
     before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
     n, both = len(before), np.concatenate([before, after])

@@ -16,17 +16,16 @@ def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "
         directions: Where to look; their lengths do not matter.
 
     Returns:
-        One row a direction, columns `direction` (position), `statistic` (W; 1 is normal), `p`, `p_holm`
-        (below 0.05: normality is rejected at 5 % over all directions together), `skewness` and
-        `excess_kurtosis` (both 0 if normal), which say how large a deviation is.
+        One row a direction, columns `direction` (position), `statistic` (W; 1 is normal), `p`, `p_holm` (below 0.05:
+        normality is rejected at 5 % over all directions together), `skewness` and `excess_kurtosis` (both 0 if normal),
+        which say how large a deviation is.
 
     Examples:
         >>> cloud = np.random.default_rng(0).exponential(size=(200, 2))
         >>> bool((normality(cloud, np.eye(2)).p_holm < 1e-6).all())
         True
 
-    Source:
-        Shapiro & Wilk (1965) by `scipy.stats.shapiro`; Holm (1979).
+    Source: Shapiro & Wilk (1965) by `scipy.stats.shapiro`; Holm (1979).
     """
     samples, directions = np.asarray(samples, dtype=float), np.asarray(directions, dtype=float)
     if samples.ndim != 2 or directions.ndim != 2 or samples.shape[1] != directions.shape[1] or len(directions) == 0:
@@ -65,10 +64,9 @@ def covariance_agreement(
 ) -> dict[str, Estimate]:
     """Empirical covariance of the samples against a predicted one, such as sigma^2 J J^T.
 
-    Few samples give a wrong covariance even where the prediction is right. What that alone does to a
-    distance or an eigenvector is found by simulation: as many samples are drawn from the predicted
-    Gaussian, `simulations` times. A distance above that range, or a cosine below it, speaks against the
-    prediction.
+    Few samples give a wrong covariance even where the prediction is right. What that alone does to a distance or an
+    eigenvector is found by simulation: as many samples are drawn from the predicted Gaussian, `simulations` times. A
+    distance above that range, or a cosine below it, speaks against the prediction.
 
     Args:
         samples: Embeddings of noisy copies.
@@ -84,8 +82,7 @@ def covariance_agreement(
         value) but are to be read against
         `frobenius_by_sampling`, `leading_cosine_by_sampling`: median and 95 % range of the simulations.
 
-    Source:
-        Linear Gaussian account of Salman et al. (2024); the three measures are this project's choice.
+    Source: Linear Gaussian account of Salman et al. (2024); the three measures are this project's choice.
     """
     samples, predicted = np.asarray(samples, dtype=float), np.asarray(predicted, dtype=float)
     if samples.ndim != 2 or len(samples) < 3 or predicted.shape != (samples.shape[1],) * 2:

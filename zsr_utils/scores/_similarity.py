@@ -17,8 +17,7 @@ def pair_similarities(
         >>> len(within), len(between)
         (1, 2)
 
-    Source:
-        Salman et al. (2024), Fig. 4.
+    Source: Salman et al. (2024), Fig. 4.
     """
     if len(embeddings) < 2:
         raise ValueError(f"{len(embeddings)} embeddings given, at least two are needed to make a pair.")
@@ -61,16 +60,14 @@ def pair_estimates(
 ) -> dict[str, Estimate]:
     """Mean cosines, AUROC and overlap of same-class against different-class pairs, with intervals.
 
-    The interval resamples images, not pairs: pairs share images, so resampling pairs would make it
-    far too narrow. A resample gives image i the weight w_i it was drawn, and a pair the weight
-    w_i w_j, so that an image is never paired with itself. Resamples are read off a histogram of
-    2,000 bins; the values themselves are exact.
+    The interval resamples images, not pairs: pairs share images, so resampling pairs would make it far too narrow. A
+    resample gives image i the weight w_i it was drawn, and a pair the weight w_i w_j, so that an image is never paired
+    with itself. Resamples are read off a histogram of 2,000 bins; the values themselves are exact.
 
     Returns:
         `auroc`, `overlap` (fractions), `within_mean`, `between_mean` (cosines).
 
-    Source:
-        Salman et al. (2024), Fig. 4, shows the two histograms; the summary numbers are ours.
+    Source: Salman et al. (2024), Fig. 4, shows the two histograms; the summary numbers are ours.
     """
     within, between = pair_similarities(embeddings, labels)
     if len(within) == 0 or len(between) == 0:
