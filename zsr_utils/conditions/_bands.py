@@ -44,9 +44,7 @@ def radial_frequency(h: int, w: int) -> Float[Tensor, "h w"]:
 def band_mask(h: int, w: int, band: str, cutoff: float = CUTOFF) -> Bool[Tensor, "h w"]:
     """Frequencies of a band: `low` has radius up to the cutoff and the mean, `high` the rest, `all` is both.
 
-    Examples:
-        >>> int(band_mask(8, 8, "low").sum()), int(band_mask(8, 8, "high").sum())
-        (9, 55)
+
 
     Source: Wani et al. (2026), band tests; the names and the cutoff of 0.25 as in the authors' code.
     """
@@ -124,19 +122,12 @@ def filters(cutoffs: Sequence[float]) -> list[Condition]:
 
 @dataclass(frozen=True)
 class Band:
-    """A change that lives in one band.
+    """A change that lives in one band."""
 
-    Attributes:
-        band: `low`, `high` or `all`.
-        rms: Root mean square of the change, in grey levels; for an attack its bound.
-        steps: Gradient steps of an attack.
-        cutoff: Radius between `low` and `high`; 0.25 is 0.177 cycles a pixel.
-    """
-
-    band: str
-    rms: float
-    steps: int = 10
-    cutoff: float = CUTOFF
+    band: str  # of `BANDS`
+    rms: float  # root mean square of the change, in grey levels; for an attack its bound
+    steps: int = 10  # of an attack
+    cutoff: float = CUTOFF  # radius between `low` and `high`
 
     def noisy(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
         delta = at_rms(project(batch.noise, self.band, self.cutoff), self.rms / 255)
@@ -190,19 +181,13 @@ def band_noise(rms: Sequence[float], bands: Sequence[str] = BANDS) -> list[Condi
 def band_attacks(rms: Sequence[float], bands: Sequence[str] = BANDS, *, steps: int = 10) -> list[Condition]:
     """The worst change of one band that gradient steps find: `attack_low`, `attack_high`, `attack_all`.
 
-    Projected gradient descent against the log-probability of the clean answer, in the band and in the L2 ball of the
-    given RMS (grey levels, the severity). A log-probability is what the paper's score of an answer is, and a zero-shot
-    model gives it by softmax at its own scale; the logit alone may fall together with all others, which changes
-    nothing. Steps follow the log-odds `log p / (1 - p)`: the same direction, which does not vanish where the model is
-    certain.
+    Projected gradient descent from the image itself against the log-probability of the clean answer, in the band and in
+    the L2 ball of the given RMS (grey levels, the severity). A log-probability is what the paper's score of an answer
+    is; the logit alone may fall together with all others, which changes nothing. Steps follow the log-odds
+    `log p / (1 - p)`: the same direction, which does not vanish where the model is certain.
 
     The image is rounded to grey levels after the last step, which puts about 0.29 grey levels (RMS) into all
     frequencies: read the facts `outside` (share of the energy of the change outside the band) and `rms` at small radii.
-
-    Args:
-        rms: Largest root mean squares of the change, in grey levels.
-        bands: Of `low`, `high` and `all`.
-        steps: Gradient steps, each of length 2.5 radius / steps; the start is the image itself.
 
     Source: Wani et al. (2026), band PGD of 10 steps. The L2 ball, which scaling keeps inside the band where the
         authors' clamping leaves it, and steps of 2.5 radius / steps (Madry et al. 2018) are ours.

@@ -45,7 +45,6 @@ def families(
     rotated image fills).
 
     Args:
-        names: Families; None for the paper's eight.
         units: `relative` shifts, pads and crops by 1/64 to 4/64 of the shorter side, rounded, at least 1 pixel, so that
             an instance means the same at every size; it is the paper's number of pixels at 256. `pixels` takes the
             paper's 4, 8, 12 and 16 px, font size and padding.
@@ -54,12 +53,9 @@ def families(
             at least 6 px; the padding around the text is a quarter of it. Only for `relative`.
 
     Examples:
-        >>> from PIL import Image
         >>> [(p.family, p.instance) for p in families(["scale_pad", "rotation"])]
         [('scale_pad', 'black'), ('scale_pad', 'white'), ('rotation', '-30°'), ('rotation', '+30°')]
-        >>> view = families(["pad_crop"])[-1](Image.new("RGB", (64, 96)))
-        >>> view.image.size, view.content.getbbox()
-        ((72, 104), (4, 4, 68, 100))
+
 
     Source: Wani et al. (2026), perturbations, as in the authors' code; they write "Answer is" and an answer that the
         model did not give, in DejaVuSans of max(14, H // 32) px with 4 px of padding. Relative units are this project's
@@ -87,15 +83,10 @@ def families(
 
 @dataclass(frozen=True)
 class Views:
-    """The change of a condition that works on pictures, before the model's own resize.
+    """The change of a condition that works on pictures, before the model's own resize."""
 
-    Attributes:
-        perturbations: One a draw: the words of a text overlay are its draws.
-        further: Facts beyond `family` and `word_label`, from the batch, what was seen, the views and the perturbation.
-    """
-
-    perturbations: tuple[Perturbation, ...]
-    further: Callable[[Batch, Seen, list[View], Perturbation], dict] | None = None
+    perturbations: tuple[Perturbation, ...]  # one a draw: the words of a text overlay are its draws
+    further: Callable[[Batch, Seen, list[View], Perturbation], dict] | None = None  # facts beside the usual ones
 
     def views(self, batch: Batch) -> list[View]:
         perturbation, names = self.perturbations[batch.draw], batch.head.class_names
@@ -124,10 +115,6 @@ def as_conditions(perturbations: Sequence[Perturbation], further: Callable | Non
     Examples:
         >>> [(c.name, c.severity, c.draws) for c in as_conditions(families(["scale_pad", "text_empty"]))]
         [('scale_pad_black', 0.1, 1), ('scale_pad_white', 0.1, 1), ('text_empty', 0.125, 3)]
-
-    Args:
-        perturbations: From `families`.
-        further: More facts of a view, as `Views` takes them.
     """
     groups: dict[tuple[str, float], list[Perturbation]] = {}
     for p in perturbations:

@@ -12,11 +12,7 @@ from zsr_utils.conditions._condition import Batch, Condition, Seen, unit_noise
 from zsr_utils.conditions.alignment import saved_as_png
 
 
-CONVERSIONS = {
-    "float": lambda pixels: pixels,
-    "round": saved_as_png,
-    "truncate": lambda pixels: (pixels * 255).floor() / 255,
-}
+CONVERSIONS = {"float": lambda pixels: pixels, "round": saved_as_png, "truncate": lambda p: (p * 255).floor() / 255}
 CONTROL = "control"  # the draw of `random_control`: noise that no condition adds
 
 
@@ -37,14 +33,11 @@ def gaussian_noise(sigmas: Sequence[float], *, conversion: str = "float") -> lis
     An image meets the same n in draw k whatever sigma and conversion are, so differences between conditions are paired.
     Clipping takes away part of the noise of pixels near black or white.
 
-    Warning:
-        `truncate` lowers about half of all pixels by one grey level at any sigma, however small: use it to reproduce
-        that artefact, not to measure noise.
-
     Args:
         sigmas: Standard deviations, in grey levels; they are the severities.
         conversion: `float` keeps the pixels, `round` is what a correct 8-bit file gives back, `truncate` cuts to the
-            grey level below, as torchvision's `ToPILImage` does to floats.
+            grey level below, as torchvision's `ToPILImage` does to floats: not to measure noise, for it lowers about
+            half of all pixels by one grey level at any sigma, however small.
 
     Source: Salman et al. (2024) detect "by noise perturbation"; statistics after the code of its sibling arXiv
         2401.15568, which truncates and does not clip. The number of draws and the cosine are ours.
@@ -70,12 +63,6 @@ def random_control(
     All images are taken as an 8-bit file keeps them. The length of the direction is found by bisection, so that the L2
     norm (and the RMS) of the change is the aligned image's *after* clipping and rounding.
 
-    Args:
-        sample_ids: Ids of the pairs, by which the directions are drawn.
-        sources: Source images in [0, 1].
-        aligned: What alignment made of them.
-        seed: Of the directions. They differ from all noise that conditions add.
-
     Returns:
         (N, 3, H, W) pixels on whole grey levels, RMS within 2 % of the aligned image's change.
 
@@ -89,10 +76,8 @@ def random_control(
         image, length = _moved(source, unit_noise(source.shape, [name], (seed, CONTROL))[0], wanted)
         if abs(length - wanted) > 0.02 * wanted:
             rms = 255 * wanted / source.numel() ** 0.5
-            raise ValueError(
-                f"The aligned image of {name!r} differs by {rms:.3g} grey levels (RMS), "
-                "no random direction comes within 2 %."
-            )
+            differs = f"The aligned image of {name!r} differs by {rms:.3g} grey levels (RMS)"
+            raise ValueError(f"{differs}, no random direction comes within 2 %.")
         found.append(image)
     return torch.stack(found)
 

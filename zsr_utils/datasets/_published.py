@@ -28,10 +28,7 @@ def published(name: str) -> pd.DataFrame:
 
     Groups, caveats and licences are on the card, `data/published/README.md`.
 
-    Examples:
-        >>> rows = published("imagenet-testbed").set_index("model")
-        >>> rows.group["resnet50"], float(rows.imagenet["resnet50"])
-        ('standard', 0.7613)
+
 
     Args:
         name: `openclip`, zero-shot accuracies of open_clip checkpoints, `imagenet-testbed`, models with and without

@@ -22,8 +22,7 @@ _BUILDERS: dict[str, Builder] = {}
 def register_model(name: str) -> Callable[[Builder], Builder]:
     """Register `build(name, pretrained, precision) -> Model` for a name, or for a prefix that ends in `:`.
 
-    An installed package needs no call: an entry point of the group `zsr_utils.models`, with the model's name (or
-    prefix) and such a function, is found by `load_model`. The adapter of `imagebind`, below, is an example.
+    An installed package needs no call, but an entry point of the group `zsr_utils.models`. `_imagebind` is an example.
     """
 
     def add(builder: Builder) -> Builder:
@@ -34,24 +33,16 @@ def register_model(name: str) -> Callable[[Builder], Builder]:
 
 
 def known_models() -> list[str]:
-    """Every name `load_model` knows: adapters, embedded models and open_clip's architectures.
-
-    `supervised:` stands for each of timm's and torchvision's classifiers.
-    """
+    """Every name `load_model` knows; `supervised:` stands for each of timm's and torchvision's classifiers."""
     offered = (point.name for point in metadata.entry_points(group=ENTRY_POINTS))
     every = [*_BUILDERS, *offered, *_tabletop.embedded_models(), _supervised.PREFIX, *open_clip.list_models()]
     return list(dict.fromkeys(every))
 
 
 def load_model(
-    name: str,
-    pretrained: str | None = None,
-    device: str = "auto",
-    precision: str = "fp32",
-    *,
-    channels_last: bool = False,
-    compile: bool | str = False,
-) -> Model:
+    name: str, pretrained: str | None = None, device: str = "auto", precision: str = "fp32", *,
+    channels_last: bool = False, compile: bool | str = False,
+) -> Model:  # fmt: skip
     """Load a frozen model by name.
 
     Args:
@@ -125,10 +116,9 @@ def _imagebind(name: str, pretrained: str | None, precision: str) -> Model:
         from imagebind.models.imagebind_model import imagebind_huge
         from imagebind.models.multimodal_preprocessors import SimpleTokenizer
     except ImportError as error:
-        raise _openclip.ModelUnavailable(
-            f"imagebind is not installed ({error}): pip install git+https://github.com/facebookresearch/ImageBind, "
-            "and pass its weight file imagebind_huge.pth as `pretrained`."
-        ) from error
+        how = "pip install git+https://github.com/facebookresearch/ImageBind, and pass its weight file"
+        reason = f"imagebind is not installed ({error}): {how} imagebind_huge.pth as `pretrained`."
+        raise _openclip.ModelUnavailable(reason) from error
     net = imagebind_huge(pretrained=False)
     if pretrained:
         net.load_state_dict(_openclip.read_weights(Path(pretrained), name))

@@ -28,11 +28,7 @@ Naming = Sequence[tuple[str, ...]]  # for every class of a head, its names in on
 
 
 class SupervisedModel(Model):
-    """A classification network: its embeddings are what its linear head sees, and it has no text tower.
-
-    Attributes:
-        class_names: One name for every row of the head.
-    """
+    """A classification network: its embeddings are what its linear head sees, and it has no text tower."""
 
     bias_columns = 1
 
@@ -72,10 +68,9 @@ class SupervisedModel(Model):
         if not names:
             raise ValueError("class_names must hold at least one text.")
         if not self._namings:
-            raise ValueError(
-                f"{self.name}: nobody recorded what its {len(self.net.weight)} outputs are; "
-                "a JSON file beside the weight file, of the same name, may say it as 'class_names'."
-            )
+            missing = f"nobody recorded what its {len(self.net.weight)} outputs are"
+            way_out = "a JSON file beside the weight file, of the same name, may say it as 'class_names'"
+            raise ValueError(f"{self.name}: {missing}; {way_out}.")
         for naming in self._namings:  # a whole list may use a name twice, as CLIP's does 'missile'
             if names == [same[0] for same in naming]:
                 return list(range(len(naming)))

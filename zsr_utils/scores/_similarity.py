@@ -7,15 +7,10 @@ from jaxtyping import Float, Int
 from zsr_utils.scores._intervals import Estimate
 
 
-def pair_similarities(
-    embeddings: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines of all pairs of different images: (same class, different class).
+def pair_similarities(embeddings: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"]) -> tuple:
+    """Cosines of all pairs of different images, as two arrays: (same class, different class).
 
-    Examples:
-        >>> within, between = pair_similarities(np.eye(3), np.array([0, 0, 1]))
-        >>> len(within), len(between)
-        (1, 2)
+
 
     Source: Salman et al. (2024), Fig. 4.
     """
@@ -47,8 +42,6 @@ def overlap_coefficient(a: np.ndarray, b: np.ndarray, *, bins: int = 100) -> flo
     Examples:
         >>> overlap_coefficient(np.array([0.0, 0.1]), np.array([0.9, 1.0]))
         0.0
-        >>> round(overlap_coefficient(np.linspace(0, 1, 50), np.linspace(0, 1, 50)), 6)
-        1.0
     """
     edges = np.linspace(min(a.min(), b.min()), max(a.max(), b.max()) + 1e-9, bins + 1)
     p, q = (np.histogram(v, edges)[0] / len(v) for v in (a, b))

@@ -19,7 +19,6 @@ def spectrum_summary(values: Float[np.ndarray, "n d"], sample_ids: Sequence | No
 
     Args:
         values: Singular values of every image, descending.
-        sample_ids: Names of the images; their numbers by default.
 
     Returns:
         Columns `sample_id`, `largest` (s_1), `frobenius` (root of the sum of s^2), `effective_rank` ((sum s^2)^2 / sum
@@ -35,16 +34,11 @@ def spectrum_summary(values: Float[np.ndarray, "n d"], sample_ids: Sequence | No
     """
     values = np.asarray(values)
     squares, rank = np.square(values), (values > ROUNDING * values[:, :1]).sum(1)
-    return pd.DataFrame(
-        {
-            "sample_id": range(len(values)) if sample_ids is None else list(sample_ids),
-            "largest": values[:, 0],
-            "frobenius": np.sqrt(squares.sum(1)),
-            "effective_rank": np.square(squares.sum(1)) / np.square(squares).sum(1),
-            "rank": rank,
-            "condition_number": values[:, 0] / values[np.arange(len(values)), rank - 1],
-        }
-    )
+    ids = range(len(values)) if sample_ids is None else list(sample_ids)
+    effective = np.square(squares.sum(1)) / np.square(squares).sum(1)
+    condition = values[:, 0] / values[np.arange(len(values)), rank - 1]
+    found = {"sample_id": ids, "largest": values[:, 0], "frobenius": np.sqrt(squares.sum(1))}
+    return pd.DataFrame(found | {"effective_rank": effective, "rank": rank, "condition_number": condition})
 
 
 def spectrum_by_rank(values: Float[np.ndarray, "n d"]) -> pd.DataFrame:
@@ -54,9 +48,7 @@ def spectrum_by_rank(values: Float[np.ndarray, "n d"]) -> pd.DataFrame:
         Columns `rank` (from 1), `value` (median over the images), `low` and `high` (5th and 95th percentile), for ranks
         whose median is above 1e-6 of the largest.
 
-    Examples:
-        >>> spectrum_by_rank(np.array([[4.0, 2.0, 0.0]])).value.tolist()
-        [4.0, 2.0]
+
     """
     low, middle, high = np.quantile(np.asarray(values), [0.05, 0.5, 0.95], axis=0)
     table = pd.DataFrame({"rank": np.arange(1, len(middle) + 1), "value": middle, "low": low, "high": high})
