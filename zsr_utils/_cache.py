@@ -1,7 +1,7 @@
 """Whole files or none, and the folder where what can be computed again is kept.
 
-What is kept is found again only by what made it: every key holds the digest of the code that computed it,
-so that a changed line never meets a stale result.
+What is kept is found again only by what made it: every key holds the digest of the code that computed it, so that a
+changed line never meets a stale result.
 """
 
 import functools
@@ -22,11 +22,7 @@ READS = {".npz": lambda path: dict(np.load(path)), ".parquet": pd.read_parquet}
 
 
 def cache_folder() -> Path:
-    """Folder of embeddings, classifiers, decoded pictures and finished batches: `ZSR_CACHE`, or the user's cache.
-
-    Raises:
-        OSError: If it cannot be made or written to; the message names it and the way out.
-    """
+    """Folder of embeddings, classifiers, decoded pictures and finished batches: `ZSR_CACHE`, or the user's cache."""
     from platformdirs import user_cache_dir
 
     folder = Path(os.environ.get("ZSR_CACHE") or user_cache_dir("zsr"))
@@ -153,9 +149,6 @@ def digest(*values) -> str:
     Examples:
         >>> digest([1, "a"]) == digest([1, "a"]), digest(1) == digest("1")
         (True, False)
-
-    Raises:
-        TypeError: If a value has no content that could be compared, such as an open file.
     """
     found = hashlib.sha256()
     for part in _parts(values):

@@ -30,11 +30,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def one_of(what: str, value, allowed: Iterable) -> None:
-    """Raise one clear sentence unless `value` is allowed.
-
-    Raises:
-        ValueError: If `value` is not in `allowed`.
-    """
+    """Raise one clear sentence unless `value` is allowed."""
     allowed = list(allowed)
     if value not in allowed:
         raise ValueError(f"{what} is {value!r}, allowed are {', '.join(map(repr, allowed))}.")

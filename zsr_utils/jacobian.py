@@ -1,14 +1,14 @@
 """The Jacobian J = df/dx of the raw image embedding, and how far its linear account holds.
 
-x is an image in [0, 1] (P = 3 H W pixels), f(x) its raw embedding (D numbers, not normalised), J is D x P.
-A row of J is one vector-Jacobian product, so J costs D backward passes and an image of 224 x 224 pixels
-0.3 GB; `spectra` keeps only the Gram matrix J J^T, whose eigenvalues are the squared singular values of J
-and whose multiple sigma^2 J J^T is, to first order, the covariance of the embedding under pixel noise
-N(0, sigma^2 I). Weights are frozen: no pass here computes a parameter gradient.
+x is an image in [0, 1] (P = 3 H W pixels), f(x) its raw embedding (D numbers, not normalised), J is D x P. A row of J
+is one vector-Jacobian product, so J costs D backward passes and an image of 224 x 224 pixels 0.3 GB; `spectra` keeps
+only the Gram matrix J J^T, whose eigenvalues are the squared singular values of J and whose multiple sigma^2 J J^T is,
+to first order, the covariance of the embedding under pixel noise N(0, sigma^2 I). Weights are frozen: no pass here
+computes a parameter gradient.
 
-Functions take the model handle `net`, images `pixels` in [0, 1], a `classifier` of `net.classifier`, and
-`sample_ids`, the names of the images in the rows; without them, images are numbered. A Jacobian that is not
-finite raises FloatingPointError, which names the image. What is counted from spectra alone is in `scores`.
+Functions take the model handle `net`, images `pixels` in [0, 1], a `classifier` of `net.classifier`, and `sample_ids`,
+the names of the images in the rows; without them, images are numbered. A Jacobian that is not finite raises
+FloatingPointError, which names the image. What is counted from spectra alone is in `scores`.
 """
 
 import tempfile
@@ -37,8 +37,8 @@ class Spectra:
     """Singular values of the Jacobian of every image.
 
     Attributes:
-        values: (N, D) float64, descending, embedding units per unit of [0, 1] pixels. They come from
-            float32 rows: below about 1e-6 of the largest they are rounding.
+        values: (N, D) float64, descending, embedding units per unit of [0, 1] pixels. They come from float32 rows:
+            below about 1e-6 of the largest they are rounding.
         left: (N, D, D) float64, unit left singular vectors; `left[n, i]` belongs to `values[n, i]`.
     """
 
@@ -54,16 +54,15 @@ class Spectra:
 def spectra(net: Model, pixels: Float[Tensor, "n 3 h w"], *, memory_mb: float = 64) -> Spectra:
     """Singular values, and left singular vectors, of the Jacobian of every image.
 
-    G = J J^T is summed in float64 from float32 rows, and its eigenvalues are the squared singular values:
-    squared in float32 they would be lost below 3e-4 of the largest. A J that does not fit into memory waits in
-    a temporary file, from which every number is read back once.
+    G = J J^T is summed in float64 from float32 rows, and its eigenvalues are the squared singular values: squared in
+    float32 they would be lost below 3e-4 of the largest. A J that does not fit into memory waits in a temporary file,
+    from which every number is read back once.
 
     Args:
-        memory_mb: For J and for the copies made of it, in MiB; activations of the model are extra. The
-            temporary file lies where `TMPDIR` says and holds D * P * 4 bytes.
+        memory_mb: For J and for the copies made of it, in MiB; activations of the model are extra. The temporary file
+            lies where `TMPDIR` says and holds D * P * 4 bytes.
 
-    Source:
-        Salman et al. (2024), Fig. 3; the computation through J J^T is this project's choice.
+    Source: Salman et al. (2024), Fig. 3; the computation through J J^T is this project's choice.
     """
     _names(None, pixels)
     _above_zero("memory_mb", [memory_mb], "MiB")
@@ -87,8 +86,8 @@ def right_singular_images(
 ) -> Float[Tensor, "n k 3 h w"]:
     """The first k right singular vectors of every image, v = J^T u / s, as images of unit norm.
 
-    They are the k pixel patterns to which the embedding answers most. Errors of float32 grow as s_1 / s_i,
-    so that far down the spectrum the images are no longer orthogonal.
+    They are the k pixel patterns to which the embedding answers most. Errors of float32 grow as s_1 / s_i, so that far
+    down the spectrum the images are no longer orthogonal.
 
     Args:
         left: Left singular vectors as `spectra` gives them.
@@ -122,9 +121,9 @@ def linear_error(
 ) -> pd.DataFrame:
     """How far f(x + change) is from f(x) + J change, along one direction an image and at growing size.
 
-    A direction may be Gaussian noise, a right singular image, or an attack (aligned less source image).
-    The moved image is clipped to [0, 1], and the prediction is made for the change that is left. At very
-    small sizes the measured difference is rounding: float32 embeddings agree to about 1e-6.
+    A direction may be Gaussian noise, a right singular image, or an attack (aligned less source image). The moved image
+    is clipped to [0, 1], and the prediction is made for the change that is left. At very small sizes the measured
+    difference is rounding: float32 embeddings agree to about 1e-6.
 
     Args:
         directions: One an image, of any length above 0; only the direction counts.
@@ -132,13 +131,12 @@ def linear_error(
         batch_size: Images at a time; one forward-mode product moves all of them.
 
     Returns:
-        A row an image and size: `sample_id`, `size`, `rms` (grey levels, after clipping), `predicted`
-        (||J change||) and `measured` (||f(x + change) - f(x)||, both in embedding units), `relative_error`
-        (norm of the difference of the two vectors, by `measured`), `lipschitz` (`measured` by ||change||,
-        embedding units per unit of [0, 1] pixels).
+        A row an image and size: `sample_id`, `size`, `rms` (grey levels, after clipping), `predicted` (||J change||)
+        and `measured` (||f(x + change) - f(x)||, both in embedding units), `relative_error` (norm of the difference of
+        the two vectors, by `measured`), `lipschitz` (`measured` by ||change||, embedding units per unit of [0, 1]
+        pixels).
 
-    Source:
-        Directional Lipschitz constants: Salman et al. (2024); relative error is this project's choice.
+    Source: Directional Lipschitz constants: Salman et al. (2024); relative error is this project's choice.
     """
     names, rows = _names(sample_ids, pixels), []
     if directions.shape != pixels.shape:
@@ -177,23 +175,22 @@ def flip_prediction(
 ) -> pd.DataFrame:
     """Probability that noise changes the answer, by the linear account, which knows no clipping to [0, 1].
 
-    Class a is the answer at x. Its margin over b, m = (t_a - t_b) f, and b_a - b_b more where classes have
-    biases, is normal under noise, with mean m and standard deviation sigma ||J^T (t_a - t_b)||, and is
-    negative with probability Phi(-m / (sigma ||J^T (t_a - t_b)||)). The answer changes when any of the K - 1
-    margins is negative: the largest of the probabilities is a lower bound of that, `flip`, and their sum an
-    upper one, `flip_at_most`; for two classes they are the same. Embeddings are raw: the answer is the same.
+    Class a is the answer at x. Its margin over b, m = (t_a - t_b) f, and b_a - b_b more where classes have biases, is
+    normal under noise, with mean m and standard deviation sigma ||J^T (t_a - t_b)||, and is negative with probability
+    Phi(-m / (sigma ||J^T (t_a - t_b)||)). The answer changes when any of the K - 1 margins is negative: the largest of
+    the probabilities is a lower bound of that, `flip`, and their sum an upper one, `flip_at_most`; for two classes they
+    are the same. Embeddings are raw: the answer is the same.
 
     Args:
         gram: `Spectra.gram` of the same images: ||J^T w||^2 = w^T J J^T w.
         sigmas: Standard deviations of the noise, in units of [0, 1] pixels.
 
     Returns:
-        A row an image and sigma: `sample_id`, `sigma`, `flip`, `flip_at_most`, `prediction` (a), `nearest`
-        (the b of `flip`), and of that b `margin`, `gradient_norm` and `directed` (norm of the smallest
-        change of pixels that closes the margin, margin / gradient_norm).
+        A row an image and sigma: `sample_id`, `sigma`, `flip`, `flip_at_most`, `prediction` (a), `nearest` (the b of
+        `flip`), and of that b `margin`, `gradient_norm` and `directed` (norm of the smallest change of pixels that
+        closes the margin, margin / gradient_norm).
 
-    Source:
-        Salman et al. (2024) for the linear Gaussian account; the formulas are inferred.
+    Source: Salman et al. (2024) for the linear Gaussian account; the formulas are inferred.
     """
     names, rows = _names(sample_ids, pixels), []
     _above_zero("sigma", sigmas, "in [0, 1] pixels (8 grey levels are 8/255)")
@@ -224,22 +221,20 @@ def directed_against_random(
 ) -> pd.DataFrame:
     """How much further the margin over the runner-up moves along its gradient than along random noise.
 
-    All moves have the norm r = size / 255 * sqrt(P). Against the gradient the margin moves by r ||g||;
-    along a random direction by r ||g|| / sqrt(P) (root mean square), so that the predicted factor is
-    sqrt(P), 388 at 224 x 224 pixels. Moved images are clipped to [0, 1], and moves are measured with
-    float32 embeddings: give images with headroom, and a size at which `random` is well above 1e-6 of the
-    embedding's norm.
+    All moves have the norm r = size / 255 * sqrt(P). Against the gradient the margin moves by r ||g||; along a random
+    direction by r ||g|| / sqrt(P) (root mean square), so that the predicted factor is sqrt(P), 388 at 224 x 224 pixels.
+    Moved images are clipped to [0, 1], and moves are measured with float32 embeddings: give images with headroom, and a
+    size at which `random` is well above 1e-6 of the embedding's norm.
 
     Args:
         size: Root mean square of a move, in grey levels.
         draws: Random directions an image; the factor's relative standard error is 1 / sqrt(2 draws).
 
     Returns:
-        One row an image: `sample_id`, `prediction`, `runner_up`, `predicted` (r ||g||), `directed` and
-        `random` (size of the moves measured), `factor` (their quotient), `predicted_factor`.
+        One row an image: `sample_id`, `prediction`, `runner_up`, `predicted` (r ||g||), `directed` and `random` (size
+        of the moves measured), `factor` (their quotient), `predicted_factor`.
 
-    Source:
-        Salman et al. (2024): zero-shot against systematic evaluation; the factor is inferred.
+    Source: Salman et al. (2024): zero-shot against systematic evaluation; the factor is inferred.
     """
     names, rows = _names(sample_ids, pixels), []
     _above_zero("size", [size], "grey levels")
@@ -303,8 +298,8 @@ def _plain_attention() -> Iterator[None]:
 def _gram(blocks: Iterator[Tensor], d: int, p: int, memory: int) -> Tensor:
     """J J^T in float64, summed over panels: some columns of J in all D rows.
 
-    Rows come one after the other and are wanted panel by panel, so they are laid out in panels, in a file where
-    they would fill more than half of the memory. Not in a memory map: mapped pages count as this process's memory.
+    Rows come one after the other and are wanted panel by panel, so they are laid out in panels, in a file where they
+    would fill more than half of the memory. Not in a memory map: mapped pages count as this process's memory.
     """
     width = max(1, min(p, memory // (64 * d)))  # a panel in float64: an eighth of the memory
     done, total = 0, 0

@@ -1,7 +1,7 @@
 """Conditions x images -> rows: the one loop of the suite, and the only place where a wrong row could be made.
 
-It alone owns batches, device, progress, resuming, noise, finiteness and the columns of a row. An image's rows
-do not depend on what else is in its batch, on the order of the images or on an interruption.
+It alone owns batches, device, progress, resuming, noise, finiteness and the columns of a row. An image's rows do not
+depend on what else is in its batch, on the order of the images or on an interruption.
 """
 
 from collections.abc import Iterator, Sequence
@@ -96,10 +96,6 @@ def embed(net: Model, images: Dataset | Pixels, *, batch_size: int = 64, workers
         images: Labelled images; they stream, so their number costs no memory beyond the features.
         batch_size: Images in a batch.
         workers: Processes that decode, as `Dataset.batches` takes them.
-
-    Raises:
-        UnreadableImages: If more than 1 % of the images cannot be decoded.
-        FloatingPointError: If a feature is not finite; the message names the image.
     """
 
     unreadable = getattr(images, "unreadable", {})
@@ -147,8 +143,8 @@ def measure(
 ) -> pd.DataFrame:
     """Show every image under every condition, and keep a row for each.
 
-    Rows are kept on disk by model, images, head, conditions, settings and code; an interrupted run goes on after
-    its last finished batch.
+    Rows are kept on disk by model, images, head, conditions, settings and code; an interrupted run goes on after its
+    last finished batch.
 
     Args:
         net: The model.
@@ -157,21 +153,16 @@ def measure(
         conditions: What is shown; a name and severity stand for one condition.
         draws: Repetitions of conditions that name no number of their own.
         seed: Of everything random.
-        detail: What a condition's `facts` get to see: `answers`, the last token grid too (`tokens`), or every
-            grid (`layers`).
+        detail: What a condition's `facts` get to see: `answers`, the last token grid too (`tokens`), or every grid
+            (`layers`).
         batch_size: Images a forward pass.
 
     Returns:
         A row an image, condition and draw: `sample_id`, `label`, `condition`, `severity`, `draw`, `prediction`,
-        `confidence` (softmax at the model's own scale), `margin` (logit of the label less the largest other
-        one), `clean_prediction` (answer to the unchanged image), `clean_margin` (of that answer, in the image
-        that is shown), `drift` (1 - cosine between the embeddings of the shown and the unchanged image; exactly
-        0 where they are the same), then the facts; missing where a condition has none of that name.
-
-    Raises:
-        ValueError: If there is no image or condition, two conditions have one name and severity, a label has no
-            class, a number is out of range, or a change gives another shape, NaN or pixels outside [0, 1].
-        FloatingPointError: If an embedding is not finite.
+        `confidence` (softmax at the model's own scale), `margin` (logit of the label less the largest other one),
+        `clean_prediction` (answer to the unchanged image), `clean_margin` (of that answer, in the image that is shown),
+        `drift` (1 - cosine between the embeddings of the shown and the unchanged image; exactly 0 where they are the
+        same), then the facts; missing where a condition has none of that name.
     """
     one_of("detail", detail, DETAILS)
     _check(images, head, conditions, draws, batch_size)
@@ -270,8 +261,8 @@ def _rows(condition: Condition, batch: Batch, detail: str) -> pd.DataFrame:
 def _see(batch: Batch, pixels: Tensor, detail: str) -> Seen:
     """A pass of changed images; one that did not change is taken as it was.
 
-    A network's arithmetic differs in the last digit between batches, and a drift of 0 has to be 0, not the 1e-14
-    that a rank statistic would take for a signal.
+    A network's arithmetic differs in the last digit between batches, and a drift of 0 has to be 0, not the 1e-14 that a
+    rank statistic would take for a signal.
     """
     seen = batch.head.see(batch.net, pixels, detail=detail)
     wrong = ~seen.features.isfinite().all(1)

@@ -129,24 +129,19 @@ class Study:
         return rows
 
     def estimate(
-        self,
-        rows: pd.DataFrame,
-        name: str,
-        statistic: Callable[[pd.DataFrame], Estimate],
-        by: Sequence[str] = (),
+        self, rows: pd.DataFrame, name: str, statistic: Callable[[pd.DataFrame], Estimate], by: Sequence[str] = ()
     ) -> pd.DataFrame:
         """One number a group of rows, kept under `name`, and the table of them.
 
         Args:
             rows: From `measure`, or any frame.
-            name: `topic/quantity`; the values of `by` follow as a qualifier, and the model's name where it is not
-                the chapter's own.
+            name: `topic/quantity`; the values of `by` follow as a qualifier, and the model's name where it is not the
+                chapter's own.
             statistic: From the rows of a group to its estimate.
             by: Columns that tell the groups apart, beside `model`.
 
         Returns:
-            The columns of `by`, `model`, those of an estimate, `name` and `label` (what tells the row apart, in
-            words).
+            The columns of `by`, `model`, those of an estimate, `name` and `label` (what tells the row apart, in words).
         """
         by = list(by)
         keys = [*by, *(["model"] if "model" in rows else [])]
@@ -224,20 +219,12 @@ def open_study(notebook: str, namespace: Mapping) -> Study:
     Args:
         notebook: File name of the notebook without `.ipynb`.
         namespace: Its variables after the `parameters` cell.
-
-    Raises:
-        ValueError: If a parameter is out of range (by name, before anything is loaded), or a model, data set or
-            prompt set is unknown.
     """
     return Study(notebook, parameters(dict(namespace)))
 
 
 def check_parameters(given: Mapping) -> None:
-    """Refuse values of common parameters that mean nothing.
-
-    Raises:
-        ValueError: If a number is below the least allowed one, or `models` is no list of `name` or `name@tag`.
-    """
+    """Refuse values of common parameters that mean nothing."""
     for name, least in LEAST.items():
         if name in given and given[name] < least:
             raise ValueError(f"{name} is {given[name]}, allowed is {least} or more.")

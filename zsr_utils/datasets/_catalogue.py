@@ -86,13 +86,7 @@ def source(name: str) -> Source:
 
 
 def folder_of(name: str, *inner: str) -> Path:
-    """The folder of a data set that lies in the data folder, or the first of `inner` folders that it has.
-
-    Archives hold a folder of their own that some people keep when they unpack them.
-
-    Raises:
-        FileNotFoundError: If there is none; the message says how to get it, how large it is, and where it goes.
-    """
+    """The folder of a data set, or the first of `inner` in it: some people keep the folder that an archive holds."""
     root = data_folder() / source(name).folder
     if not root.is_dir():
         raise FileNotFoundError(how_to_get(name, data_folder()))
@@ -103,8 +97,6 @@ def how_to_get(name: str, folder: Path) -> str:
     """The sentence for a data set that is not in a data folder."""
     known = source(name)
     how = known.by_hand or f"fetch it with `python -m zsr_utils.fetch {name}`"
-    size = f" ({known.size})" if known.size else ""
-    return (
-        f"{name} is not in {str(folder / known.folder)!r}: {how}{size}, or set ZSR_DATA to the folder that holds "
-        f"{known.folder}."
-    )
+    how += f" ({known.size})" if known.size else ""
+    place = str(folder / known.folder)
+    return f"{name} is not in {place!r}: {how}, or set ZSR_DATA to the folder that holds {known.folder}."

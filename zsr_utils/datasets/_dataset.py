@@ -22,6 +22,7 @@ from zsr_utils.datasets._pixels import grey_levels, pixel_store, stacked
 MAX_UNREADABLE = 0.01
 WORTH_WORKERS = 2000  # pictures: to decode fewer takes less time than to start processes for them
 HANDED_OVER = 16  # pictures that a worker hands over at once
+FromPil = Callable[[Image.Image], Tensor]
 
 
 class UnreadableImages(RuntimeError):
@@ -48,25 +49,16 @@ class Dataset:
     Iterating gives `(sample_id, image, label)`, `pictures` and `batches` several at once. An image that cannot be
     decoded is left out, and `unreadable` then holds its id and the reason; more than 1 % stop the iteration at its end.
 
-    Attributes:
-        name: Name it was loaded by.
-        class_names: Name of each label, in label order.
-        templates: Default prompt templates, each with one `{}`.
-        samples: What is in it; opening is lazy.
-        content: What the fingerprint is made of beside ids and labels, such as file sizes.
-        whole: Fingerprint and length of the data set that this is a subset of; None if it is none.
-        positions: Where each sample stands in that whole.
-        unreadable: `{sample_id: reason}` of images that could not be decoded so far.
     """
 
-    name: str
-    class_names: Sequence[str]
+    name: str  # it was loaded by
+    class_names: Sequence[str]  # in label order
     samples: Sequence[Sample]
-    templates: tuple[str, ...] = ("a photo of a {}",)
-    content: str = ""
-    whole: tuple[str, int] | None = None
-    positions: Sequence[int] | None = None
-    unreadable: dict[str, str] = field(default_factory=dict, init=False)
+    templates: tuple[str, ...] = ("a photo of a {}",)  # default prompts
+    content: str = ""  # what the fingerprint is made of beside ids and labels, such as file sizes
+    whole: tuple[str, int] | None = None  # fingerprint and length of the data set it is a subset of, if any
+    positions: Sequence[int] | None = None  # of the samples in that whole
+    unreadable: dict[str, str] = field(default_factory=dict, init=False)  # why, by sample id, so far
 
     def __post_init__(self):
         for name in ("class_names", "samples"):  # as tuples, so that a fingerprint stays true
@@ -108,9 +100,8 @@ class Dataset:
         """The samples of these ids, in the original order."""
         wanted = set(sample_ids)
         if missing := wanted - self._row_of.keys():
-            raise ValueError(
-                f"{self.name} has no sample {min(missing)!r}; {len(missing):,} of {len(wanted):,} are not in it."
-            )
+            few = f"{len(missing):,} of {len(wanted):,}"
+            raise ValueError(f"{self.name} has no sample {min(missing)!r}; {few} are not in it.")
         return self._at(sorted(self._row_of[i] for i in wanted))
 
     def restricted(self, classes: int | Sequence[str], seed: int = 0) -> "Dataset":
@@ -133,12 +124,9 @@ class Dataset:
         return replace(few, samples=relabelled, class_names=[names[old] for old in kept])
 
     def _at(self, rows: Sequence[int]) -> "Dataset":
-        return replace(
-            self,
-            samples=[self.samples[row] for row in rows],
-            whole=self.whole or (self.fingerprint, len(self)),
-            positions=[self._slot(row) for row in rows],
-        )
+        whole = self.whole or (self.fingerprint, len(self))
+        samples, positions = [self.samples[row] for row in rows], [self._slot(row) for row in rows]
+        return replace(self, samples=samples, whole=whole, positions=positions)
 
     def _slot(self, row: int) -> int:
         return row if self.positions is None else self.positions[row]
@@ -147,13 +135,8 @@ class Dataset:
         """The image of one id, upright and RGB."""
         return self.samples[self._row(sample_id)].image()
 
-    def pixels(self, sample_ids: Sequence[str], from_pil: Callable[[Image.Image], Tensor]) -> Tensor:
-        """Pixels (N, 3, H, W) of some samples in the order asked, each decoded once, and never if it is kept.
-
-        Raises:
-            KeyError: If an id is not in the data set.
-            UnreadableImages: If one cannot be decoded.
-        """
+    def pixels(self, sample_ids: Sequence[str], from_pil: FromPil) -> Tensor:
+        """Pixels (N, 3, H, W) of some samples in the order asked, each decoded once, and never if it is kept."""
         rows = [self._row(sample_id) for sample_id in sample_ids]
         once = list(dict.fromkeys(rows))
         levels = dict(zip(once, self._levels(once, from_pil, 0)))
@@ -162,37 +145,23 @@ class Dataset:
                 raise UnreadableImages(f"{self.name}: {self.samples[row].sample_id!r} cannot be read: {picture}.")
         return stacked([levels[row] for row in rows])
 
-    def pictures(
-        self, batch_size: int = 64, *, start: int = 0
-    ) -> Iterator[tuple[list[str], list[Image.Image], Tensor]]:
+    def pictures(self, batch_size: int = 64, *, start: int = 0) -> Iterator[tuple[list[str], list, Tensor]]:
         """Batches `(sample_ids, pictures, labels (N,))`, before a model's own resize; batch k is that of `batches`."""
         rows = range(start * batch_size, len(self))
         return self._batched((_or_reason(self.samples[row].image) for row in rows), batch_size, start)
 
     def batches(
-        self,
-        from_pil: Callable[[Image.Image], Tensor],
-        batch_size: int = 64,
-        *,
-        workers: int | None = None,
-        start: int = 0,
+        self, from_pil: FromPil, batch_size: int = 64, *, workers: int | None = None, start: int = 0
     ) -> Iterator[tuple[list[str], Tensor, Tensor]]:
         """Batches `(sample_ids, pixels (N, 3, H, W), labels (N,))` through a model's `from_pil`.
 
-        A batch holds `batch_size` samples less the unreadable ones (it may be empty), so that batch k
-        always covers the same samples, and a run that was interrupted goes on at batch `start`.
-        Pictures that were decoded before for a transform of the same settings are read from the cache.
-        Memory is bounded by the batches that workers have ready.
+        A batch holds `batch_size` samples less the unreadable ones (it may be empty), so that batch k always covers the
+        same samples, and a run that was interrupted goes on at batch `start`. What a model's own `from_pil` gives is
+        kept on disk. Memory is bounded by the batches that workers have ready.
 
         Args:
-            from_pil: From a picture to pixels; a model's own is kept on disk.
-            batch_size: Samples in a batch.
-            workers: Processes that decode while the model computes; 0 decodes here, None takes a process a
-                core (at most 16) where there are enough pictures to decode.
-            start: Batches to leave out.
-
-        Raises:
-            UnreadableImages: At the end, if more than 1 % of the images could not be decoded.
+            workers: Processes that decode while the model computes; 0 decodes here, None takes a process a core (at
+                most 16) where there are enough pictures to decode.
         """
         decoded = self._levels(range(start * batch_size, len(self)), from_pil, workers)
         for sample_ids, levels, labels in self._batched(decoded, batch_size, start):
@@ -229,11 +198,10 @@ class Dataset:
     def _levels(self, rows: Sequence[int], from_pil: Callable, workers: int | None) -> Iterator[Tensor | str]:
         """Grey levels (or pixels, where they lie between two) of these rows in order, or why there are none."""
         store = pixel_store(*(self.whole or (self.fingerprint, len(self))), from_pil)
-        missing = [row for row in rows if self._slot(row) not in store]
-        decoded = _decoded([self.samples[row] for row in missing], from_pil, workers)
-        wanted = set(missing)
+        missing = {row: self.samples[row] for row in rows if self._slot(row) not in store}
+        decoded = _decoded(list(missing.values()), from_pil, workers)
         for row in rows:
-            if row not in wanted:
+            if row not in missing:
                 yield store.read(self._slot(row))
                 continue
             levels = next(decoded)
@@ -246,15 +214,10 @@ def _decoded(samples: Sequence[Sample], from_pil: Callable, workers: int | None)
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = min(16, cores) if len(samples) >= WORTH_WORKERS else 0
-    loader = DataLoader(
-        samples,
-        batch_size=HANDED_OVER if workers else 1,
-        num_workers=workers,
-        collate_fn=partial(_decode, from_pil),
-        # samples and transforms of users need not pickle, and workers touch no accelerator
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-    )
-    for pictures in loader:
+    # samples and transforms of users need not pickle, and workers touch no accelerator
+    start = "fork" if workers and sys.platform == "linux" else None
+    options = {"batch_size": HANDED_OVER if workers else 1, "num_workers": workers, "multiprocessing_context": start}
+    for pictures in DataLoader(samples, collate_fn=partial(_decode, from_pil), **options):
         yield from (picture if isinstance(picture, str) else torch.from_numpy(picture) for picture in pictures)
 
 

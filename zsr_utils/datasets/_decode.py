@@ -31,8 +31,12 @@ def open_member(path: str, offset: int, size: int) -> Image.Image:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Decode a picture: turned as its EXIF orientation asks, the first frame, 16 bits scaled to 8, then RGB.
 
-    Pillow alone clips 16-bit grey levels at 255, which makes most of them white. Transparency is dropped as
-    open_clip and torchvision drop it: the colours below it show.
+    Pillow alone clips 16-bit grey levels at 255, which makes most of them white. Transparency is dropped as open_clip
+    and torchvision drop it: the colours below it show.
+
+    Examples:
+        >>> upright_rgb(Image.new("I;16", (1, 1), 32896)).getpixel((0, 0))
+        (128, 128, 128)
     """
     image.load()
     image = ImageOps.exif_transpose(image)

@@ -22,12 +22,7 @@ class DownloadError(RuntimeError):
 
 
 def download(name: str, folder: str | Path | None = None) -> Path:
-    """Fetch a data set by its name for `load_dataset` into a data folder (None is `ZSR_DATA`), and return its folder.
-
-    Raises:
-        ValueError: If the name is unknown, or the data set is to be had by hand only.
-        DownloadError: If it cannot be fetched, checked or written.
-    """
+    """Fetch a data set of `load_dataset` into a data folder (None is `ZSR_DATA`), and return its own folder."""
     root = Path(folder) if folder else data_folder()
     if name == "tabletop":
         raise ValueError("tabletop is part of the project, there is nothing to fetch.")
@@ -80,10 +75,7 @@ def _fetched(url: str, path: Path, md5: str) -> Path:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Turn a tar archive into a folder that appears only when it is whole.
-
-    A single folder at the top of the archive becomes the folder itself.
-    """
+    """Turn a tar archive, or the single folder at its top, into a folder that appears only when it is whole."""
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         inner = Path(temporary) / "archive"  # with everybody's rights, which the temporary folder has not
         inner.mkdir()

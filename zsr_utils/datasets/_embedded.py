@@ -18,10 +18,7 @@ VALIDATION, SHIFTS = (EMBEDDED / "tabletop" / f"{name}.parquet" for name in ("va
 
 @lru_cache(maxsize=1)
 def tabletop_splits() -> tuple[str, ...]:
-    """Splits of the embedded data: `validation`, then the conditions of the shifted sets in their order.
-
-    Pre-training images are no split: they are rendered when a model is trained.
-    """
+    """Splits of the embedded data: `validation`, then the conditions of the shifted sets in their order."""
     return ("validation", *pq.read_table(SHIFTS, columns=["condition"])["condition"].unique().to_pylist())
 
 

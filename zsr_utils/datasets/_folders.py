@@ -41,19 +41,11 @@ def folder_dataset(folder: Path, split: str) -> Dataset:
     return class_folders(folder, label_of, name=name, class_names=class_names)
 
 
-def class_folders(
-    folder: Path,
-    label_of: Mapping[str, int],
-    *,
-    name: str,
-    class_names: Iterable[str],
-    templates: tuple[str, ...] = Dataset.templates,
-    border: int = 0,
-) -> Dataset:
-    """A folder with a sub-folder a class, in the order of `label_of`; ids are paths in it.
+def class_folders(folder: Path, label_of: Mapping[str, int], *, border: int = 0, **attributes) -> Dataset:
+    """A folder with a sub-folder a class, in the order of `label_of`; ids are paths in it, and no file is opened.
 
-    Listing costs a `stat` a file, and no file is opened. Class folders may be missing: the list of classes stays
-    whole, so that accuracy stays that of a choice among all of them.
+    Class folders may be missing: the list of classes stays whole, so that accuracy stays that of a choice among all.
+    `attributes` are the data set's name, class names and templates.
     """
     samples, sizes = [], [f"border {border}"] if border else []
     for class_folder, label in label_of.items():
@@ -62,19 +54,15 @@ def class_folders(
                 samples.append(Sample(relative, label, partial(open_file, path, border)))
                 sizes.append(f"{relative}:{size}")
     if not samples:
-        raise ValueError(
-            f"The folder {str(folder)!r} holds no images: expected one sub-folder a class with files of type "
-            f"{', '.join(sorted(EXTENSIONS))}."
-        )
-    return Dataset(name, class_names, samples, templates, "\n".join(sizes))
+        wanted = f"one sub-folder a class with files of type {', '.join(sorted(EXTENSIONS))}"
+        raise ValueError(f"The folder {str(folder)!r} holds no images: expected {wanted}.")
+    return Dataset(samples=samples, content="\n".join(sizes), **attributes)
 
 
 def known_folders(folder: Path, known: Iterable[str], what: str) -> None:
     """Raise a ValueError unless every sub-folder is one of the classes that the data set is known to have."""
-    known = set(known)
-    for name in _folders(folder):
-        if name not in known:
-            raise ValueError(f"The folder {name!r} in {str(folder)!r} is not one of {what}.")
+    if new := sorted(set(_folders(folder)).difference(known)):
+        raise ValueError(f"The folder {new[0]!r} in {str(folder)!r} is not one of {what}.")
 
 
 def split_folder(folder: Path, split: str) -> Path:

@@ -40,8 +40,7 @@ def imagenet_classes(name: str = "imagenet") -> dict[str, str]:
         >>> list(imagenet_classes().items())[0]
         ('n01440764', 'tench')
 
-    Source:
-        Ids and the lists of 200 are timm's; names are those of Radford et al. (2021) as open_clip ships them.
+    Source: Ids and the lists of 200 are timm's; names are those of Radford et al. (2021) as open_clip ships them.
     """
     from open_clip import IMAGENET_CLASSNAMES
     from timm.data import ImageNetInfo
@@ -62,16 +61,12 @@ def imagenet_templates() -> tuple[str, ...]:
 
 
 def imagenet(name: str, split: str) -> Dataset:
-    """ImageNet, a shifted set or Imagenette.
+    """ImageNet, a shifted set or Imagenette, in the folders their authors give: by WordNet id, but for `imagenet-v2`.
 
     Labels index the classes of the set: ImageNet's 1,000, the 200 of ImageNet-A and -R, or Imagenette's ten, among
-    which alone a model then chooses, as their authors evaluate. Class names and, but for Imagenette, the 80 prompts
-    are those of Radford et al. (2021). `imagenet`, `stylized-imagenet` and `imagenette` have folders `val` (and
-    `train`), `imagenet-c` a folder for every corruption and severity, `imagenet-v2` folders named by class index;
-    within, all others have folders named by WordNet id.
+    which alone a model then chooses, as their authors evaluate.
 
-    Source:
-        Russakovsky et al. (2015); Recht et al. (2019), matched frequency; Hendrycks et al. (2021a) for A, (2021b)
+    Source: Russakovsky et al. (2015); Recht et al. (2019), matched frequency; Hendrycks et al. (2021a) for A, (2021b)
         for R; Wang et al. (2019), Sketch; Hendrycks and Dietterich (2019), C; Geirhos et al. (2019), Stylized.
     """
     ten = name.startswith("imagenette")
@@ -95,14 +90,12 @@ def imagenet(name: str, split: str) -> Dataset:
 def objectnet(split: str) -> Dataset:
     """ObjectNet, restricted to the 113 classes it shares with ImageNet, its red border cut off.
 
-    Classes are ObjectNet's own, with its labels in lower case as names, in the order of the folders: a model
-    chooses among 113, also where one of them (chair) is several ImageNet classes. Images of the other 200 folders
-    are left out.
+    Classes are ObjectNet's own, in the order of the folders: a model chooses among 113, also where one of them (chair)
+    is several ImageNet classes.
 
-    Source:
-        Barbu et al. (2019): `mappings/` and the cut of 2 pixels on every side, as in the authors' loader
-        (objectnet-template-pytorch). Choosing among 113 names is CLIP_benchmark's protocol; Barbu et al. instead
-        map the answers of 1,000-class models.
+    Source: Barbu et al. (2019): `mappings/` and the cut of 2 pixels on every side, as in the authors' loader
+        (objectnet-template-pytorch). Choosing among 113 names is CLIP_benchmark's protocol; Barbu et al. instead map
+        the answers of 1,000-class models.
     """
     one_of("split", split, ["validation"])
     root = folder_of("objectnet", "objectnet-1.0")
@@ -112,30 +105,23 @@ def objectnet(split: str) -> Dataset:
     )
     known_folders(root / "images", label_of_folder, "ObjectNet's classes")
     shared = sorted(folder for folder, label in label_of_folder.items() if label in in_imagenet)
-    return class_folders(
-        root / "images",
-        {folder: label for label, folder in enumerate(shared)},
-        name="objectnet",
-        class_names=[label_of_folder[folder].lower() for folder in shared],
-        templates=imagenet_templates(),
-        border=BORDER,
-    )
+    attributes = {"name": "objectnet", "class_names": [label_of_folder[folder].lower() for folder in shared]}
+    label_of = {folder: label for label, folder in enumerate(shared)}
+    return class_folders(root / "images", label_of, border=BORDER, templates=imagenet_templates(), **attributes)
 
 
 def imagenet_x(path: str | Path | None = None) -> pd.DataFrame:
     """ImageNet-X: how each ImageNet validation image differs from typical images of its class.
 
     Args:
-        path: Folder with the authors' `imagenet_x_val_multi_factor.jsonl` and `imagenet_x_val_top_factor.jsonl`;
-            None is `imagenet-x` in the data folder. Typical images that the annotators saw for comparison are left
-            out, as the authors leave them out, if `prototypical_paths.csv` is there too.
+        path: Folder with the authors' files; None is `imagenet-x` in the data folder. Typical images that the
+            annotators saw for comparison are left out, as the authors do, if `prototypical_paths.csv` is there.
 
     Returns:
-        A frame indexed by `sample_id`, as in the data set `imagenet`: a column of 0 and 1 for each of the 16
-        `FACTORS`, and `top`, the one factor that the annotators found to differ most (missing if none does).
+        A frame indexed by `sample_id`, as in the data set `imagenet`: a column of 0 and 1 for each of the 16 `FACTORS`,
+        and `top`, the one factor that the annotators found to differ most (missing if none does).
 
-    Source:
-        Idrissi et al. (2023), and their `load_annotations`.
+    Source: Idrissi et al. (2023), and their `load_annotations`.
     """
     folder = Path(path) if path else data_folder() / "imagenet-x"
     rows, top = (_annotations(folder / f"imagenet_x_val_{which}_factor.jsonl") for which in ("multi", "top"))
@@ -150,10 +136,9 @@ def imagenet_x(path: str | Path | None = None) -> pd.DataFrame:
 def _corrupted(split: str) -> Path:
     corruption, _, severity = split.partition("/")
     if corruption not in CORRUPTIONS or not re.fullmatch("[1-5]", severity):
-        raise ValueError(
-            f"split is {split!r}, allowed is a corruption and its severity, such as 'gaussian_noise/3': corruptions "
-            f"are {', '.join(CORRUPTIONS)}, severities 1 to 5."
-        )
+        allowed = f"corruptions are {', '.join(CORRUPTIONS)}, severities 1 to 5"
+        example = "a corruption and its severity, such as 'gaussian_noise/3'"
+        raise ValueError(f"split is {split!r}, allowed is {example}: {allowed}.")
     root = folder_of("imagenet-c")
     if not (root / split).is_dir():
         raise FileNotFoundError(

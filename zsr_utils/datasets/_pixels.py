@@ -37,9 +37,8 @@ def stacked(levels: Sequence[Tensor]) -> Tensor:
 class PixelStore:
     """Pictures of one data set behind one transform: a slot of uint8 for every sample, filled as they come.
 
-    A slot counts once its mark is written, which happens after its pixels, so a killed run leaves no half
-    picture behind; two runs that fill the same slot write the same bytes. Files are sparse: what was not
-    decoded takes no room. The folder is made when the first picture is kept; without a folder, none is.
+    A slot counts once its mark is written, after its pixels, so a killed run leaves no half picture; two runs that fill
+    the same slot write the same bytes. Files are sparse, and without a folder none is kept.
     """
 
     def __init__(self, folder: Path | None, slots: int, size: int):
@@ -71,12 +70,10 @@ class PixelStore:
                 if file.write(content) < len(content):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise OSError(
-                error.errno,
-                f"decoded pictures cannot be kept in {str(self._folder)!r} ({error.strerror or error}): make room for "
-                f"{self._lengths['pixels.u8'] / 2**20:,.0f} MiB, set ZSR_CACHE to another folder, or ZSR_PIXELS=0 to "
-                "keep none",
-            ) from error
+            failed = f"decoded pictures cannot be kept in {str(self._folder)!r} ({error.strerror or error})"
+            room = f"make room for {self._lengths['pixels.u8'] / 2**20:,.0f} MiB"
+            way_out = f"{room}, set ZSR_CACHE to another folder, or ZSR_PIXELS=0 to keep none"
+            raise OSError(error.errno, f"{failed}: {way_out}") from error
         self._kept[slot] = 1
 
     def _open(self) -> None:

@@ -28,18 +28,14 @@ def published(name: str) -> pd.DataFrame:
 
     Groups, caveats and licences are on the card, `data/published/README.md`.
 
-    Examples:
-        >>> rows = published("imagenet-testbed").set_index("model")
-        >>> rows.group["resnet50"], float(rows.imagenet["resnet50"])
-        ('standard', 0.7613)
+
 
     Args:
-        name: `openclip`, zero-shot accuracies of open_clip checkpoints, `imagenet-testbed`, models with and
-            without robust training (`PUBLISHED_IMAGES` has the images behind each column of these two), or
-            `wani-2026`, flip rates and drift ratios by family of perturbation.
+        name: `openclip`, zero-shot accuracies of open_clip checkpoints, `imagenet-testbed`, models with and without
+            robust training (`PUBLISHED_IMAGES` has the images behind each column of these two), or `wani-2026`, flip
+            rates and drift ratios by family of perturbation.
 
-    Source:
-        `docs/openclip_results.csv` of open_clip; `robustness_top1s.csv` of Taori et al. (2020); Wani et al. (2026).
+    Source: `docs/openclip_results.csv` of open_clip; `robustness_top1s.csv` of Taori et al. (2020); Wani et al. (2026).
     """
     if name not in FILES:
         raise ValueError(f"{unknown('table', name, FILES)} Known are {', '.join(FILES)}.")
@@ -56,8 +52,8 @@ class Published(NamedTuple):
 def published_accuracy(model: str, pretrained: str | None, dataset: str) -> Published | None:
     """The published zero-shot accuracy of a model on a data set, named as for loading, or None where there is none.
 
-    For checkpoints it is that of open_clip's table, for embedded models on Tabletop that of their card, which
-    was measured at the end of training, before the weights were rounded to 16 bits.
+    For checkpoints it is that of open_clip's table, for embedded models on Tabletop that of their card, which was
+    measured at the end of training, before the weights were rounded to 16 bits.
 
     Examples:
         >>> published_accuracy("ViT-B-32", "openai", "imagenet").accuracy
@@ -79,8 +75,8 @@ def claims() -> pd.DataFrame:
     """What the literature says a single factor changes, beside the embedded model that tests it.
 
     Returns:
-        Columns `factor`, `model` (the member of the family that differs from the default in it),
-        `measurement` (as in `zsr_utils.experiments.family`), `expected` (sign of the change against the default:
-        1, 0 or -1), `reported` and `source`.
+        Columns `factor`, `model` (the member of the family that differs from the default in it), `measurement` (as in
+        `zsr_utils.experiments.family`), `expected` (sign of the change against the default: 1, 0 or -1), `reported` and
+        `source`.
     """
     return _table("claims.csv").copy()

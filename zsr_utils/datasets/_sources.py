@@ -19,17 +19,10 @@ SUBSETS = EMBEDDED / "subsets"
 
 
 def load_dataset(
-    name_or_folder: str,
-    split: str = "validation",
-    limit: int | None = None,
-    seed: int = 0,
-    *,
-    classes: int | Sequence[str] = 0,
-    ids: str | Path | None = None,
-) -> Dataset:
-    """Labelled images by name or folder.
-
-    Nothing is downloaded (`python -m zsr_utils.fetch` does that), and nothing is decoded before it is asked for.
+    name_or_folder: str, split: str = "validation", limit: int | None = None, seed: int = 0, *,
+    classes: int | Sequence[str] = 0, ids: str | Path | None = None,
+) -> Dataset:  # fmt: skip
+    """Labelled images by name or folder; nothing is downloaded (`python -m zsr_utils.fetch` does that).
 
     Args:
         name_or_folder: One of
@@ -49,12 +42,10 @@ def load_dataset(
             `tabletop` has `validation` and the conditions of its shifted sets, the same scenes in each:
             `photo`, `cartoon`, `sketch`, `silhouette`, `backdrop`, `viewpoint`, `lighting`, `pattern`, `card`.
         limit: At most this many images, drawn by `seed` and spread over the classes; None or 0 is all.
-        classes: Only these classes, or this many drawn by `seed` (0 is all); other names are no answers then.
-        ids: Only these samples: a file with an id a line, or the name of a list in `data/subsets`; empty is all.
-
-    Raises:
-        ValueError: If a name or value is not allowed (the nearest ones are listed), or files do not match their labels.
-        FileNotFoundError: If a data set has not been downloaded; the message says how.
+        classes: Only these classes, or this many drawn by `seed`: the names of the others are no answers then; 0
+            is all.
+        ids: Only these samples: a file with an id a line, or the name of a list in `data/subsets`; None or an empty
+            text is all.
     """
     dataset = _whole(str(name_or_folder), split)
     if ids:
@@ -104,7 +95,6 @@ def _listed(ids: str | Path) -> list[str]:
     listed = read_lines(path) if path else []
     if not listed:
         known = ", ".join(sorted(p.stem for p in SUBSETS.glob("*.txt"))) or "none so far"
-        raise ValueError(
-            f"ids is {str(ids)!r}, allowed is a file with an id a line, or the name of one in data/subsets: {known}."
-        )
+        allowed = f"a file with an id a line, or the name of one in data/subsets: {known}"
+        raise ValueError(f"ids is {str(ids)!r}, allowed is {allowed}.")
     return listed

@@ -20,12 +20,10 @@ def is_webdataset(folder: Path) -> bool:
 def webdataset(folder: Path, split: str, *, name: str) -> Dataset:
     """A folder with `classnames.txt`, `zeroshot_classification_templates.txt` and `<split>/<number>.tar`.
 
-    A shard holds `<key>.jpg` (or png, webp) and `<key>.cls`, the index of the class, for every sample, and the id
-    is `<number>/<key>`. Nothing is unpacked: the headers of a shard are read once, which takes a few seconds for
-    10,000 images on a local disk, and a picture is then read from its place in the shard.
+    A shard holds `<key>.jpg` (or png, webp) and `<key>.cls`, the index of the class, for every sample, and the id is
+    `<number>/<key>`. Nothing is unpacked: the headers of a shard are read once, and a picture from its place in it.
 
-    Source:
-        `build_wds_dataset` and `webdataset_builder` of CLIP_benchmark.
+    Source: `build_wds_dataset` and `webdataset_builder` of CLIP_benchmark.
     """
     if not (folder / "classnames.txt").is_file():
         raise FileNotFoundError(f"The webdataset {str(folder)!r} has no classnames.txt.")
@@ -52,9 +50,8 @@ def _shards(folder: Path) -> list[Path]:
     if listed.is_file():
         shards = [folder / f"{k}.tar" for k in range(int(listed.read_text()))]
         if missing := [shard.name for shard in shards if not shard.is_file()]:
-            raise ValueError(
-                f"{str(folder)!r} has no {missing[0]!r}: {len(missing)} of {len(shards)} shards are missing."
-            )
+            few = f"{len(missing)} of {len(shards)}"
+            raise ValueError(f"{str(folder)!r} has no {missing[0]!r}: {few} shards are missing.")
     else:
         shards = sorted(folder.glob("*.tar"), key=lambda p: (len(p.stem), p.stem))  # 2.tar before 10.tar
     if not shards:
@@ -87,8 +84,6 @@ def _indexed(shard: Path, classes: int) -> list[tuple[str, int, tuple[int, int]]
         if key not in places or key not in labels:
             raise ValueError(f"The shard {str(shard)!r} has no {'class' if key in places else 'picture'} for {key!r}.")
         if not 0 <= labels[key] < classes:
-            raise ValueError(
-                f"The class of {key!r} in {str(shard)!r} is {labels[key]}, allowed is 0 to {classes - 1}, "
-                "the lines of classnames.txt."
-            )
+            allowed = f"0 to {classes - 1}, the lines of classnames.txt"
+            raise ValueError(f"The class of {key!r} in {str(shard)!r} is {labels[key]}, allowed is {allowed}.")
     return [(key, labels[key], place) for key, place in places.items()]

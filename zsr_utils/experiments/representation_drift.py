@@ -1,8 +1,7 @@
 """Chapter 05: what moves inside an image encoder while its answer stays.
 
-Every image is shown in the perturbation families of Wani et al.; embedding, answer and token grids come from one
-pass. Drift is compared with the distance between unrelated images, the token grid by its Dirichlet energy and
-its spectrum.
+Every image is shown in the perturbation families of Wani et al.; embedding, answer and token grids come from one pass.
+Drift is compared with the distance between unrelated images, the token grid by its Dirichlet energy and its spectrum.
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,23 +65,21 @@ def views(names: Sequence[str] | None = None, *, detail: str = "layers", **optio
     Beside `family`, `instance` and `word_label` (class whose name sets the box of an overlay, -1 without), rows get
 
     - with `detail="answers"` nothing more;
-    - with `tokens`: `energy` and `clean_energy` (Dirichlet, of the token grid), the same with `_normalised`
-      (divided by the mean squared length of the tokens) and `_content` (only between tokens of original
-      content), `share_k` and `coherence_k` (of the token grid's change in radial band k; missing where the canvas
-      changes its size), and `power_low`, `power_middle`, `power_high` (relative change of the picture's own
-      spectrum);
-    - with `layers` also `drift_layer_k` of the mean token after block k and `roughness_layer_k` (relative change
-      of its normalised energy).
+    - with `tokens`: `energy` and `clean_energy` (Dirichlet, of the token grid), the same with `_normalised` (divided by
+      the mean squared length of the tokens) and `_content` (only between tokens of original content), `share_k` and
+      `coherence_k` (of the token grid's change in radial band k; missing where the canvas changes its size), and
+      `power_low`, `power_middle`, `power_high` (relative change of the picture's own spectrum);
+    - with `layers` also `drift_layer_k` of the mean token after block k and `roughness_layer_k` (relative change of its
+      normalised energy).
 
     Args:
         names: Families, as `conditions.families`.
         detail: As `measure`.
         options: `units`, `phrase` and `text_height`, as `conditions.families`.
 
-    Source:
-        Wani et al. (2026): families, stability, Dirichlet energy, input spectrum. Image encoders with a zero-shot
-        head in place of generative models, blocks before the last, restriction to original content and the
-        spectrum of the token grid are this project's.
+    Source: Wani et al. (2026): families, stability, Dirichlet energy, input spectrum. Image encoders with a zero-shot
+        head in place of generative models, blocks before the last, restriction to original content and the spectrum of
+        the token grid are this project's.
     """
     further = None if detail == "answers" else partial(token_facts, layers=detail == "layers")
     return as_conditions(families(names, **options), further)
@@ -131,11 +128,10 @@ def unrelated(embedded: Embedded, *, draws: int = 25, seed: int = 0, layer: int 
         layer: Number of the block, for the column.
 
     Returns:
-        One row an image and kind of control (`any`, `same class`, `other class`), with `layer` and the mean
-        `distance` (1 - cosine). An image without such others has no row.
+        One row an image and kind of control (`any`, `same class`, `other class`), with `layer` and the mean `distance`
+        (1 - cosine). An image without such others has no row.
 
-    Source:
-        Wani et al. (2026), drift against control (25 others in their log); the two controls by class are ours.
+    Source: Wani et al. (2026), drift against control (25 others in their log); the two controls by class are ours.
     """
     n = len(embedded.labels)
     if draws < 1:
@@ -174,11 +170,7 @@ def by_layer(rows: pd.DataFrame, what: str) -> pd.DataFrame:
 
 
 def view(images: Dataset, names: Sequence[str], row: pd.Series, **options) -> Image.Image:
-    """The picture behind a row, made again.
-
-    Raises:
-        KeyError: If the sample or the view is not among those given.
-    """
+    """The picture behind a row, made again."""
     for perturbation in families(names, **options):
         if (perturbation.family, perturbation.instance) == (row.family, row.instance):
             words = [images.class_names[row.word_label]] * (perturbation.number + 1)  # only the last one is shown
@@ -275,11 +267,7 @@ def by_band(rows: pd.DataFrame, what: str) -> pd.DataFrame:
 
 
 def half_kept(table: pd.DataFrame, condition: str) -> float:
-    """The cutoff at which half of the answers still stay: the lowest of `low_pass`, the highest of `high_pass`.
-
-    Raises:
-        ValueError: If fewer than half stay at every cutoff.
-    """
+    """The cutoff at which half of the answers still stay: the lowest of `low_pass`, the highest of `high_pass`."""
     kept = table[(table.condition == condition) & (table.value >= 0.5)].severity
     if kept.empty:
         raise ValueError(f"Fewer than half of the answers stay under {condition} at every cutoff.")

@@ -33,9 +33,9 @@ def project(
 ) -> pd.DataFrame:
     """UMAP of images and classes in one plane, by cosine distance: texts, or the weights of a supervised head.
 
-    Images and texts sit in separate cones of the sphere (the modality gap), so each cloud is centred
-    before the two are joined; without that the map would show two islands and nothing else.
-    The map is kept on disk, so that every chapter shows the same one.
+    Images and texts sit in separate cones of the sphere (the modality gap), so each cloud is centred before the two are
+    joined; without that the map would show two islands and nothing else. The map is kept on disk, so that every chapter
+    shows the same one.
 
     Args:
         net: The model, for its classes.
@@ -44,14 +44,13 @@ def project(
         templates: Prompt templates.
         seed: Of the layout.
         neighbors: Neighbours that UMAP keeps near.
-        moved: Further images, such as aligned ones, laid on the finished map at the mean of their nearest
-            images, weighted by the inverse of the distance; they do not change it.
+        moved: Further images, such as aligned ones, laid on the finished map at the mean of their nearest images,
+            weighted by the inverse of the distance; they do not change it.
 
     Returns:
         Columns `sample_id`, `label`, `modality` (`image`, `aligned` or `text`), `x`, `y`.
 
-    Source:
-        McInnes et al. (2018); centring is this project's choice.
+    Source: McInnes et al. (2018); centring is this project's choice.
     """
     from sklearn.neighbors import KNeighborsRegressor
 
@@ -123,8 +122,7 @@ def principal_axes(embedded: Embedded, *, components: int = 6) -> Float[np.ndarr
         >>> abs(principal_axes(line, components=1)).tolist()
         [[1.0, 0.0]]
 
-    Source:
-        Salman et al. (2024), six components of raw features in the authors' code.
+    Source: Salman et al. (2024), six components of raw features in the authors' code.
     """
     from sklearn.decomposition import PCA
 

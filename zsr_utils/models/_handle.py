@@ -24,10 +24,8 @@ RANDOM_WEIGHTS = "random weights: its accuracies mean nothing"  # a handle's `no
 class Preprocess:
     """A checkpoint's own resize and crop, from an RGB picture to pixels (3, size, size) in [0, 1], and its identity.
 
-    Attributes:
-        size: Side of the pixels.
-        key: Equal for equal pixels: settings, steps, and the libraries that resize. Without settings it is None, and
-            pixels are never kept on disk.
+    Its `key` is equal for equal pixels: settings, steps, and the libraries that resize. Without settings it is None,
+    and pixels are never kept on disk.
     """
 
     def __init__(self, transform: Callable[[Image.Image], Tensor], size: int, settings: dict | None = None):
@@ -47,10 +45,8 @@ class Model(nn.Module):
     Pixels are float32 in [0, 1], NCHW, RGB, at `image_size`; normalisation happens inside.
 
     Attributes:
-        name: The name it was loaded by.
         image_size: Side of the square input, in pixels.
         activation: `gelu` or `quickgelu`, as the checkpoint was trained.
-        precision: `fp32`, `tf32`, `fp16` or `bf16`, of the weights and of the arithmetic.
         from_pil: The checkpoint's own resize and crop, from a picture to pixels in [0, 1].
         preprocessing: Size, resize, crop, interpolation, mean and std, as the checkpoint's config has them.
         trained_on: The one data set an embedded model was made for, or None.
@@ -61,23 +57,10 @@ class Model(nn.Module):
     bias_columns = 0  # of a classifier, after its weights
 
     def __init__(
-        self,
-        net: nn.Module,
-        *,
-        name: str,
-        image_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        transform,
-        tokenizer=None,
-        pretrained: str | None = None,
-        activation: str = "gelu",
-        precision: str = "fp32",
-        config: dict | None = None,
-        preprocessing: dict | None = None,
-        trained_on: str | None = None,
-        note: str = "",
-    ):
+        self, net: nn.Module, *, name: str, image_size: int, mean: Sequence[float], std: Sequence[float], transform,
+        tokenizer=None, pretrained: str | None = None, activation: str = "gelu", precision: str = "fp32",
+        config: dict | None = None, preprocessing: dict | None = None, trained_on: str | None = None, note: str = "",
+    ):  # fmt: skip
         super().__init__()
         self.net = net.eval().requires_grad_(False)
         self.name, self.pretrained, self.image_size = name, pretrained, image_size
@@ -109,24 +92,18 @@ class Model(nn.Module):
         return 0.0 if bias is None else bias.float()
 
     def encode_image(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
-        """Raw image features, differentiable in `pixels`; not normalised.
-
-        Raises:
-            ValueError: If pixels are not NCHW RGB at `image_size` or leave [0, 1] by more than 1e-6.
-        """
+        """Raw image features, differentiable in `pixels`; not normalised."""
         return self.net.encode_image(self._normalised(pixels)).float()
 
     def encode_tokens(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n rows columns c"]:
         """Patch tokens of the last block after its norm, or the last feature map of a CNN."""
         return self._tokens(pixels, indices=1, intermediates_only=True)["image_intermediates"][-1]
 
-    def encode_layers(
-        self, pixels: Float[Tensor, "n 3 h w"]
-    ) -> tuple[Float[Tensor, "n d"], list[Float[Tensor, "n rows columns c"]]]:
-        """Image features and, from the same pass, the token grid after every block or stage.
+    def encode_layers(self, pixels: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n d"], list[Tensor]]:
+        """Image features and, from the same pass, the token grid (N, rows, columns, C) after every block or stage.
 
-        A transformer's tokens are read through its final norm at every depth, so that lengths can be
-        compared between blocks; the last grid is what `encode_tokens` gives.
+        A transformer's tokens are read through its final norm at every depth, so that lengths can be compared between
+        blocks; the last grid is what `encode_tokens` gives.
         """
         passed = self._tokens(pixels, indices=None, intermediates_only=False)
         return passed["image_features"].float(), passed["image_intermediates"]
@@ -150,11 +127,7 @@ class Model(nn.Module):
     def classifier(self, class_names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "k d"]:
         """Unit text weights: features normalised, averaged over templates, normalised again.
 
-        Kept on disk by (fingerprint, precision, names, templates), so that a second chapter is free.
-
-        Args:
-            class_names: One name a class.
-            templates: Format strings with one `{}` for the name.
+        Kept on disk by (fingerprint, precision, names, templates); these have one `{}` for the name.
         """
         if not class_names or not templates:
             raise ValueError("class_names and templates must each hold at least one text.")
@@ -198,8 +171,8 @@ class Model(nn.Module):
 
         Args:
             channels_last: Channels innermost, which convolutions of fp16 and bf16 on a GPU prefer.
-            compile: Compile the image tower at its first use, but for token grids and Jacobians by `torch.func`;
-                a text names the backend of `torch.compile`.
+            compile: Compile the image tower at its first use, but for token grids and Jacobians by `torch.func`; a text
+                names the backend of `torch.compile`.
         """
         if channels_last:
             self._memory_format = torch.channels_last

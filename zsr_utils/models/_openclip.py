@@ -28,10 +28,9 @@ class ModelUnavailable(RuntimeError):
 
 
 def load(name: str, pretrained: str | None, precision: str) -> Model:
-    """Build a handle over `open_clip.create_model_and_transforms(name, pretrained)`.
+    """Build a handle over `open_clip.create_model_and_transforms(name, pretrained)`, with the checkpoint's own config.
 
-    Activation and preprocessing are those of the checkpoint's own config: of the tag, the hub project or
-    the folder. A bare weight file has none, and the handle's `note` says what was assumed.
+    A bare weight file has none, and the handle's `note` says what activation and preprocessing were assumed.
     """
     pretrained = pretrained or None
     _check(name, pretrained)
@@ -82,10 +81,8 @@ def _check(name: str, pretrained: str | None) -> None:
     trained = bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu"))
     if trained != built:
         other = name.removesuffix("-quickgelu") if built else f"{name}-quickgelu"
-        raise ValueError(
-            f"{name} is built with {GELU[built]} but its weights {pretrained!r} were trained with {GELU[trained]}: "
-            f"load {other!r} instead."
-        )
+        differ = f"is built with {GELU[built]} but its weights {pretrained!r} were trained with {GELU[trained]}"
+        raise ValueError(f"{name} {differ}: load {other!r} instead.")
 
 
 def known_tag(name: str, tag: str, tags: list[str]) -> None:
@@ -102,10 +99,8 @@ def _check_file(name: str, file: Path, built: bool) -> None:
     if own and bool(own.get("model_cfg", {}).get("quick_gelu")) != built:
         differs.append(GELU[not built])
     if differs:
-        raise ValueError(
-            f"{name} is not what {str(file)!r} was made for, whose config beside it has its own "
-            f"{', '.join(sorted(differs))}: load 'local-dir:{file.parent}' instead."
-        )
+        why = f"{str(file)!r} was made for, whose config beside it has its own {', '.join(sorted(differs))}"
+        raise ValueError(f"{name} is not what {why}: load 'local-dir:{file.parent}' instead.")
 
 
 def _config_beside(file: Path) -> dict | None:
@@ -134,11 +129,7 @@ def broken_weights(file: Path | str, name: str, error: Exception) -> str:
 
 
 def read_weights(file: Path, name: str) -> dict[str, Tensor]:
-    """A state dict from a file, never running code that a pickle may hold.
-
-    Raises:
-        ValueError: If the file cannot be read as tensors by name.
-    """
+    """A state dict from a file, never running code that a pickle may hold."""
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -176,10 +167,9 @@ def _tokenizer(name: str, config: dict):
     except Exception as error:
         wanted = config["text_cfg"].get("hf_tokenizer_name", "")
         if name.startswith("local-dir:"):
-            raise ValueError(
-                f"{name}: the folder holds no tokenizer that can be read ({_reason(error)}): it needs the "
-                f"tokenizer.json and tokenizer_config.json of {wanted!r}."
-            ) from error
+            needed = f"it needs the tokenizer.json and tokenizer_config.json of {wanted!r}"
+            unreadable = f"the folder holds no tokenizer that can be read ({_reason(error)})"
+            raise ValueError(f"{name}: {unreadable}: {needed}.") from error
         source, place = f"the Hugging Face project {wanted!r}", "a local-dir: folder that holds its tokenizer.json"
         raise ModelUnavailable(missing(f"The tokenizer of {name}", source, place, error)) from error
 

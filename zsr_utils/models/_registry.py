@@ -22,8 +22,7 @@ _BUILDERS: dict[str, Builder] = {}
 def register_model(name: str) -> Callable[[Builder], Builder]:
     """Register `build(name, pretrained, precision) -> Model` for a name, or for a prefix that ends in `:`.
 
-    An installed package needs no call: an entry point of the group `zsr_utils.models`, with the model's name
-    (or prefix) and such a function, is found by `load_model`. The adapter of `imagebind`, below, is an example.
+    An installed package needs no call, but an entry point of the group `zsr_utils.models`. `_imagebind` is an example.
     """
 
     def add(builder: Builder) -> Builder:
@@ -34,42 +33,29 @@ def register_model(name: str) -> Callable[[Builder], Builder]:
 
 
 def known_models() -> list[str]:
-    """Every name `load_model` knows: adapters, embedded models and open_clip's architectures.
-
-    `supervised:` stands for each of timm's and torchvision's classifiers.
-    """
+    """Every name `load_model` knows; `supervised:` stands for each of timm's and torchvision's classifiers."""
     offered = (point.name for point in metadata.entry_points(group=ENTRY_POINTS))
     every = [*_BUILDERS, *offered, *_tabletop.embedded_models(), _supervised.PREFIX, *open_clip.list_models()]
     return list(dict.fromkeys(every))
 
 
 def load_model(
-    name: str,
-    pretrained: str | None = None,
-    device: str = "auto",
-    precision: str = "fp32",
-    *,
-    channels_last: bool = False,
-    compile: bool | str = False,
-) -> Model:
+    name: str, pretrained: str | None = None, device: str = "auto", precision: str = "fp32", *,
+    channels_last: bool = False, compile: bool | str = False,
+) -> Model:  # fmt: skip
     """Load a frozen model by name.
 
     Args:
         name: An embedded model (`tabletop-base`), an open_clip architecture (`ViT-B-32`), an address
             (`hf-hub:org/name`, `local-dir:/folder`), a classifier (`supervised:resnet50`,
             `supervised:torchvision/resnet50`), or the name of an adapter.
-        pretrained: The library's tag or a weight file, for architectures only; None gives random weights
-            and says so in `note`.
+        pretrained: The library's tag or a weight file, for architectures only; None gives random weights and says so in
+            `note`.
         device: `auto` takes a GPU where there is one; otherwise any torch device name.
-        precision: `fp32`, `tf32`, `fp16` or `bf16`. The choice between fp32 and tf32 holds for the process: with
-            fp32, products on a GPU are exact to fp32, also in convolutions, where PyTorch's default is tf32.
-            Gradients are for fp32: in 16 bits, small ones vanish.
+        precision: `fp32`, `tf32`, `fp16` or `bf16`. The choice between fp32 and tf32 holds for the process: with fp32,
+            products on a GPU are exact to fp32, also in convolutions, where PyTorch's default is tf32. Gradients are
+            for fp32: in 16 bits, small ones vanish.
         channels_last, compile: As `Model.tune` takes them.
-
-    Raises:
-        ValueError: If a name, tag, device or precision is unknown (the message lists the nearest ones), or a
-            weight file is damaged, holds code, or belongs to another architecture.
-        ModelUnavailable: If weights are not on this machine and cannot be fetched.
     """
     one_of("precision", precision, PRECISIONS)
     where = resolve_device(device)
@@ -130,10 +116,9 @@ def _imagebind(name: str, pretrained: str | None, precision: str) -> Model:
         from imagebind.models.imagebind_model import imagebind_huge
         from imagebind.models.multimodal_preprocessors import SimpleTokenizer
     except ImportError as error:
-        raise _openclip.ModelUnavailable(
-            f"imagebind is not installed ({error}): pip install git+https://github.com/facebookresearch/ImageBind, "
-            "and pass its weight file imagebind_huge.pth as `pretrained`."
-        ) from error
+        how = "pip install git+https://github.com/facebookresearch/ImageBind, and pass its weight file"
+        reason = f"imagebind is not installed ({error}): {how} imagebind_huge.pth as `pretrained`."
+        raise _openclip.ModelUnavailable(reason) from error
     net = imagebind_huge(pretrained=False)
     if pretrained:
         net.load_state_dict(_openclip.read_weights(Path(pretrained), name))

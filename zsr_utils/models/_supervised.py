@@ -28,11 +28,7 @@ Naming = Sequence[tuple[str, ...]]  # for every class of a head, its names in on
 
 
 class SupervisedModel(Model):
-    """A classification network: its embeddings are what its linear head sees, and it has no text tower.
-
-    Attributes:
-        class_names: One name for every row of the head.
-    """
+    """A classification network: its embeddings are what its linear head sees, and it has no text tower."""
 
     bias_columns = 1
 
@@ -51,11 +47,10 @@ class SupervisedModel(Model):
     def classifier(self, class_names: Sequence[str], templates: Sequence[str] = ()) -> Float[Tensor, "k d+1"]:
         """Rows of the head for these classes: weights, and the bias in the last column.
 
-        A name is looked for in the head's vocabularies one after the other: for ImageNet its WordNet
-        description, id (`n01440764`) and first word, CLIP's curated name, and every other word of the
-        description. A class that a data set has and the head has not (PACS's `dog` covers 118 of
-        ImageNet's) has no row: choose a data set with the head's own classes. A whole vocabulary in its order
-        is every row. Templates are not used: there is no text.
+        A name is looked for in the head's vocabularies one after the other: for ImageNet its WordNet description, id
+        (`n01440764`) and first word, CLIP's curated name, and every other word of the description. A class that a data
+        set has and the head has not (PACS's `dog` covers 118 of ImageNet's) has no row: choose a data set with the
+        head's own classes. A whole vocabulary in its order is every row. Templates are not used: there is no text.
         """
         rows = self._rows([" ".join(name.replace("_", " ").split()) for name in class_names])
         return torch.cat([self.net.weight, self.net.bias[:, None]], dim=1)[rows].float()
@@ -73,10 +68,9 @@ class SupervisedModel(Model):
         if not names:
             raise ValueError("class_names must hold at least one text.")
         if not self._namings:
-            raise ValueError(
-                f"{self.name}: nobody recorded what its {len(self.net.weight)} outputs are; "
-                "a JSON file beside the weight file, of the same name, may say it as 'class_names'."
-            )
+            missing = f"nobody recorded what its {len(self.net.weight)} outputs are"
+            way_out = "a JSON file beside the weight file, of the same name, may say it as 'class_names'"
+            raise ValueError(f"{self.name}: {missing}; {way_out}.")
         for naming in self._namings:  # a whole list may use a name twice, as CLIP's does 'missile'
             if names == [same[0] for same in naming]:
                 return list(range(len(naming)))
@@ -103,8 +97,8 @@ class SupervisedModel(Model):
 class Tower(nn.Module):
     """A classification network as an image tower, with the linear head beside it.
 
-    `encode_image` gives what the head sees. Where the network ends in something else than a linear layer
-    (SqueezeNet pools after its last layer), the embedding is the network's output and the head is the identity.
+    `encode_image` gives what the head sees. Where the network ends in something else than a linear layer (SqueezeNet
+    pools after its last layer), the embedding is the network's output and the head is the identity.
     """
 
     def __init__(self, network: nn.Module, library: str):
@@ -145,9 +139,9 @@ class Tower(nn.Module):
 def load(name: str, pretrained: str | None, precision: str) -> SupervisedModel:
     """A handle over `supervised:<architecture>`, `supervised:timm/…` or `supervised:torchvision/…`.
 
-    timm is asked first. Preprocessing is that of the library for the tag, or for the architecture; a JSON
-    file beside a weight file (`weights.json` for `weights.pt`) may say `image_size`, `resize` (short side),
-    `interpolation`, `mean`, `std` and `class_names` of these weights.
+    timm is asked first. Preprocessing is that of the library for the tag, or for the architecture; a JSON file beside a
+    weight file (`weights.json` for `weights.pt`) may say `image_size`, `resize` (short side), `interpolation`, `mean`,
+    `std` and `class_names` of these weights.
     """
     library, architecture = _find(name)
     file = Path(pretrained) if pretrained and Path(pretrained).is_file() else None
@@ -204,8 +198,7 @@ def imagenet_names(classes: int) -> list[Naming]:
         >>> [naming[0] for naming in imagenet_names(1000)]
         [('tench, Tinca tinca',), ('n01440764',), ('tench',), ('tench',), ('tench', 'Tinca tinca')]
 
-    Source:
-        `timm.data.ImageNetInfo` and `open_clip.IMAGENET_CLASSNAMES`; the order in which they are asked is ours.
+    Source: `timm.data.ImageNetInfo` and `open_clip.IMAGENET_CLASSNAMES`; the order in which they are asked is ours.
     """
     subset = timm.data.infer_imagenet_subset({"num_classes": classes})
     if subset is None:

@@ -7,17 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from zsr_utils.plots._style import (
-    BLUE,
-    GREY,
-    HEIGHT,
-    ORANGE,
-    SEQUENTIAL,
-    SERIES,
-    class_color,
-    class_symbol,
-    faded,
-)
+from zsr_utils.plots._style import BLUE, GREY, HEIGHT, ORANGE, SEQUENTIAL, SERIES, class_color, class_symbol, faded
 
 
 def _escaped(names: Sequence[str]) -> list[str]:
@@ -40,10 +30,10 @@ def forest(
         table: Columns value, low, high, interval, n, unit, such as `study.estimate` gives.
         names: One a row; the column `label` by default.
         title: What is measured.
-        group: Column whose values, at most eight, are told apart by colour and mark; `model` by default, where
-            there are several.
-        unit: `percent` shows a share on an axis from 0 to 100 %, `share` one that may pass 100 %, `points` a
-            difference of shares in percentage points, `number` anything else; by default that of the table.
+        group: Column whose values, at most eight, are told apart by colour and mark; `model` by default, where there
+            are several.
+        unit: `percent` shows a share on an axis from 0 to 100 %, `share` one that may pass 100 %, `points` a difference
+            of shares in percentage points, `number` anything else; by default that of the table.
         reference: A value to compare with and its name, drawn as a dotted line.
     """
     names = table["label"] if names is None else names

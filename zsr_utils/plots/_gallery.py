@@ -58,13 +58,10 @@ def gallery(images: Sequence[Image.Image], captions: Sequence[str], *, width: in
     """A row of pictures that wraps; captions serve as alternative text.
 
     Args:
-        images: Pictures, shown as they are; a tuple of them stands side by side. Arrays (3, H, W) are pixels in
-            [0, 1], or a change around middle grey where some are negative.
+        images: Pictures, shown as they are; a tuple of them stands side by side. Arrays (3, H, W) are pixels in [0, 1],
+            or a change around middle grey where some are negative.
         captions: One a picture; lines are separated by `\\n`.
         width: Shown width of a picture, in CSS pixels.
-
-    Raises:
-        ValueError: If the numbers of pictures and captions differ.
     """
     from IPython.display import HTML
 

@@ -26,9 +26,9 @@ RECORD = "application/papermill.record/"
 class Run:
     """What one notebook measures with one model on one data set.
 
-    Its folder is known by names, before any model is loaded. If it holds results of another checkpoint of the
-    same name, the first file that is written moves them to `<model>-<8 digits of its fingerprint>@<data set>`;
-    an embedded model that was trained again replaces its results.
+    Its folder is known by names, before any model is loaded. If it holds results of another checkpoint of the same
+    name, the first file that is written moves them to `<model>-<8 digits of its fingerprint>@<data set>`; an embedded
+    model that was trained again replaces its results.
 
     Args:
         notebook: File name of the notebook without `.ipynb`.
@@ -62,11 +62,7 @@ class Run:
         return net.note
 
     def metric(self, name: str, estimate: Estimate) -> Estimate:
-        """Keep a number under `topic/quantity[/qualifier]`; later pages can quote it by that name.
-
-        Raises:
-            ValueError: If the name is not lower snake case with at least one `/`.
-        """
+        """Keep a number under `topic/quantity[/qualifier]`; later pages can quote it by that name."""
         if not NAME.fullmatch(name):
             raise ValueError(f"metric name is {name!r}, allowed is 'topic/quantity' in lower snake case.")
         self.metrics[name] = estimate
@@ -183,11 +179,7 @@ def glue(name: str, estimate: Estimate) -> None:
     from IPython.display import display
 
     for key, value in ((name, f"{estimate.value:.4g}"), (f"{name}:pct", f"{estimate:pct}")):
-        display(
-            {RECORD + "text/plain": value},
-            raw=True,
-            metadata={"scrapbook": {"name": key, "mime_prefix": RECORD}},
-        )
+        display({RECORD + "text/plain": value}, raw=True, metadata={"scrapbook": {"name": key, "mime_prefix": RECORD}})
 
 
 def _cell(value) -> str:

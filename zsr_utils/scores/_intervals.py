@@ -14,33 +14,22 @@ AT_ONCE = 2**22  # numbers of a column drawn at once
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval and the number of samples behind it.
-
-    Attributes:
-        value: The estimate.
-        low, high: Bounds of the interval.
-        interval: How the bounds were found, such as `wilson 95 %`.
-        n: Number of samples.
-        unit: `fraction`, `cosine`, `images`, …
-    """
+    """A value with its interval and the number of samples behind it."""
 
     value: float
     low: float
     high: float
-    interval: str
+    interval: str  # how the bounds were found, such as `wilson 95 %`
     n: int
-    unit: str = "fraction"
+    unit: str = "fraction"  # or `cosine`, `images`, …
 
     def __format__(self, spec: str) -> str:
-        """`pct` gives percentages, `points` a difference of shares in percentage points; any other format
-        applies to value and bounds.
+        """`pct` gives percentages, `points` a difference in percentage points, else the format of value and bounds.
 
         Examples:
             >>> e = Estimate(0.9876, 0.98, 0.993, "wilson 95 %", 800)
             >>> f"{e:pct}", f"{e:.2f}"
             ('98.8 % [98.0, 99.3]', '0.99 [0.98, 0.99]')
-            >>> f"{Estimate(-0.0008, -0.002, 0.0, 'bootstrap 95 %', 1200):points}"
-            '-0.1 points [-0.2, +0.0]'
         """
         if spec == "pct":
             return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
@@ -64,8 +53,7 @@ def proportion(successes: int, n: int) -> Estimate:
         >>> e.value, e.low, round(e.high, 4)
         (0.0, 0.0, 0.0043)
 
-    Source:
-        Wilson (1927).
+    Source: Wilson (1927).
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"successes is {successes} of n = {n}, allowed are 0 to n with n at least 1.")
@@ -75,30 +63,21 @@ def proportion(successes: int, n: int) -> Estimate:
 def grouped_proportion(successes: np.ndarray, groups: np.ndarray) -> Estimate:
     """A proportion over samples that come in groups, such as pairs that share a source image.
 
-    Samples of one group are not independent, so the Wilson interval gets the effective number of
-    samples: n over the design effect, and less where few groups show that effect. Where the successes,
-    or the failures, lie in one group or none, it cannot be estimated, and every group counts once.
-
-    Examples:
-        >>> alike = grouped_proportion(np.repeat([1, 0] * 20, 9), np.repeat(np.arange(40), 9))
-        >>> alike.n, round(alike.low, 2)  # as wide as forty samples, not 360
-        (360, 0.35)
-        >>> grouped_proportion(np.zeros(36), np.repeat([0, 1, 2], 12)).high > 0.5
-        True
+    Samples of one group are not independent, so the Wilson interval gets the effective number of samples: n over the
+    design effect, and less where few groups show that effect. Where the successes, or the failures, lie in one group or
+    none, it cannot be estimated, and every group counts once.
 
     Args:
         successes: 0 or 1, or shares in between, one a sample.
         groups: One label a sample.
 
-    Source:
-        Korn & Graubard (1998), with the Wilson interval in place of the exact one.
+    Source: Korn & Graubard (1998), with the Wilson interval in place of the exact one.
     """
     successes, groups = np.asarray(successes, dtype=float), np.asarray(groups)
     n = len(successes)
     if n == 0 or len(groups) != n:
-        raise ValueError(
-            f"{n} samples and {len(groups)} groups given, allowed is one group a sample and at least one sample."
-        )
+        allowed = "one group a sample and at least one sample"
+        raise ValueError(f"{n} samples and {len(groups)} groups given, allowed is {allowed}.")
     share = successes.mean()
     _, index = np.unique(groups, return_inverse=True)
     number = index.max() + 1
@@ -124,28 +103,19 @@ def wilson(share: float, n: float) -> tuple[float, float]:
 
 
 def bootstrap(
-    statistic: Callable[..., float],
-    *columns: np.ndarray,
-    groups: np.ndarray | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-    unit: str = "fraction",
-) -> Estimate:
+    statistic: Callable[..., float], *columns: np.ndarray, groups: np.ndarray | None = None, resamples: int = 1000,
+    seed: int = 0, unit: str = "fraction",
+) -> Estimate:  # fmt: skip
     """Percentile bootstrap of a statistic of columns that belong to the same samples.
 
-    The rows are drawn together, so a difference between two columns is a paired difference. With
-    `groups`, whole groups are drawn, such as all pairs of one source image. Without, a statistic that has
-    a parameter `axis`, as those of numpy, sees many resamples at once. A column of fractions that are all
-    the same gives resamples no width: its interval is Wilson's for as many trials as there are draws.
+    The rows are drawn together, so a difference between two columns is a paired difference. With `groups`, whole groups
+    are drawn, such as all pairs of one source image. Without, a statistic that has a parameter `axis`, as those of
+    numpy, sees many resamples at once. A column of fractions that are all the same gives resamples no width: its
+    interval is Wilson's for as many trials as there are draws.
 
-    Examples:
-        >>> before, after = np.array([1, 1, 1, 0, 1.0]), np.array([1, 0, 1, 0, 1.0])
-        >>> e = bootstrap(lambda a, b: b.mean() - a.mean(), before, after)
-        >>> round(e.value, 2), e.interval
-        (-0.2, 'bootstrap 95 % (paired, 1000)')
 
-    Source:
-        Efron (1979).
+
+    Source: Efron (1979).
     """
     columns = tuple(np.asarray(c) for c in columns)
     n = len(columns[0])
@@ -181,19 +151,14 @@ def bootstrap(
 def paired_difference(before: np.ndarray, after: np.ndarray, *, seed: int = 0, unit: str = "fraction") -> Estimate:
     """Mean of `after - before` over the same samples.
 
-    For fractions that are 0 or 1 the interval is Tango's, which has width even if no sample changed; otherwise
-    it is a paired bootstrap. If all samples change by the same number, a bootstrap has no width: then the interval
-    is Tango's for as many samples without a change, times the largest change there can be: 1 for fractions, else
-    the range of the values and 0. Only where every value is 0 of an unknown scale, no width is left.
+    For fractions that are 0 or 1 the interval is Tango's, which has width even if no sample changed; otherwise it is a
+    paired bootstrap. If all samples change by the same number, a bootstrap has no width: then the interval is Tango's
+    for as many samples without a change, times the largest change there can be: 1 for fractions, else the range of the
+    values and 0. Only where every value is 0 of an unknown scale, no width is left.
 
-    Examples:
-        >>> same = np.array([1.0, 0.0] * 8)
-        >>> e = paired_difference(same, same)  # 0 of 16 changed, which is not certainty
-        >>> e.value, round(e.low, 2), round(e.high, 2), e.interval
-        (0.0, -0.19, 0.19, 'tango 95 % (paired)')
 
-    Source:
-        Tango (1998) for the score interval of paired shares; its use without variation is this project's.
+
+    Source: Tango (1998) for the score interval of paired shares; its use without variation is this project's.
     """
     before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
     n, both = len(before), np.concatenate([before, after])

@@ -19,45 +19,36 @@ def spectrum_summary(values: Float[np.ndarray, "n d"], sample_ids: Sequence | No
 
     Args:
         values: Singular values of every image, descending.
-        sample_ids: Names of the images; their numbers by default.
 
     Returns:
-        Columns `sample_id`, `largest` (s_1), `frobenius` (root of the sum of s^2), `effective_rank`
-        ((sum s^2)^2 / sum s^4, from 1 to D), `rank` (values above 1e-6 of the largest; below it is
-        rounding) and `condition_number` (s_1 by the smallest of those); units in `JACOBIAN_UNITS`. An encoder
-        that ends in a layer normalisation has at least one value of 0: its outputs lie in a plane.
+        Columns `sample_id`, `largest` (s_1), `frobenius` (root of the sum of s^2), `effective_rank` ((sum s^2)^2 / sum
+        s^4, from 1 to D), `rank` (values above 1e-6 of the largest; below it is rounding) and `condition_number` (s_1
+        by the smallest of those); units in `JACOBIAN_UNITS`. An encoder that ends in a layer normalisation has at least
+        one value of 0: its outputs lie in a plane.
 
     Examples:
         >>> spectrum_summary(np.array([[3.0, 3.0]])).round(3).values.tolist()
         [[0.0, 3.0, 4.243, 2.0, 2.0, 1.0]]
 
-    Source:
-        Salman et al. (2024) show spectra; the numbers are this project's choice.
+    Source: Salman et al. (2024) show spectra; the numbers are this project's choice.
     """
     values = np.asarray(values)
     squares, rank = np.square(values), (values > ROUNDING * values[:, :1]).sum(1)
-    return pd.DataFrame(
-        {
-            "sample_id": range(len(values)) if sample_ids is None else list(sample_ids),
-            "largest": values[:, 0],
-            "frobenius": np.sqrt(squares.sum(1)),
-            "effective_rank": np.square(squares.sum(1)) / np.square(squares).sum(1),
-            "rank": rank,
-            "condition_number": values[:, 0] / values[np.arange(len(values)), rank - 1],
-        }
-    )
+    ids = range(len(values)) if sample_ids is None else list(sample_ids)
+    effective = np.square(squares.sum(1)) / np.square(squares).sum(1)
+    condition = values[:, 0] / values[np.arange(len(values)), rank - 1]
+    found = {"sample_id": ids, "largest": values[:, 0], "frobenius": np.sqrt(squares.sum(1))}
+    return pd.DataFrame(found | {"effective_rank": effective, "rank": rank, "condition_number": condition})
 
 
 def spectrum_by_rank(values: Float[np.ndarray, "n d"]) -> pd.DataFrame:
     """The spectrum of a set of images, rank by rank.
 
     Returns:
-        Columns `rank` (from 1), `value` (median over the images), `low` and `high` (5th and 95th
-        percentile), for ranks whose median is above 1e-6 of the largest.
+        Columns `rank` (from 1), `value` (median over the images), `low` and `high` (5th and 95th percentile), for ranks
+        whose median is above 1e-6 of the largest.
 
-    Examples:
-        >>> spectrum_by_rank(np.array([[4.0, 2.0, 0.0]])).value.tolist()
-        [4.0, 2.0]
+
     """
     low, middle, high = np.quantile(np.asarray(values), [0.05, 0.5, 0.95], axis=0)
     table = pd.DataFrame({"rank": np.arange(1, len(middle) + 1), "value": middle, "low": low, "high": high})
