@@ -18,7 +18,7 @@ from test_real_checkpoints import half_rounded, write
 from torchvision.datasets import ImageFolder
 
 from zsr_utils.conditions import ORIGINAL, Head
-from zsr_utils.datasets import load_dataset
+from zsr_utils.datasets import Dataset, load_dataset
 from zsr_utils.measure import Embedded, embed, measure
 from zsr_utils.models import Model, load_model
 
