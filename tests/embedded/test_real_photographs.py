@@ -20,8 +20,19 @@ from torchvision.transforms import functional as TF
 
 import zsr_utils as zsr
 from zsr_utils import jacobian, scores
-from zsr_utils.conditions import PAPER, VARIANTS, Perturbation, View, alignment, families
-from zsr_utils.experiments import bands, drift, noise
+from zsr_utils.conditions import (
+    PAPER,
+    VARIANTS,
+    Head,
+    Perturbation,
+    View,
+    alignment,
+    families,
+    gaussian_noise,
+    random_control,
+)
+from zsr_utils.experiments import bands, drift
+from zsr_utils.measure import Pixels, measure
 from zsr_utils.models import Model, register_model
 
 
@@ -146,12 +157,12 @@ def test_the_spectrum_of_a_real_network(net, aligned):
 
 
 def test_noise_on_real_photographs(net, task, aligned):
-    _, _, classifier, _ = task
-    sources, _, found = aligned
-    control = noise.random_control(sources[:4], found.pixels[:4])
-    for pixels in (sources[:4], alignment.saved_as_png(found.pixels[:4]), control):
-        rows = noise.response(net, pixels, classifier, sigmas=[1 / 255, 8 / 255], draws=2, conversion="round")
-        drift = rows.groupby("sigma").drift.mean()
+    head = Head(task[2], tuple(map(str, range(CLASSES))))
+    sources, moved = aligned[0][:4], alignment.saved_as_png(aligned[2].pixels[:4])
+    for pixels in (sources, moved, random_control("abcd", sources, moved)):
+        shown = Pixels(list("abcd"), np.zeros(4, int), pixels)
+        rows = measure(net, shown, head, gaussian_noise([1, 8], conversion="round"), draws=2)
+        drift = rows.groupby("severity").drift.mean()
         assert 0 < drift.iloc[0] < drift.iloc[1] <= 2
 
 

@@ -8,7 +8,7 @@ from zsr_utils.scores._classification import (
     correct,
     nearest_misses,
 )
-from zsr_utils.scores._detection import detection, roc_curve
+from zsr_utils.scores._detection import detection
 from zsr_utils.scores._drift import (
     changed_answer,
     correlation_of,
@@ -31,20 +31,34 @@ from zsr_utils.scores._intervals import (
     paired_difference,
     proportion,
 )
-from zsr_utils.scores._normality import covariance_agreement, normality, qq_points
+from zsr_utils.scores._noise import (
+    CLEAN,
+    HELD_OUT,
+    beside_predicted,
+    detect,
+    detect_at_best_sigma,
+    not_normal,
+    per_image,
+    qq_clouds,
+    squared_moves,
+)
+from zsr_utils.scores._normality import normality, qq_points
 from zsr_utils.scores._similarity import auroc, overlap_coefficient, pair_estimates, pair_similarities
 from zsr_utils.scores._tables import against_published, estimates, paired_changes
 from zsr_utils.scores._tokens import band_of, change_spectrum, dirichlet_energy, mean_square_norm, power_change
-from zsr_utils.scores._verdicts import decide
+from zsr_utils.scores._verdicts import decide, within
 
 
 __all__ = [
+    "CLEAN",
+    "HELD_OUT",
     "Estimate",
     "accuracy",
     "accuracy_by",
     "against_published",
     "auroc",
     "band_of",
+    "beside_predicted",
     "bootstrap",
     "change_spectrum",
     "changed_answer",
@@ -52,8 +66,9 @@ __all__ = [
     "confusion",
     "correct",
     "correlation_of",
-    "covariance_agreement",
     "decide",
+    "detect",
+    "detect_at_best_sigma",
     "detection",
     "dirichlet_energy",
     "effect_size",
@@ -67,18 +82,22 @@ __all__ = [
     "mean_square_norm",
     "nearest_misses",
     "normality",
+    "not_normal",
     "overlap_coefficient",
     "pair_estimates",
     "pair_similarities",
     "paired_change",
     "paired_changes",
     "paired_difference",
+    "per_image",
     "power_change",
     "proportion",
+    "qq_clouds",
     "qq_points",
     "relative_to",
-    "roc_curve",
     "same_answer",
     "share_of",
+    "squared_moves",
     "vulnerability",
+    "within",
 ]

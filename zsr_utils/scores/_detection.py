@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
 from zsr_utils.scores._intervals import Estimate, proportion
@@ -27,8 +26,8 @@ def detection(
 
     Every interval is a percentile bootstrap. All three samples are drawn anew, so the intervals of `tpr`
     and `fpr` hold the uncertainty of the threshold as well; positives are drawn by group. A value of
-    exactly 0 or 1 leaves a bootstrap (and DeLong's method) without width, so there the interval is
-    widened to the Wilson interval of as many independent trials as there surely are: groups for `tpr`,
+    exactly 0 or 1, or scores that all tie, leave a bootstrap (and DeLong's method) without width, so there the
+    interval is widened to the Wilson interval of as many independent trials as there surely are: groups for `tpr`,
     negatives for `fpr`, and for `auroc` disjoint pairs of a group and a negative.
 
     Examples:
@@ -95,29 +94,8 @@ def detection(
     for (name, value, what, n, trials), (low, high) in zip(columns, np.quantile(draws, [0.025, 0.975], axis=0).T):
         label, unit = f"bootstrap 95 % ({what}, {resamples})", "score" if trials is None else "fraction"
         estimate = Estimate(value, float(low), float(high), label, n, unit)
-        found[name] = _widened(estimate, trials) if trials and value in (0, 1) else estimate
+        found[name] = _widened(estimate, trials) if trials and (value in (0, 1) or low == high) else estimate
     return found
-
-
-def roc_curve(positive: Float[np.ndarray, "p"], negative: Float[np.ndarray, "n"]) -> pd.DataFrame:
-    """Corners of the ROC curve: columns `threshold`, `fpr`, `tpr`, from nothing flagged to everything.
-
-    Examples:
-        >>> roc_curve(np.array([3.0, 2.0]), np.array([1.0])).tpr.tolist()
-        [0.0, 0.5, 1.0, 1.0]
-
-    Raises:
-        ValueError: If scores are empty, not one-dimensional or not finite.
-
-    Source:
-        `sklearn.metrics.roc_curve`; a row flags the scores at or above its threshold.
-    """
-    from sklearn import metrics
-
-    positive, negative = _scores(positive=positive, negative=negative)
-    labels = np.repeat([1, 0], [len(positive), len(negative)])
-    fpr, tpr, threshold = metrics.roc_curve(labels, np.concatenate([positive, negative]))
-    return pd.DataFrame({"threshold": threshold, "fpr": fpr, "tpr": tpr})
 
 
 def _threshold(held_out: np.ndarray, false_alarm: float) -> float:
@@ -125,8 +103,8 @@ def _threshold(held_out: np.ndarray, false_alarm: float) -> float:
 
 
 def _widened(estimate: Estimate, trials: int) -> Estimate:
-    """A value of 0 or 1 with an interval no narrower than Wilson's for that many trials."""
-    wilson = proportion(int(estimate.value) * trials, trials)
+    """A value whose resamples are all alike, with an interval no narrower than Wilson's for that many trials."""
+    wilson = proportion(round(estimate.value * trials), trials)
     low, high = min(estimate.low, wilson.low), max(estimate.high, wilson.high)
     return replace(estimate, low=low, high=high, interval=f"{estimate.interval}, wilson 95 % of {trials}")
 
