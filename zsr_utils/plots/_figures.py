@@ -126,7 +126,7 @@ def curves(
             f"<extra>{name}</extra>",
         )  # fmt: skip
     figure.update_xaxes(title=x_title, type="log" if log_x else "linear")
-    figure.update_yaxes(title=y_title, type="log" if log_y else "linear")
+    figure.update_yaxes(title=y_title, type="log" if log_y else "linear", exponentformat="power")
     steps = sorted(set(table[x]))
     if len(steps) < 12 and (log_x or all(float(v).is_integer() for v in steps)):
         figure.update_xaxes(tickvals=steps)
@@ -136,6 +136,7 @@ def curves(
         figure.add_hline(
             y=reference[0], line={"dash": "dot", "color": GREY}, annotation_text=reference[1],
             annotation_position="top left",
+            annotation_y=np.log10(reference[0]) if log_y else reference[0],  # annotations are placed by the power
         )  # fmt: skip
     return figure
 

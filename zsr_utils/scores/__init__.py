@@ -27,12 +27,21 @@ from zsr_utils.scores._intervals import (
     proportion,
     wilson,
 )
-from zsr_utils.scores._normality import covariance_agreement, normality
+from zsr_utils.scores._noise import (
+    beside_predicted,
+    detect,
+    detect_at_best_sigma,
+    not_normal,
+    per_image,
+    qq_clouds,
+    squared_moves,
+)
+from zsr_utils.scores._normality import normality, qq_points
 from zsr_utils.scores._similarity import auroc, overlap_coefficient, pair_estimates, pair_similarities
 from zsr_utils.scores._spectra import JACOBIAN_UNITS, linear_reach, spectrum_by_rank, spectrum_summary
 from zsr_utils.scores._tables import against_published, estimates, paired_changes
 from zsr_utils.scores._tokens import band_of, change_spectrum, dirichlet_energy, mean_square_norm, power_change
-from zsr_utils.scores._verdicts import decide
+from zsr_utils.scores._verdicts import decide, within
 
 
 __all__ = [
@@ -44,13 +53,15 @@ __all__ = [
     "against_published",
     "auroc",
     "band_of",
+    "beside_predicted",
     "bootstrap",
     "change_spectrum",
     "changed_answer",
     "correct",
     "correlation_of",
-    "covariance_agreement",
     "decide",
+    "detect",
+    "detect_at_best_sigma",
     "detection",
     "dirichlet_energy",
     "effect_size",
@@ -65,19 +76,25 @@ __all__ = [
     "mean_square_norm",
     "median_of",
     "normality",
+    "not_normal",
     "overlap_coefficient",
     "pair_estimates",
     "pair_similarities",
     "paired_change",
     "paired_changes",
     "paired_difference",
+    "per_image",
     "power_change",
     "proportion",
+    "qq_clouds",
+    "qq_points",
     "relative_to",
     "same_answer",
     "share_of",
     "spectrum_by_rank",
     "spectrum_summary",
+    "squared_moves",
     "vulnerability",
     "wilson",
+    "within",
 ]

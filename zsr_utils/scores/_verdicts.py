@@ -1,5 +1,7 @@
 """What an interval lets one say: the one rule behind every sentence that compares."""
 
+import pandas as pd
+
 from zsr_utils.scores._intervals import Estimate
 
 
@@ -38,3 +40,15 @@ def decide(estimate: Estimate, reference: float = 0.0, *, margin: float | None =
     if estimate.high < reference:
         return "less"
     return "undecided"
+
+
+def within(table: pd.DataFrame, reference: float, margin: float) -> pd.DataFrame:
+    """Rows of estimates whose whole interval lies within a margin of a reference: they agree with it.
+
+    An interval that only holds the reference is no agreement, it may be wide.
+
+    Examples:
+        >>> within(pd.DataFrame({"low": [0.95, 0.5], "high": [1.05, 1.5]}), 1, 0.1).index.tolist()
+        [0]
+    """
+    return table[(table.low > reference - margin) & (table.high < reference + margin)]
