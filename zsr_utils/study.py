@@ -123,6 +123,11 @@ class Study:
             self._rows.append(rows)
         return rows
 
+    def add(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Keep rows that were measured elsewhere, such as in other processes; the model's name is in `model`."""
+        self._rows.append(rows)
+        return rows
+
     def estimate(
         self,
         rows: pd.DataFrame,

@@ -32,8 +32,9 @@ from zsr_utils.scores._intervals import (
     proportion,
 )
 from zsr_utils.scores._normality import covariance_agreement, normality, qq_points
+from zsr_utils.scores._paired import holm, paired_changes, paired_mean, sign_flip
 from zsr_utils.scores._similarity import auroc, overlap_coefficient, pair_estimates, pair_similarities
-from zsr_utils.scores._tables import against_published, estimates, paired_changes
+from zsr_utils.scores._tables import against_published, estimates
 from zsr_utils.scores._tokens import band_of, change_spectrum, dirichlet_energy, mean_square_norm, power_change
 from zsr_utils.scores._verdicts import decide
 
@@ -62,6 +63,7 @@ __all__ = [
     "estimates",
     "flip_rate",
     "grouped_proportion",
+    "holm",
     "kept_rate",
     "mean_of",
     "mean_square_norm",
@@ -73,6 +75,7 @@ __all__ = [
     "paired_change",
     "paired_changes",
     "paired_difference",
+    "paired_mean",
     "power_change",
     "proportion",
     "qq_points",
@@ -80,5 +83,6 @@ __all__ = [
     "roc_curve",
     "same_answer",
     "share_of",
+    "sign_flip",
     "vulnerability",
 ]
