@@ -11,7 +11,9 @@ from scipy.stats import binomtest
 import zsr_utils as zsr
 from tabletop import train
 from zsr_utils import scores
-from zsr_utils.experiments import family, zero_shot
+from zsr_utils.conditions import ORIGINAL, Head
+from zsr_utils.experiments import model_trends
+from zsr_utils.measure import measure
 from zsr_utils.models import _tabletop
 
 
@@ -58,8 +60,8 @@ def test_every_folder_of_models_is_a_known_model():
 @pytest.mark.parametrize("name", NAMES)
 def test_accuracy_on_the_validation_set_lies_in_the_interval_of_the_card(name, images):
     net = zsr.load_model(name, device="cpu")
-    embedded = zero_shot.embed(net, images, batch_size=200)
-    found = scores.accuracy(zero_shot.classify(net, embedded, images.class_names, images.templates, condition="plain"))
+    head = Head(net.classifier(images.class_names, images.templates), images.class_names)
+    found = scores.accuracy(measure(net, images, head, [ORIGINAL], batch_size=200))
     _, low, high = map(float, ACCURACY.search(card_of(name)).groups())
     assert found.n == 1200 and low <= 100 * found.value <= high
     assert abs(found.value - curve_of(name)[-1][metric_of(name)]) < 0.003, "fp16 storage changed the accuracy"
@@ -95,18 +97,19 @@ def test_changes_of_the_config_are_its_differences_to_the_default(name):
     assert config == train.load_config(name), "the committed config has changed since"
 
 
-def test_several_models_measured_in_processes_are_those_measured_one_by_one(images):
-    names, few = ["tabletop-small", "tabletop-conv"], {"pairs": 2, "steps": 1, "spectra": 1, "views": 2}
-    shifted = {"photo": zsr.load_dataset("tabletop", split="photo", limit=10)}
-    some = zsr.load_dataset("tabletop", limit=100)
-    found = family.members(names, some, shifted, some.templates, device="cpu", workers=2, **few)
-    alone = [family.member(zsr.load_model(n, device="cpu"), some, shifted, some.templates, **few) for n in names]
+def test_several_models_measured_in_processes_are_those_measured_one_by_one(monkeypatch, tmp_path):
+    names, few = ["tabletop-small", "tabletop-conv"], {"pairs": 2, "steps": 1, "spectra": 1, "views": 1}
+    some = zsr.load_dataset("tabletop", limit=20)
+    data = some, {"photo": zsr.load_dataset("tabletop", split="photo", limit=10)}, some.templates
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    found = model_trends.members(names, *data, device="cpu", **few)
     assert found.model.unique().tolist() == names
-    for name, expected in zip(names, alone):
-        got = found[found.model == name].drop(columns="model").reset_index(drop=True)
-        pd.testing.assert_frame_equal(got, expected, check_exact=False, atol=1e-3)
+    monkeypatch.setenv("ZSR_CACHE", str(tmp_path / "other"))
+    alone = model_trends.member(zsr.load_model(names[1], device="cpu"), *data, **few)
+    got = found[found.model == names[1]].drop(columns="model").reset_index(drop=True)
+    pd.testing.assert_frame_equal(got, alone, check_exact=False, atol=1e-3)
 
 
 def test_an_unknown_model_among_several_is_named(images):
     with pytest.raises(ValueError, match="tabletop-smal"):
-        family.members(["tabletop-smal", "tabletop-conv"], images, {}, images.templates, device="cpu", workers=2)
+        model_trends.members(["tabletop-smal"], images, {}, images.templates, device="cpu")

@@ -37,9 +37,10 @@ from zsr_utils.scores._noise import (
     squared_moves,
 )
 from zsr_utils.scores._normality import normality, qq_points
+from zsr_utils.scores._paired import holm, paired_changes, paired_mean, sign_flip
 from zsr_utils.scores._similarity import auroc, overlap_coefficient, pair_estimates, pair_similarities
 from zsr_utils.scores._spectra import JACOBIAN_UNITS, linear_reach, spectrum_by_rank, spectrum_summary
-from zsr_utils.scores._tables import against_published, estimates, paired_changes
+from zsr_utils.scores._tables import against_published, estimates
 from zsr_utils.scores._tokens import band_of, change_spectrum, dirichlet_energy, mean_square_norm, power_change
 from zsr_utils.scores._verdicts import decide, within
 
@@ -70,6 +71,7 @@ __all__ = [
     "estimates",
     "flip_rate",
     "grouped_proportion",
+    "holm",
     "kept_rate",
     "linear_reach",
     "mean_of",
@@ -83,6 +85,7 @@ __all__ = [
     "paired_change",
     "paired_changes",
     "paired_difference",
+    "paired_mean",
     "per_image",
     "power_change",
     "proportion",
@@ -91,6 +94,7 @@ __all__ = [
     "relative_to",
     "same_answer",
     "share_of",
+    "sign_flip",
     "spectrum_by_rank",
     "spectrum_summary",
     "squared_moves",

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from zsr_utils.scores._intervals import Estimate, paired_difference
+from zsr_utils.scores._intervals import Estimate
 
 
 def estimates(
@@ -30,38 +30,6 @@ def estimates(
     by = [by] if isinstance(by, str) else list(by)
     groups = rows.groupby(by, sort=False, observed=True)
     return pd.DataFrame([{**dict(zip(by, keys)), **asdict(estimate(part))} for keys, part in groups])
-
-
-def paired_changes(base: pd.DataFrame, other: pd.DataFrame, by: str, *, seed: int = 0) -> pd.DataFrame:
-    """Mean difference `other - base` in every group, sample by sample.
-
-    Samples that only one of the two has are left out. A sample may have several values, such as the
-    pairs of one source image; they are averaged first, so the bootstrap draws samples.
-
-    Args:
-        base: Columns `by`, `sample_id`, `value`.
-        other: The same.
-        by: Column of the groups.
-        seed: Of the bootstrap.
-
-    Returns:
-        The column `by`, the means `base` and `other` over the common samples, and the columns of an estimate
-        of the difference. A group without a common sample has no row.
-
-    Examples:
-        >>> base = pd.DataFrame({"m": "a", "sample_id": [1, 2, 3], "value": [0.0, 0.0, 1.0]})
-        >>> other = pd.DataFrame({"m": "a", "sample_id": [1, 2, 4], "value": [1.0, 0.0, 1.0]})
-        >>> paired_changes(base, other, "m")[["base", "other", "value"]].values.tolist()
-        [[0.0, 0.5, 0.5]]
-    """
-    keys = [by, "sample_id"]
-    means = [table.groupby(keys, sort=False).value.mean() for table in (base, other)]
-    both = pd.concat(means, axis=1, join="inner", keys=["base", "other"])
-    found = []
-    for group, part in both.groupby(level=0, sort=False):
-        change = paired_difference(part.base.to_numpy(), part.other.to_numpy(), seed=seed)
-        found.append({by: group, "base": part.base.mean(), "other": part.other.mean(), **asdict(change)})
-    return pd.DataFrame(found)
 
 
 def against_published(measured: pd.DataFrame, published: Sequence[tuple[float, str] | None]) -> pd.DataFrame:

@@ -1,0 +1,407 @@
+"""Chapter 19: published accuracies of many models, and a family whose whole pre-training is known."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+import torch
+from joblib import Parallel, delayed, parallel_config
+from scipy import special, stats
+
+from zsr_utils import jacobian
+from zsr_utils._progress import progress
+from zsr_utils.conditions import ORIGINAL, Head, gaussian_noise, made_before
+from zsr_utils.conditions.alignment import Answer, Settings, saved_as_png, smallest_budgets
+from zsr_utils.datasets import PUBLISHED_IMAGES, Dataset, claims, published
+from zsr_utils.experiments import representation_drift as drift
+from zsr_utils.experiments.pairs import aligned_pairs, moved, pair_names
+from zsr_utils.measure import Pixels, measure
+from zsr_utils.models import Model, load_model, resolve_device, training
+from zsr_utils.scores import Estimate, decide, holm, paired_changes, proportion, trends
+
+
+SHIFTS = {
+    "imagenet-v2": "ImageNet-V2", "imagenet-sketch": "ImageNet Sketch", "imagenet-r": "ImageNet-R",
+    "objectnet": "ObjectNet", "imagenet-a": "ImageNet-A",
+}  # fmt: skip
+BROKEN = "imagenet-a"  # what a ResNet-50 got wrong: the standard line breaks at its accuracy
+FEWER_CLASSES = ("imagenet-r", "objectnet", "imagenet-a")  # sets that ask for some of ImageNet's classes
+REFERENCES = ("zero-shot CLIP", "more data", "self-supervised", "robust", "adversarial")  # groups of the testbed
+CLEANED = ("DataComp", "CommonPool")  # of near-duplicates of the test images; LAION was not
+NEAR = 0.1  # of a slope: over ten points of ImageNet in the middle, one point under shift
+CEILING = 0.98  # shares that both lie above it, or as near to 0, leave no room for a difference
+DRIFTS = ("scale_pad", "rotation", "text_semantic")  # families of which the drift is kept
+UNITS = {
+    "alignment/rms": "grey levels", "jacobian/sensitivity": "ratio", "jacobian/effective_rank": "directions",
+    "margin/validation": "logits", **{f"drift/{family}": "ratio" for family in DRIFTS},
+}  # fmt: skip
+DUPLICATES = {
+    "more": "room for near-duplicates to carry a part of it",
+    "less": "no sign that near-duplicates of test images carry it",
+    "undecided": "no decision whether near-duplicates carry a tenth of it",
+}
+DIFFERENCE = "stability/word_beyond_box"  # a measurement that is itself a difference of shares
+
+
+class Published:
+    """Published accuracies by model and shift, and lines through them.
+
+    Attributes:
+        rows: One row a model and shift: `checkpoint`, `group` (`standard`, a training source, or another group of the
+            testbed), the accuracies `x` and `y`, `set`, `shift` (its title), and `value`, the distance above the line.
+        lines, fits: Through the standard models, by set; through the checkpoints of a source, by set and source.
+        sources: Training sources of the checkpoints, that with most of them first.
+        counted, left_out: Checkpoints that the table counts, and those of them below the least accuracy.
+
+    Args:
+        least: Accuracy on ImageNet from which checkpoints take part: where standard models begin.
+        fewest: Checkpoints that a line of a source needs.
+        resamples, seed: Of the bootstrap.
+    """
+
+    def __init__(self, *, least: float, fewest: int = 5, resamples: int = 1000, seed: int = 0):
+        self.least, self.resamples, self.seed = least, resamples, seed
+        self.testbed = published("imagenet-testbed").rename(columns={"model": "checkpoint"})
+        counted = published("openclip").query("counted")
+        self.table = own = counted[counted.imagenet >= least]
+        self.counted, self.left_out = len(counted), len(counted) - len(own)
+        sizes = own.source.value_counts()
+        self.sources, lined = list(sizes.index), list(sizes.index[sizes >= fewest])
+        if missing := {"LAION", *CLEANED[:1]} - set(lined):
+            raise ValueError(
+                f"least is {least} and fewest {fewest}, which leaves no line for {min(missing)}: take lower ones."
+            )
+        order = ["standard", *self.sources, *REFERENCES]
+        own = own.assign(checkpoint=own.model + ", " + own.pretrained, group=own.source)
+        rows = pd.concat([self.testbed[self.testbed.group.isin(order)], own]).rename(columns={"imagenet": "x"})
+        rows = rows.sort_values("group", key=lambda c: c.map(order.index), kind="stable")
+        rows = rows.melt(["checkpoint", "group", "x"], list(SHIFTS), "set", "y").query("y > 0")  # the rest not measured
+        self.lines = {s: self._line(s) for s in SHIFTS}
+        values = [p.y - self.lines[s](p.x)[0] for s, p in rows.groupby("set", sort=False)]
+        self.rows = rows.assign(shift=rows.set.map(SHIFTS), value=pd.concat(values))
+        self.fits = {
+            (s, g): trends.fit_line(p.x, p.y, resamples=resamples, seed=(seed, order.index(g)))
+            for (s, g), p in rows[rows.group.isin(lined)].groupby(["set", "group"], sort=False)
+        }
+
+    def _testbed(self, group: str, s: str) -> pd.DataFrame:
+        return self.testbed[(self.testbed.group == group) & (self.testbed[s] > 0)]
+
+    def _line(self, s: str, x: str = "imagenet") -> trends.Line:
+        standard, broken = self._testbed("standard", s), s == BROKEN
+        pivot = self.testbed.set_index("checkpoint").at["resnet50", x] if broken else np.inf
+        return trends.fit_line(standard[x], standard[s], pivot=pivot, resamples=self.resamples, seed=(self.seed, 0))
+
+    def points(self) -> pd.DataFrame:
+        """Standard models and checkpoints, with Wilson intervals of their accuracy under shift."""
+        rows = self.rows[self.rows.group.isin(["standard", *self.sources])]
+        ends = [proportion(round(y * n), n) for y, n in zip(rows.y, rows.set.map(PUBLISHED_IMAGES))]
+        return rows.assign(name=rows.checkpoint, low=[e.low for e in ends], high=[e.high for e in ends])
+
+    def bands(self) -> pd.DataFrame:
+        """The standard lines with their bands, where there are checkpoints."""
+        grid = np.linspace(self.table.imagenet.min(), self.table.imagenet.max(), 60)
+        return pd.concat([line.band(grid).assign(shift=SHIFTS[s], group="standard") for s, line in self.lines.items()])
+
+    def above(self) -> pd.DataFrame:
+        """Share of checkpoints farther above the line than any standard model, by set and on `all shifts`."""
+        largest = self.rows[self.rows.group == "standard"].groupby("set").value.max()
+        own = self.rows.assign(above=self.rows.value > self.rows.set.map(largest)).query("group in @self.sources")
+        parts = [*own.groupby("set", sort=False).above, ("all shifts", own.groupby("checkpoint").above.all())]
+        return pd.DataFrame([{"set": s, **asdict(proportion(int(part.sum()), len(part)))} for s, part in parts])
+
+    def distances(self) -> pd.DataFrame:
+        """Mean distance above the line of every group, and of all checkpoints."""
+        own = self.rows[self.rows.group.isin(self.sources)].assign(group="all checkpoints")
+        groups = pd.concat([own, self.rows[self.rows.group != "standard"]]).groupby(["set", "group"], sort=False)
+        draws = [(s, g, p.y.to_numpy() - self.lines[s](p.x)) for (s, g), p in groups]
+        return _table(
+            {(s, g): (trends.mean_over(d, seed=(self.seed, 50, k)), d.shape[1]) for k, (s, g, d) in enumerate(draws)}
+        )
+
+    def at_equal(self, accuracy: float) -> pd.DataFrame:
+        """Distance above the line, at one accuracy on ImageNet, of every source's line."""
+        return _table(self._at(accuracy))
+
+    def lost(self, accuracy: float) -> pd.DataFrame:
+        """Which share of LAION's distance the sources cleaned of near-duplicates lack at one accuracy on ImageNet."""
+        at = self._at(accuracy)
+        return _table({(s, g): (1 - d / at[s, "LAION"][0], n) for (s, g), (d, n) in at.items() if g in CLEANED})
+
+    def _at(self, accuracy: float) -> dict[tuple[str, str], tuple[np.ndarray, int]]:
+        at = [accuracy]
+        return {(s, g): ((fit(at) - self.lines[s](at))[:, 0], fit.n) for (s, g), fit in self.fits.items()}
+
+    def slopes(self) -> pd.DataFrame:
+        """Slope less that of the standard line: the one that all sources share, and that of every source."""
+        draws = {}
+        for s in (s for s in SHIFTS if s != BROKEN):
+            fits = {g: fit for (t, g), fit in self.fits.items() if t == s}
+            standard, n = self.lines[s].slope[:, 0], sum(fit.n for fit in fits.values())
+            draws[s, "all sources"] = trends.common_slope(list(fits.values())) - standard, n
+            draws |= {(s, g): (fit.slope[:, 0] - standard, fit.n) for g, fit in fits.items()}
+        return _table(draws, "slope")
+
+    def same_classes(self) -> pd.DataFrame:
+        """The testbed's zero-shot models above lines over all classes of ImageNet, and over those of the set alone.
+
+        `beyond` tells whether the model is farther above than any standard one.
+        """
+        found = []
+        for s in FEWER_CLASSES:
+            standard, clip = (self._testbed(group, s) for group in ("standard", "zero-shot CLIP"))
+            for classes, x in (("all", "imagenet"), ("same", f"imagenet-on-{s}")):
+                line = self._line(s, x)
+                largest = (standard[s] - line(standard[x])[0]).max()
+                for name, draws in zip(clip.checkpoint, (clip[s].to_numpy() - line(clip[x])).T):
+                    row = _table({(s, name.removesuffix("_clip_zeroshot")): (draws, line.n)})
+                    found.append(row.assign(classes=classes, beyond=draws[0] > largest))
+        return pd.concat(found, ignore_index=True)
+
+    def out_of_reach(self) -> pd.DataFrame:
+        """Share of checkpoints that to lie on the fair line would need a higher accuracy than any model has.
+
+        On ImageNet's images of the same classes they need `least` to `most`; `best` is the highest of the testbed.
+        """
+        found = []
+        for s in FEWER_CLASSES[:2]:  # the third line breaks
+            line, best = self._line(s, f"imagenet-on-{s}"), self.testbed[f"imagenet-on-{s}"].max()
+            needed = special.expit((special.logit(self.table[s]) - line.intercept[0, 0]) / line.slope[0, 0])
+            share = asdict(proportion(int((needed > best).sum()), len(needed)))
+            found.append({"set": s, "least": needed.min(), "most": needed.max(), "best": best, **share})
+        return pd.DataFrame(found)
+
+    def straightness(self, groups: Sequence[str]) -> pd.DataFrame:
+        """Statistics of Huber's lines on the probit scale: rows by set, group and quantity."""
+        found, options = [], {"method": "huber", "resamples": self.resamples, "seed": self.seed}
+        rows = self.rows[self.rows.group.isin(groups) & (self.rows.set != BROKEN)]
+        for (s, g), p in rows.groupby(["set", "group"], sort=False):
+            fit = trends.straightness(p.x, p.y, **options)
+            found += [{"set": s, "shift": SHIFTS[s], "group": g, "quantity": q, **asdict(e)} for q, e in fit.items()]
+        return pd.DataFrame(found)
+
+    def sizes(self) -> pd.Series:
+        """Rank correlation of accuracy on ImageNet and number of parameters, by source."""
+        by_source = self.table[self.table.source.isin({g for _, g in self.fits})].groupby("source")
+        return by_source.apply(lambda p: stats.spearmanr(p.parameters_m, p.imagenet).statistic)
+
+    def place(self, model: str, pretrained: str) -> str:
+        """Where the model of a run stands among the published ones, in words."""
+        own = self.rows[self.rows.checkpoint == f"{model}, {pretrained}"]
+        if own.empty:
+            return f"{model}, the model of this run, is not among them: for every such model this page is the same"
+        points = ", ".join(f"{100 * v:+.1f} on {shift}" for v, shift in zip(own.value, own["shift"]))
+        return f"{model} ({pretrained}), the model of this run, is among them; points above the line: {points}"
+
+
+def _table(draws: Mapping[tuple[str, str], tuple[np.ndarray, int]], unit: str = "fraction") -> pd.DataFrame:
+    """Estimates by set and group, from draws and the number of models behind them."""
+    found = {key: asdict(trends.summary(*d, unit)) for key, d in draws.items()}
+    return pd.DataFrame([{"set": s, "shift": SHIFTS[s], "group": g, **e} for (s, g), e in found.items()])
+
+
+def way(slope: Estimate) -> str:
+    """Where better models of one source move, from their slope less the standard one."""
+    if slope.low > -NEAR and slope.high < NEAR:
+        return "along it"
+    words = {"more": "off it, upwards", "less": "off it, downwards", "undecided": "in no decided direction"}
+    return words[decide(slope)]
+
+
+def by_words(words: Mapping[str, str]) -> str:
+    """What is said of each, together where it is the same.
+
+    Examples:
+        >>> by_words({"ObjectNet": "off it", "ImageNet-V2": "along it", "ImageNet-R": "off it"})
+        'off it on ObjectNet and ImageNet-R; along it on ImageNet-V2'
+    """
+    return "; ".join(
+        f"{w} on {' and '.join(k for k, v in words.items() if v == w)}" for w in dict.fromkeys(words.values())
+    )
+
+
+def member(
+    net: Model, images: Dataset, shifted: Mapping[str, Dataset], templates: Sequence[str], *,
+    pairs: int = 16, budgets: Sequence[float] = (4,), steps: int = 8, spectra: int = 2, sigma: float = 4,
+    draws: int = 2, views: int = 12, batch_size: int = 64, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """Rows of one model on the measurements of several chapters, few images each.
+
+    Images, pairs and noise depend on the data and the seed alone, so those of two models belong together. `pairs`
+    images, each the source of one pair, are aligned with another's embedding, and in balls of `budgets` grey levels
+    (L-infinity, `steps` each) until they are named as the target. Of the first the Jacobian is taken (`spectra`)
+    and every perturbation shown (`views`). Aligned and clean images are shown under noise of `sigma` grey levels.
+
+    Returns:
+        Rows of `measure`, and in the column `part` what they are for: the name of a set (`validation`, or one of
+        `shifted`), `pairs` (conditions `aligned` and `bounded`), `jacobian` (facts `sensitivity`, the share of the
+        embedding's length by which one grey level can move it at most by the linear account, and `effective_rank`),
+        `noise_aligned` and `noise_clean`, or `views` (with `unrelated`, the mean distance of unrelated images).
+    """
+    head = Head(net.classifier(images.class_names, templates), images.class_names)
+    options = {"batch_size": batch_size, "seed": seed}
+
+    def rows(part: str, data: Dataset | Pixels, conditions, **facts) -> pd.DataFrame:
+        return measure(net, data, head, conditions, draws=draws, **options).assign(part=part, **facts)
+
+    found = [rows(name, data, [ORIGINAL]) for name, data in {"validation": images, **shifted}.items()]
+    draw = {"per_class": -(-pairs // len(images.class_names)), "number": pairs, "one_a_source": True}
+    made = aligned_pairs(net, images, Settings(momentum=0.3, seed=seed), **draw, **options)
+    table, ids = made.table, list(made.table.sample_id)
+    goal = Answer(net, head.weights, torch.tensor(list(table.target_label)))
+    search = Settings(momentum=0.7, max_steps=steps, eight_bit=True, seed=seed)
+    known = {"names": pair_names(table), "batch_size": batch_size, "keep": True}
+    balls = smallest_budgets(net, made.sources, goal, [b / 255 for b in budgets], search, **known)
+    bounded = [moved("bounded", b, table, ball, made.targets) for b, ball in zip(budgets, balls.values())]
+    found.append(rows("pairs", images.only(ids), [made.condition(), *bounded]))
+
+    few, pixels = ids[:spectra], made.sources[:spectra]
+    squares, length = jacobian.spectra(net, pixels).values.square(), made.embedded.of(few).norm(dim=1)
+    facts = {  # one grey level everywhere is sqrt(P) / 255 long
+        "sensitivity": (squares[:, 0] * pixels[0].numel()).sqrt() / 255 / length,
+        "effective_rank": squares.sum(1).square() / squares.square().sum(1),
+    }
+    spectrum = made_before("jacobian", 0, few, pixels, {name: values.numpy() for name, values in facts.items()})
+    found.append(rows("jacobian", images.only(few), [spectrum]))
+
+    rest = [i for i in made.embedded.sample_ids if i not in {*ids, *table.target_id}]
+    if not rest:
+        raise ValueError(f"{images.name}: {pairs} pairs use all its {len(images)} images, allowed are fewer.")
+    clean = images.only(rest).subset(2 * pairs, seed)
+    names, labels = zip(*((s.sample_id, s.label) for s in clean.samples))
+    unmoved = Pixels(names, np.array(labels), saved_as_png(images.pixels(names, net.from_pil)))
+    noise = gaussian_noise([sigma], conversion="round")
+    found.append(rows("noise_aligned", Pixels(ids, np.array(table.label), made.pixels), noise))
+    found.append(rows("noise_clean", unmoved, noise))
+    apart = drift.unrelated(made.embedded, seed=seed).query("kind == 'any'").distance.mean()
+    found.append(rows("views", images.only(ids[:views]), drift.views(detail="answers"), unrelated=apart))
+    return pd.concat(found, ignore_index=True)
+
+
+def members(names: Sequence[str], *data, device: str = "auto", precision: str = "fp32", **settings) -> pd.DataFrame:
+    """Rows of several models, in a column `model`; `data` are images, shifted sets and templates, as `member` has them.
+
+    On a CPU they are made in as many processes as torch may use threads: one embedded model is too small for two.
+    """
+    workers = torch.get_num_threads() if resolve_device(device).type == "cpu" else 1
+    calls = [delayed(_member)(name, data, settings, device=device, precision=precision) for name in names]
+    found = []
+    one_thread = parallel_config("loky", n_jobs=min(workers, len(names)), inner_max_num_threads=1)
+    with one_thread, progress(len(names), "members", unit="model") as bar:
+        for rows in Parallel(return_as="generator")(calls):
+            found.append(rows)
+            bar.update()
+    return pd.concat(found, ignore_index=True)
+
+
+def _member(name: str, data: tuple, settings: Mapping, **options) -> pd.DataFrame:
+    return member(load_model(name, **options), *data, **settings).assign(model=name)
+
+
+def measurements(rows: pd.DataFrame) -> pd.DataFrame:
+    """Values by model, measurement and image: columns `model`, `measurement`, `sample_id`, `value`.
+
+    - `accuracy/<set>`, and `margin/validation` of the label, in logits;
+    - `alignment/systematic_<budget>_255`: whether the image is named rightly after the search in that ball for an image
+      that has the target's name, and `alignment/rms` of full alignment, in grey levels;
+    - `jacobian/sensitivity` and `jacobian/effective_rank`;
+    - `noise/auroc`: share of clean images that drift less under noise than this aligned one;
+    - `stability/flips`: share of an image's views whose answer changed, and `stability/word_beyond_box`, the share
+      under a written name less that under the empty box in its place;
+    - `drift/<family>`: drift of views with unchanged answer over the mean distance of unrelated images.
+    """
+    right, flip = rows.prediction == rows.label, rows.prediction != rows.clean_prediction
+    original, views, spectra = rows.condition == "original", rows.part == "views", rows.part == "jacobian"
+    word = rows.family.map({"text_semantic": 2, "text_empty": -2})  # as many views each: their mean is the difference
+    parts = [
+        (original, "accuracy/" + rows.part, right),
+        (original & (rows.part == "validation"), "margin/" + rows.part, rows.margin),
+        (rows.condition == "bounded", "alignment/systematic_" + rows.severity.map("{:g}_255".format), right),
+        (rows.condition == "aligned", "alignment/rms", rows.rms),
+        (spectra, "jacobian/sensitivity", rows.sensitivity),
+        (spectra, "jacobian/effective_rank", rows.effective_rank),
+        (rows.part == "noise_aligned", "noise/auroc", _below(rows)),
+        (views, "stability/flips", flip),
+        (views & word.notna(), DIFFERENCE, word * flip),
+        (views & ~flip & rows.family.isin(DRIFTS), "drift/" + rows.family.astype(str), rows.drift / rows.unrelated),
+    ]
+    keys = ["model", "measurement", "sample_id"]
+    named = [rows.assign(measurement=name, value=value.astype(float))[kept] for kept, name, value in parts]
+    return pd.concat([part[[*keys, "value"]] for part in named]).groupby(keys, sort=False).value.mean().reset_index()
+
+
+def _below(rows: pd.DataFrame) -> pd.Series:
+    """Of each aligned image, the share of clean ones that drift less under noise, ties counted half."""
+    drifts = rows.groupby(["model", "part", "sample_id"]).drift.transform("mean")  # over the draws of the noise
+    found = pd.Series(np.nan, rows.index)
+    for _, own in rows.groupby("model"):
+        aligned, clean = (drifts[own.index[own.part == f"noise_{kind}"]] for kind in ("aligned", "clean"))
+        further = aligned.to_numpy()[:, None] - clean.to_numpy()
+        found[aligned.index] = (np.sign(further).mean(1) + 1) / 2
+    return found
+
+
+def changes(values: pd.DataFrame, margin: float) -> pd.DataFrame:
+    """Every member against the first, image by image; members `<name>-seed<k>` are further training runs of one.
+
+    Returns:
+        `member`, `measurement`, the means `base` and `other`, the columns of an estimate, `p` (exact) and `p_holm` (for
+        the whole table), `runs`, `between_runs` (standard deviation of the member's mean; missing with one run), and
+        `seen`: `higher` or `lower` (`p_holm` below 0.05), `no change` (of a share, its whole interval within the
+        margin), `not decided`, or `at a ceiling`, where nothing is tested.
+    """
+    values = values.assign(member=values.model.str.replace(r"-seed\d+$", "", regex=True))
+    keys = ["member", "measurement"]
+    runs = values.groupby([*keys, "model"], sort=False).value.mean().groupby(keys).agg(runs="count", between_runs="std")
+    bounds = dict.fromkeys(set(values.measurement) - set(UNITS), 1.0) | {DIFFERENCE: 2.0}
+    (_, base), *others = values.groupby("member", sort=False)
+    tables = [paired_changes(base, other, "measurement", bounds=bounds).assign(member=name) for name, other in others]
+    table = pd.concat(tables, ignore_index=True).join(runs, on=keys)
+    table["runs"] = table.runs.clip(upper=base.model.nunique())
+    table["unit"] = table.measurement.map(UNITS).fillna("fraction")
+    return _seen(table, margin)
+
+
+def _seen(table: pd.DataFrame, margin: float) -> pd.DataFrame:
+    """Differences with the `p_holm` of this table, and what is seen."""
+    both, share = table[["base", "other"]], table.unit == "fraction"
+    ends = (both.min(axis=1) >= CEILING) | (both.max(axis=1) <= 1 - CEILING)
+    full = share & (table.measurement != DIFFERENCE) & ends
+    table = table.assign(p_holm=holm(table.p.mask(full)))
+    same, sure = share & (table.low > -margin) & (table.high < margin), table.p_holm < 0.05
+    cases = [full, same, sure & (table.value > 0), sure]
+    return table.assign(seen=np.select(cases, ["at a ceiling", "no change", "higher", "lower"], "not decided"))
+
+
+def beside_claims(table: pd.DataFrame, margin: float) -> pd.DataFrame:
+    """What is reported of a factor beside what its pair shows, with the `verdict` on the pair: a table of its own."""
+    found = _seen(claims().rename(columns={"model": "member"}).merge(table, on=["member", "measurement"]), margin)
+    expected = found.expected.map({1: "higher", 0: "no change", -1: "lower"})
+    cases = [found.seen.isin(["not decided", "at a ceiling"]), found.seen == expected]
+    return found.assign(expected=expected, verdict=np.select(cases, [found.seen, "as reported"], "otherwise"))
+
+
+def bullets(table: pd.DataFrame) -> str:
+    """The table of `beside_claims` as a list, a sentence a statement."""
+    return "\n".join(
+        f"- *{c.factor}*, {c.member}: {c.reported} ({c.source}). {c.measurement.replace('_', ' ')}: {c.other:.3g}, "
+        f"of the default {c.base:.3g}, {c.value:+.3g} [{c.low:+.3g}, {c.high:+.3g}], p {c.p_holm:.2g}, runs {c.runs}; "
+        f"expected {c.expected}: **{c.verdict}**."
+        for c in table.itertuples()
+    )
+
+
+def counts(verdicts: pd.Series) -> dict[str, int]:
+    """How many there are of each verdict that `changes` and `beside_claims` may give, and `n`, how many in all."""
+    possible = ("higher", "lower", "no change", "as reported", "otherwise", "not decided", "at a ceiling")
+    return {"n": len(verdicts)} | {v.replace(" ", "_"): int((verdicts == v).sum()) for v in possible}
+
+
+def family_table(names: Sequence[str]) -> pd.DataFrame:
+    """The members, and the one thing in which each differs from the default."""
+    rows = {name: training(name) for name in names}
+    return pd.DataFrame(
+        {name: {"differs in": ", ".join(t["changes"]) or "nothing", **t} for name, t in rows.items()},
+        ["differs in", "tower", "loss", "scenes", "samples", "seed"],
+    ).T

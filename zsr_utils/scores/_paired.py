@@ -1,0 +1,115 @@
+"""Differences on the same samples: intervals that are never of width zero, exact tests, several at once."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import reduce
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy import stats
+
+from zsr_utils.scores._intervals import Estimate
+
+
+EXACT = 30  # differences that are not zero: below, all signs are counted
+
+
+def paired_mean(differences: Float[np.ndarray, "n"], *, bound: float | None = None, unit: str = "fraction") -> Estimate:
+    """Mean of paired differences, with its interval.
+
+    Args:
+        differences: One a sample.
+        bound: The largest that a difference can be, such as 1 for shares. The interval is then not of width zero where
+            nothing differs: half a sample as far as can be each way, and one that does not differ, are added to it.
+        unit: Of the differences.
+
+    Examples:
+        >>> f"{paired_mean(np.zeros(16), bound=1):.2f}"
+        '0.00 [-0.11, 0.11]'
+
+    Source:
+        Agresti & Min (2005) with a bound, here also for shares of several views a sample; Student's t without.
+    """
+    d = np.asarray(differences, dtype=float)
+    n = len(d)
+    if bound:
+        middle = d.sum() / (n + 2)
+        spread = np.sqrt((np.square(d).sum() + bound**2) / (n + 2) - middle**2)
+        half, kind = stats.norm.ppf(0.975) * spread / np.sqrt(n + 2), "agresti-min"
+    else:
+        middle, kind = d.mean(), "paired t"
+        half = stats.t.ppf(0.975, n - 1) * d.std(ddof=1) / np.sqrt(n) if n > 1 else np.inf
+    return Estimate(float(d.mean()), float(middle - half), float(middle + half), f"{kind} 95 %", n, unit)
+
+
+def sign_flip(differences: Float[np.ndarray, "n"]) -> float:
+    """Two-sided p of the hypothesis that every difference might as well have the other sign.
+
+    Exact where fewer than 30 differ from zero, else by Student's t. Of differences of right and wrong answers it
+    is McNemar's exact test.
+
+    Examples:
+        >>> sign_flip(np.array([1, 1, 1, 1, 1, 0.0]))
+        0.0625
+
+    Source:
+        Fisher (1935). All sums of two halves of the differences are paired, so that 2^29 signs take no time.
+    """
+    d = np.asarray(differences, dtype=float)
+    d = d[d != 0]
+    if len(d) >= EXACT:
+        return float(stats.ttest_1samp(np.asarray(differences, dtype=float), 0).pvalue)
+    one, other = (reduce(lambda s, v: np.concatenate([s - v, s + v]), half, np.zeros(1)) for half in (d[::2], d[1::2]))
+    other, reached = np.sort(other), abs(d.sum()) - 1e-9 * abs(d).sum()  # a tie is one but for rounding
+    below = np.searchsorted(other, -reached - one, "right")
+    above = len(other) - np.searchsorted(other, reached - one, "left")
+    return float(min(1, (below + above).sum() / 2 ** len(d)))
+
+
+def holm(p: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
+    """P values of a table for all its tests at once; a missing one is no test.
+
+    Examples:
+        >>> holm(np.array([0.01, 0.04, np.nan, 0.03])).tolist()
+        [0.03, 0.06, nan, 0.06]
+
+    Source:
+        Holm (1979).
+    """
+    p = np.asarray(p, dtype=float)
+    order, tests = np.argsort(p), np.isfinite(p).sum()  # NaN comes last
+    adjusted = np.full(len(p), np.nan)
+    adjusted[order[:tests]] = np.maximum.accumulate(p[order[:tests]] * np.arange(tests, 0, -1)).clip(max=1)
+    return adjusted
+
+
+def paired_changes(
+    base: pd.DataFrame, other: pd.DataFrame, by: str, *, bounds: Mapping[str, float] | None = None
+) -> pd.DataFrame:
+    """Mean difference `other - base` in every group, sample by sample; several values of a sample are averaged first.
+
+    Args:
+        base: Columns `by`, `sample_id`, `value`; samples that only one of the two has are left out.
+        other: The same.
+        by: Column of the groups.
+        bounds: Of the differences, by group, as for `paired_mean`.
+
+    Returns:
+        The column `by`, the means `base` and `other` over the common samples, the columns of an estimate of the
+        difference, and `p` of `sign_flip`. A group without a common sample has no row.
+
+    Examples:
+        >>> base = pd.DataFrame({"m": "a", "sample_id": [1, 2, 3], "value": [0.0, 0.0, 1.0]})
+        >>> other = pd.DataFrame({"m": "a", "sample_id": [1, 2, 4], "value": [1.0, 0.0, 1.0]})
+        >>> paired_changes(base, other, "m")[["base", "other", "value", "p"]].values.tolist()
+        [[0.0, 0.5, 0.5, 1.0]]
+    """
+    means = [table.groupby([by, "sample_id"], sort=False).value.mean() for table in (base, other)]
+    both = pd.concat(means, axis=1, join="inner", keys=["base", "other"])
+    found = []
+    for group, part in both.groupby(level=0, sort=False):
+        d = (part.other - part.base).to_numpy()
+        change = paired_mean(d, bound=(bounds or {}).get(group))
+        found.append({by: group, **part.mean(), **asdict(change), "p": sign_flip(d)})
+    return pd.DataFrame(found)
