@@ -39,6 +39,7 @@ CONTRACT = {
     "jacobian_spectra": lambda net, images: [ORIGINAL, aligned(net, images, noise=0.0)],
     "noise_detection": lambda net, images: [ORIGINAL, *gaussian_noise([2, 30], conversion="round")],
     "embedding_alignment": lambda net, images: [aligned(net, images, noise=0.0)],
+    "model_trends": lambda net, images: in_balls(net, images),
     "adaptive_alignment": lambda net, images: [aligned(net, images, noise=8 / 255)],
 }  # fmt: skip
 
@@ -46,6 +47,11 @@ CONTRACT = {
 def aligned(net, images, noise: float) -> Condition:
     settings = Settings(max_steps=5, noise=noise, draws=2)
     return pairs.aligned_pairs(net, images, settings, per_class=1, number=5).condition()
+
+
+def in_balls(net, images) -> list[Condition]:
+    made = pairs.aligned_pairs(net, images, Settings(max_steps=5), per_class=1, number=5)
+    return pairs.in_balls(net, head_of(net, images), made, [2, 16], max_steps=3)
 
 
 @pytest.fixture(autouse=True)
