@@ -16,20 +16,15 @@ def _escaped(names: Sequence[str]) -> list[str]:
 
 
 def forest(
-    table: pd.DataFrame,
-    names: Sequence[str] | None = None,
-    *,
-    title: str,
-    group: str | None = None,
-    unit: str | None = None,
-    reference: tuple[float, str] | None = None,
-) -> go.Figure:
+    table: pd.DataFrame, names: Sequence[str] | None = None, *, title: str, group: str | None = None,
+    unit: str | None = None, reference: tuple[float, str] | None = None,
+) -> go.Figure:  # fmt: skip
     """Dots with intervals, one a row of `table`; rows of one name share a line.
 
     Args:
         table: Columns value, low, high, interval, n, unit, such as `study.estimate` gives.
         names: One a row; the column `label` by default.
-        title: What is measured.
+
         group: Column whose values, at most eight, are told apart by colour and mark; `model` by default, where there
             are several.
         unit: `percent` shows a share on an axis from 0 to 100 %, `share` one that may pass 100 %, `points` a difference
@@ -75,17 +70,15 @@ def forest(
         figure.update_xaxes(range=[-reach, reach])
         reference = reference or (0, "no change")
     if reference:
-        figure.add_vline(
-            x=reference[0], line={"dash": "dot", "color": GREY}, annotation_text=reference[1], annotation_position="top"
-        )
+        at, text = reference
+        figure.add_vline(at, line={"dash": "dot", "color": GREY}, annotation_text=text, annotation_position="top")
     figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=list(dict.fromkeys(table["line"])))
     line = 22 + 12 * table.groupby("line").size().max()
     height = max(240, 100 + line * table["line"].nunique())
     if group:  # the legend leaves room for the name of the reference below it
         above = 1 + 26 / (height - 140)
-        figure.update_layout(
-            scattermode="group", scattergap=0.4, legend={"y": above, "yanchor": "bottom"}, margin={"t": 70}
-        )
+        legend = {"y": above, "yanchor": "bottom"}
+        figure.update_layout(scattermode="group", scattergap=0.4, legend=legend, margin={"t": 70})
     return figure.update_layout(height=height, showlegend=group is not None)
 
 
@@ -97,18 +90,9 @@ def _unit(table: pd.DataFrame) -> str:
 
 
 def curves(
-    table: pd.DataFrame,
-    x: str,
-    *,
-    group: str,
-    x_title: str,
-    y_title: str,
-    percent: bool = False,
-    log_x: bool = False,
-    log_y: bool = False,
-    markers: bool = True,
-    reference: tuple[float, str] | None = None,
-) -> go.Figure:
+    table: pd.DataFrame, x: str, *, group: str, x_title: str, y_title: str, percent: bool = False, log_x: bool = False,
+    log_y: bool = False, markers: bool = True, reference: tuple[float, str] | None = None,
+) -> go.Figure:  # fmt: skip
     """Lines with their intervals as bands (columns `x`, `group`, value, low, high), at most eight groups."""
     figure = go.Figure()
     number = ".1%" if percent else ".3g"
@@ -133,10 +117,8 @@ def curves(
     if percent:
         figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.03])
     if reference:
-        figure.add_hline(
-            y=reference[0], line={"dash": "dot", "color": GREY}, annotation_text=reference[1],
-            annotation_position="top left",
-        )  # fmt: skip
+        at, text = reference
+        figure.add_hline(at, line={"dash": "dot", "color": GREY}, annotation_text=text, annotation_position="top left")
     return figure
 
 
@@ -174,15 +156,9 @@ def bars(table: pd.DataFrame, x: str, *, group: str, x_title: str, y_title: str)
 
 
 def heatmap(
-    values: np.ndarray,
-    *,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    row_title: str,
-    column_title: str,
-    format: str = "d",
-    hover: str = "%{y} → %{x}: %{z}",
-) -> go.Figure:
+    values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], row_title: str, column_title: str,
+    format: str = "d", hover: str = "%{y} → %{x}: %{z}",
+) -> go.Figure:  # fmt: skip
     """A labelled matrix with its numbers in the cells; zeros are left blank."""
     shown = [[f"{v:{format}}" if v >= 10**-2 or (format == "d" and v) else "" for v in row] for row in values]
     figure = go.Figure(
