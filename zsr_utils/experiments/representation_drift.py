@@ -52,8 +52,6 @@ def views(names: Sequence[str] | None = None, *, detail: str = "layers", **optio
     - with `layers` also `drift_layer_k` of the mean token after block k and `roughness_layer_k` (relative change of its
       normalised energy).
 
-
-
     Source: Wani et al. (2026): families, stability, Dirichlet energy, input spectrum. Image encoders with a zero-shot
         head in place of generative models, blocks before the last, restriction to original content and the spectrum of
         the token grid are this project's.

@@ -101,8 +101,6 @@ def principal_axes(embedded: Embedded, *, components: int = 6) -> Float[np.ndarr
 
     Scores of other embeddings are `(features - embedded.features.mean(0)) @ axes.T`.
 
-
-
     Source: Salman et al. (2024), six components of raw features in the authors' code.
     """
     from sklearn.decomposition import PCA

@@ -24,7 +24,6 @@ def forest(
     Args:
         table: Columns value, low, high, interval, n, unit, such as `study.estimate` gives.
         names: One a row; the column `label` by default.
-
         group: Column whose values, at most eight, are told apart by colour and mark; `model` by default, where there
             are several.
         unit: `percent` shows a share on an axis from 0 to 100 %, `share` one that may pass 100 %, `points` a difference

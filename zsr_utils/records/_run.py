@@ -186,11 +186,9 @@ def _versions() -> dict[str, str]:
 
 def _git() -> dict:
     def git(*arguments: str) -> str | None:
+        options = {"capture_output": True, "text": True, "check": True, "cwd": Path(__file__).parent}
         try:
-            here = Path(__file__).parent
-            return subprocess.run(
-                ["git", *arguments], capture_output=True, text=True, cwd=here, check=True
-            ).stdout.strip()
+            return subprocess.run(["git", *arguments], **options).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None
 

@@ -20,8 +20,6 @@ def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "
         normality is rejected at 5 % over all directions together), `skewness` and `excess_kurtosis` (both 0 if normal),
         which say how large a deviation is.
 
-
-
     Source: Shapiro & Wilk (1965) by `scipy.stats.shapiro`; Holm (1979).
     """
     samples, directions = np.asarray(samples, dtype=float), np.asarray(directions, dtype=float)
@@ -51,8 +49,6 @@ def covariance_agreement(
     Few samples give a wrong covariance even where the prediction is right. What that alone does to a distance or an
     eigenvector is found by simulation: as many samples are drawn from the predicted Gaussian, `simulations` times. A
     distance above that range, or a cosine below it, speaks against the prediction.
-
-
 
     Returns:
         `trace_ratio`: empirical over predicted, with a bootstrap interval.
