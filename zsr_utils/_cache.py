@@ -37,10 +37,7 @@ def cache_folder() -> Path:
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then give it its final name.
-
-    A kill or a full disk in the middle leaves `path` as it was.
-    """
+    """Let `write` fill a temporary file, then give it the name `path`: a kill in between leaves that as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -72,10 +69,8 @@ def read_kept(path: Path) -> dict[str, np.ndarray] | pd.DataFrame | None:
     except Exception as error:  # zipfile, numpy and pyarrow each have their own kinds
         aside = path.with_name(path.name + ".damaged")
         path.replace(aside)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        warnings.warn(
-            f"{str(path)!r} was damaged ({reason}): set aside as {aside.name!r}, computed again.", stacklevel=2
-        )
+        why = " ".join(str(error).split()) or type(error).__name__
+        warnings.warn(f"{str(path)!r} was damaged ({why}): set aside as {aside.name!r}, computed again.", stacklevel=2)
         return None
 
 
@@ -86,7 +81,6 @@ def kept(kind: str, key: str, compute: Callable[[], dict | pd.DataFrame], suffix
         kind: Folder within the cache.
         key: Everything that the content depends on, code included (see `code`).
         compute: Gives arrays by name, or a frame where the suffix is `.parquet`.
-        suffix: Of the file.
     """
     from filelock import FileLock
 
@@ -102,14 +96,7 @@ def kept(kind: str, key: str, compute: Callable[[], dict | pd.DataFrame], suffix
 
 
 def kept_in_parts(kind: str, key: str, parts: Callable[[int], Iterator[dict | pd.DataFrame]], suffix: str = ".npz"):
-    """As `kept`, for content that is computed part by part: an interrupted run goes on at the first missing part.
-
-    Args:
-        kind: Folder within the cache.
-        key: Everything that the content depends on, code included.
-        parts: Gives the parts from a number on, in order.
-        suffix: Of the files.
-    """
+    """As `kept`, for parts that `parts` gives from a number on: an interrupted run goes on at the first missing one."""
     folder = cache_folder() / kind / f"{digest(key)}.parts"
 
     def compute():

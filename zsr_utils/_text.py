@@ -5,12 +5,7 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str], *, n: int = 3) -> list[str]:
-    """Up to `n` known names that look most like `name`.
-
-    Examples:
-        >>> nearest("tabeltop-base", ["ViT-B-32", "tabletop-base"])
-        ['tabletop-base']
-    """
+    """Up to `n` known names that look most like `name`."""
     known = list(known)
     by_lower = {k.lower(): k for k in known}
     found = difflib.get_close_matches(name.lower(), by_lower, n=n, cutoff=0.4)

@@ -34,16 +34,10 @@ AT_ONCE = 32  # rows of J in one backward pass at most: more are hardly faster, 
 
 @dataclass(frozen=True)
 class Spectra:
-    """Singular values of the Jacobian of every image.
+    """Singular values of the Jacobian of every image, float64; below about 1e-6 of the largest they are rounding."""
 
-    Attributes:
-        values: (N, D) float64, descending, embedding units per unit of [0, 1] pixels. They come from float32 rows:
-            below about 1e-6 of the largest they are rounding.
-        left: (N, D, D) float64, unit left singular vectors; `left[n, i]` belongs to `values[n, i]`.
-    """
-
-    values: Float[Tensor, "n d"]
-    left: Float[Tensor, "n d d"]
+    values: Float[Tensor, "n d"]  # descending, embedding units per unit of [0, 1] pixels
+    left: Float[Tensor, "n d d"]  # unit left singular vectors; `left[n, i]` belongs to `values[n, i]`
 
     @property
     def gram(self) -> Float[Tensor, "n d d"]:
@@ -87,11 +81,7 @@ def right_singular_images(
     """The first k right singular vectors of every image, v = J^T u / s, as images of unit norm.
 
     They are the k pixel patterns to which the embedding answers most. Errors of float32 grow as s_1 / s_i, so that far
-    down the spectrum the images are no longer orthogonal.
-
-    Args:
-        left: Left singular vectors as `spectra` gives them.
-        k: How many, up to the rank of every Jacobian.
+    down the spectrum the images are no longer orthogonal. `left` is that of `spectra`.
     """
     _names(None, pixels)
     if len(left) != len(pixels):
@@ -111,14 +101,9 @@ def right_singular_images(
 
 
 def linear_error(
-    net: Model,
-    pixels: Float[Tensor, "n 3 h w"],
-    directions: Float[Tensor, "n 3 h w"],
-    sizes: Sequence[float],
-    *,
-    sample_ids: Sequence | None = None,
-    batch_size: int = 64,
-) -> pd.DataFrame:
+    net: Model, pixels: Float[Tensor, "n 3 h w"], directions: Float[Tensor, "n 3 h w"], sizes: Sequence[float], *,
+    sample_ids: Sequence | None = None, batch_size: int = 64,
+) -> pd.DataFrame:  # fmt: skip
     """How far f(x + change) is from f(x) + J change, along one direction an image and at growing size.
 
     A direction may be Gaussian noise, a right singular image, or an attack (aligned less source image). The moved image
@@ -128,7 +113,6 @@ def linear_error(
     Args:
         directions: One an image, of any length above 0; only the direction counts.
         sizes: Root mean square of the change before clipping, in grey levels (1/255).
-        batch_size: Images at a time; one forward-mode product moves all of them.
 
     Returns:
         A row an image and size: `sample_id`, `size`, `rms` (grey levels, after clipping), `predicted` (||J change||)
@@ -165,14 +149,9 @@ def linear_error(
 
 
 def flip_prediction(
-    net: Model,
-    pixels: Float[Tensor, "n 3 h w"],
-    gram: Float[Tensor, "n d d"],
-    classifier: Float[Tensor, "k columns"],
-    sigmas: Sequence[float],
-    *,
-    sample_ids: Sequence | None = None,
-) -> pd.DataFrame:
+    net: Model, pixels: Float[Tensor, "n 3 h w"], gram: Float[Tensor, "n d d"], classifier: Float[Tensor, "k columns"],
+    sigmas: Sequence[float], *, sample_ids: Sequence | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Probability that noise changes the answer, by the linear account, which knows no clipping to [0, 1].
 
     Class a is the answer at x. Its margin over b, m = (t_a - t_b) f, and b_a - b_b more where classes have biases, is
@@ -210,15 +189,9 @@ def flip_prediction(
 
 
 def directed_against_random(
-    net: Model,
-    pixels: Float[Tensor, "n 3 h w"],
-    classifier: Float[Tensor, "k columns"],
-    *,
-    size: float = 0.25,
-    draws: int = 200,
-    seed: int = 0,
-    sample_ids: Sequence | None = None,
-) -> pd.DataFrame:
+    net: Model, pixels: Float[Tensor, "n 3 h w"], classifier: Float[Tensor, "k columns"], *,
+    size: float = 0.25, draws: int = 200, seed: int = 0, sample_ids: Sequence | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """How much further the margin over the runner-up moves along its gradient than along random noise.
 
     All moves have the norm r = size / 255 * sqrt(P). Against the gradient the margin moves by r ||g||; along a random
@@ -282,11 +255,8 @@ def _rows(net: Model, image: Tensor, cotangents: Tensor, step: int) -> Iterator[
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Attention of which every derivative is known: fused kernels have no forward mode and no rule for vmap.
-
-    That of frozen `nn.MultiheadAttention`, which open_clip's transformers use, is a kernel of its own.
-    """
-    fast = torch.backends.mha.get_fastpath_enabled()
+    """Attention of which every derivative is known: fused kernels have no forward mode and no rule for vmap."""
+    fast = torch.backends.mha.get_fastpath_enabled()  # the fused kernel of frozen `nn.MultiheadAttention`
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH):
@@ -296,11 +266,9 @@ def _plain_attention() -> Iterator[None]:
 
 
 def _gram(blocks: Iterator[Tensor], d: int, p: int, memory: int) -> Tensor:
-    """J J^T in float64, summed over panels: some columns of J in all D rows.
-
-    Rows come one after the other and are wanted panel by panel, so they are laid out in panels, in a file where they
-    would fill more than half of the memory. Not in a memory map: mapped pages count as this process's memory.
-    """
+    """J J^T in float64, summed over panels: some columns of J in all D rows."""
+    # Rows come one after the other and are wanted panel by panel, so they are laid out in panels, in a file where they
+    # would fill more than half of the memory. Not in a memory map: mapped pages count as this process's memory.
     width = max(1, min(p, memory // (64 * d)))  # a panel in float64: an eighth of the memory
     done, total = 0, 0
     with tempfile.SpooledTemporaryFile(memory // 2) as file:

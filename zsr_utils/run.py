@@ -60,16 +60,12 @@ def check(notebook: Path, parameters: dict) -> dict:
     for name, value in parameters.items():
         if name not in known:
             close = nearest(name, known) or sorted(known)
-            raise ParameterError(
-                f"{notebook.name} has no parameter {name!r} (given value {value!r}): "
-                f"nearest names are {', '.join(close)}."
-            )
+            given = f"{notebook.name} has no parameter {name!r} (given value {value!r})"
+            raise ParameterError(f"{given}: nearest names are {', '.join(close)}.")
         expected = type(known[name])
         if type(value) is not expected and not (expected is float and type(value) is int):
-            raise ParameterError(
-                f"{notebook.name}: parameter {name!r} is {value!r} ({type(value).__name__}), "
-                f"allowed is a value of type {expected.__name__} such as {known[name]!r}."
-            )
+            given = f"{notebook.name}: parameter {name!r} is {value!r} ({type(value).__name__})"
+            raise ParameterError(f"{given}, allowed is a value of type {expected.__name__} such as {known[name]!r}.")
     return known | parameters
 
 
@@ -96,17 +92,14 @@ def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
         if working.is_file():
             write_whole(failed, lambda p: p.write_bytes(working.read_bytes()))
         if isinstance(error, DeadKernelError):
-            raise NotebookFailed(
-                f"{notebook.stem} stopped: its process was killed, as happens when memory runs out; "
-                "finished batches are kept, so run it again."
-            ) from error
+            killed = "its process was killed, as happens when memory runs out"
+            again = "finished batches are kept, so run it again"
+            raise NotebookFailed(f"{notebook.stem} stopped: {killed}; {again}.") from error
         reason = f"{error.ename}: {' '.join(str(error.evalue).split())}"
         raise NotebookFailed(f"{notebook.stem} failed in cell {error.exec_count}: {reason}") from error
     except OSError as error:
-        raise NotebookFailed(
-            f"{notebook.stem} stopped: {error.strerror or error}; "
-            "finished batches are kept and no result is half-written, so run it again once that is mended."
-        ) from error
+        again = "finished batches are kept and no result is half-written, so run it again once that is mended"
+        raise NotebookFailed(f"{notebook.stem} stopped: {error.strerror or error}; {again}.") from error
     finally:
         working.unlink(missing_ok=True)
     return final
@@ -126,10 +119,7 @@ def read_parameters(files: list[Path], pairs: list[list[str]]) -> dict:
 
 
 def end_with(process: int, seconds: float = 1) -> None:
-    """End this process when `process`, which started it, is gone, as a job of a killed sweep must.
-
-    The notebook's own process watches this one in the same way, and no result is half-written.
-    """
+    """End this process when `process`, which started it, is gone, as a job of a killed sweep must."""
 
     def watch():
         while os.getppid() == process:
@@ -154,9 +144,8 @@ def gpus() -> list[str]:
 def own_gpu(seconds: float = 1) -> FileLock | None:
     """Wait for a GPU that no other job of this user has on this machine, and show the notebook that one alone.
 
-    Returns:
-        The lock of the GPU, which the system frees when this process ends, however it ends; None where there is no GPU,
-        or where Slurm has chosen one for this job.
+    Its lock, which the system frees when this process ends, is given back; None where there is no GPU, or Slurm has
+    chosen one for this job.
     """
     visible = gpus()
     if not visible or "SLURM_JOB_ID" in os.environ:

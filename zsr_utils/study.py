@@ -29,13 +29,7 @@ LEAST = {"batch_size": 1, "limit": 0, "seed": 0, "classes": 0, "draws": 1}  # of
 class Study:
     """Models, images and prompts of one notebook, and the numbers that it makes of them.
 
-    Attributes:
-        parameters: Those of the notebook.
-        nets: Model handles by name, the chapter's own first.
-        images: The data set.
-        templates: Prompt templates.
-        heads: By name of the model, who answers.
-        run: Where rows and numbers are kept.
+    `nets` are model handles by name, the chapter's own first, and `heads` by the same names who answers.
     """
 
     def __init__(self, notebook: str, given: Mapping):
@@ -90,21 +84,15 @@ class Study:
         return templates
 
     def measure(
-        self,
-        conditions: Sequence[Condition] | Callable[[Model], Sequence[Condition]],
-        *,
-        images: Dataset | Pixels | None = None,
-        models: Sequence[str] | None = None,
-        prompts: str | None = None,
-        keep: bool = True,
-        **options,
-    ) -> pd.DataFrame:
+        self, conditions: Sequence[Condition] | Callable[[Model], Sequence[Condition]], *,
+        images: Dataset | Pixels | None = None, models: Sequence[str] | None = None, prompts: str | None = None,
+        keep: bool = True, **options,
+    ) -> pd.DataFrame:  # fmt: skip
         """Rows of conditions for every model, in a column `model`; they become the chapter's rows.
 
         Args:
             conditions: Or a function that makes them for a model, such as those of its own aligned images.
             images: In place of the chapter's data set.
-            models: Names of some models; all by default.
             prompts: Another prompt set than the chapter's, or `OWN_PROMPTS`.
             keep: Whether the rows are among those that the chapter leaves behind.
             options: `draws` and `detail`, as `measure.measure` takes them.
@@ -134,10 +122,8 @@ class Study:
         """One number a group of rows, kept under `name`, and the table of them.
 
         Args:
-            rows: From `measure`, or any frame.
             name: `topic/quantity`; the values of `by` follow as a qualifier, and the model's name where it is not the
                 chapter's own.
-            statistic: From the rows of a group to its estimate.
             by: Columns that tell the groups apart, beside `model`.
 
         Returns:
@@ -183,9 +169,8 @@ class Study:
     def say(self, text: str, **words) -> None:
         """Show a sentence of the report, as Markdown: the place for results in prose.
 
-        Args:
-            text: Numbers enter by their recorded names, `{zero_shot/accuracy:pct}`, and further words by theirs.
-            words: Chosen by a rule, such as by `decide`; an estimate takes a format, too.
+        Numbers enter by their recorded names, `{zero_shot/accuracy:pct}`, and further words, chosen by a rule such as
+        `decide`, by theirs; an estimate takes a format, too.
         """
         self.run.say(text.format_map(_Recorded(self.run.metrics, words)))
 
@@ -216,9 +201,7 @@ class _Recorded(dict):
 def open_study(notebook: str, namespace: Mapping) -> Study:
     """Open the study of a notebook: `study = zsr.open_study("01-zero-shot-baseline", globals())`.
 
-    Args:
-        notebook: File name of the notebook without `.ipynb`.
-        namespace: Its variables after the `parameters` cell.
+    `namespace` holds the notebook's variables after the `parameters` cell; these are checked before anything is loaded.
     """
     return Study(notebook, parameters(dict(namespace)))
 

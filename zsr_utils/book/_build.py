@@ -26,12 +26,10 @@ BUILT = ROOT / "_build" / "html"
 def write_static() -> None:
     """Put what pages share beside them: scripts from the pinned packages, and pictures of Tabletop."""
     write_changed(STATIC / "plotly.min.js", plotly.offline.get_plotlyjs())
-    source = (
-        Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax" / "tex-svg.js"
-    )
+    package = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent
     target = STATIC / "mathjax" / "tex-svg.js"
     if not target.exists():
-        write_whole(target, lambda p: shutil.copyfile(source, p))
+        write_whole(target, lambda p: shutil.copyfile(package / "static" / "mathjax" / "tex-svg.js", p))
     if not (GENERATED / "curve.png").exists():
         subprocess.run([sys.executable, "-m", "tabletop.sheets", str(GENERATED)], check=True, cwd=ROOT)
 
@@ -67,11 +65,7 @@ def contents(books: Sequence[Sequence[Chapter]]) -> dict:
 
 
 def build(books: Sequence[Sequence[Chapter]]) -> int:
-    """Build `_build/html` from the chapters of one or several folders of results.
-
-    Returns:
-        The exit status of Jupyter Book.
-    """
+    """Build `_build/html` from the chapters of one or several folders of results; gives Jupyter Book's exit status."""
     write_static()
     draw([f for book in books for chapter in book for f in chapter.figures], STATIC / "plotly.min.js")
     for name, text in generated(books, pictures()).items():

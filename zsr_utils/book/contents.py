@@ -49,11 +49,7 @@ def chosen(words: str, known: Sequence[str]) -> list[str]:
 
 
 def table_of_contents(parts: Sequence[tuple[str, Sequence[str]]]) -> dict:
-    """What Jupyter Book takes for a table of contents.
-
-    Args:
-        parts: Captions and pages, which come between the pages of the book itself.
-    """
+    """What Jupyter Book takes for a table of contents: captions and pages, between the pages of the book itself."""
     listed = [{"caption": caption, "chapters": [{"file": page} for page in pages]} for caption, pages in (*parts, LAST)]
     return {"format": "jb-book", "root": FIRST, "parts": [{"chapters": [{"file": SECOND}]}, *listed]}
 

@@ -44,8 +44,6 @@ def radial_frequency(h: int, w: int) -> Float[Tensor, "h w"]:
 def band_mask(h: int, w: int, band: str, cutoff: float = CUTOFF) -> Bool[Tensor, "h w"]:
     """Frequencies of a band: `low` has radius up to the cutoff and the mean, `high` the rest, `all` is both.
 
-
-
     Source: Wani et al. (2026), band tests; the names and the cutoff of 0.25 as in the authors' code.
     """
     one_of("band", band, BANDS)

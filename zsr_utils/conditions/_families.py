@@ -56,7 +56,6 @@ def families(
         >>> [(p.family, p.instance) for p in families(["scale_pad", "rotation"])]
         [('scale_pad', 'black'), ('scale_pad', 'white'), ('rotation', '-30°'), ('rotation', '+30°')]
 
-
     Source: Wani et al. (2026), perturbations, as in the authors' code; they write "Answer is" and an answer that the
         model did not give, in DejaVuSans of max(14, H // 32) px with 4 px of padding. Relative units are this project's
         (1/64 is the smallest whole pixel of a 64 px image), and so is the font, the one Pillow ships with, which is

@@ -48,7 +48,6 @@ class Dataset:
 
     Iterating gives `(sample_id, image, label)`, `pictures` and `batches` several at once. An image that cannot be
     decoded is left out, and `unreadable` then holds its id and the reason; more than 1 % stop the iteration at its end.
-
     """
 
     name: str  # it was loaded by

@@ -28,8 +28,6 @@ def published(name: str) -> pd.DataFrame:
 
     Groups, caveats and licences are on the card, `data/published/README.md`.
 
-
-
     Args:
         name: `openclip`, zero-shot accuracies of open_clip checkpoints, `imagenet-testbed`, models with and without
             robust training (`PUBLISHED_IMAGES` has the images behind each column of these two), or `wani-2026`, flip

@@ -8,28 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from zsr_utils import jacobian, scores
 from zsr_utils.conditions import ORIGINAL, gaussian_noise, unit_noise
 from zsr_utils.conditions.alignment import Answer, align, saved_as_png
 from zsr_utils.experiments.pairs import Pairs, pair_names, settings_of
-from zsr_utils.jacobian import (
-    Spectra,
-    directed_against_random,
-    flip_prediction,
-    linear_error,
-    right_singular_images,
-    spectra,
-)  # fmt: skip
 from zsr_utils.measure import Pixels
 from zsr_utils.models import Model
-from zsr_utils.scores import (
-    JACOBIAN_UNITS,
-    Estimate,
-    linear_reach,
-    median_of,
-    paired_change,
-    spectrum_by_rank,
-    spectrum_summary,
-)  # fmt: skip
 from zsr_utils.study import Study
 
 
@@ -43,28 +27,34 @@ STRETCH = {
     "less": "aligned images lie where the encoder stretches less",
     "undecided": "whether the encoder stretches more there is not decided",
 }
+FLIPPED = {
+    "more": "noise changes more answers than the linear account says",
+    "less": "noise changes fewer answers than the linear account says",
+    "undecided": "no difference is seen",
+}
 TESTABLE = (0.05, 0.5)  # predicted flip rates at which the prediction can be seen to fail
 
 
-def spectra_of(net: Model, pairs: Pairs) -> dict[str, Spectra]:
+def spectra_of(net: Model, pairs: Pairs) -> dict[str, jacobian.Spectra]:
     """Spectra of the source images and of their aligned versions, as an 8-bit file keeps them."""
-    return dict(zip(KINDS, (spectra(net, pixels) for pixels in (pairs.sources, pairs.pixels))))
+    return dict(zip(KINDS, (jacobian.spectra(net, pixels) for pixels in (pairs.sources, pairs.pixels))))
 
 
-def by_rank(found: Mapping[str, Spectra]) -> pd.DataFrame:
+def by_rank(found: Mapping[str, jacobian.Spectra]) -> pd.DataFrame:
     """The median spectrum, rank by rank, and the range that holds nine in ten images, with a column `kind`."""
-    frames = [spectrum_by_rank(s.values.numpy()).assign(kind=kind) for kind, s in found.items()]
+    frames = [scores.spectrum_by_rank(s.values.numpy()).assign(kind=kind) for kind, s in found.items()]
     return pd.concat(frames, ignore_index=True)
 
 
-def measured(study: Study, pairs: Mapping[str, Pairs], found: Mapping[str, Mapping[str, Spectra]]) -> pd.DataFrame:
+def measured(study: Study, pairs: Mapping[str, Pairs], found: Mapping[str, Mapping]) -> pd.DataFrame:
     """Rows of every model's sources and aligned images, with the numbers of their spectra as facts."""
     frames = []
     for name, made in pairs.items():
         ids = list(made.table.sample_id)
         shown = [ORIGINAL, made.condition()]
         rows = study.measure(shown, images=study.images.only(ids), models=[name], keep=False)
-        tables = [spectrum_summary(s.values.numpy(), ids).assign(condition=kind) for kind, s in found[name].items()]
+        spectra = {kind: scores.spectrum_summary(s.values.numpy(), ids) for kind, s in found[name].items()}
+        tables = [table.assign(condition=kind) for kind, table in spectra.items()]
         frames.append(rows.merge(pd.concat(tables), on=["sample_id", "condition"]))
     return study.keep_rows(pd.concat(frames, ignore_index=True))
 
@@ -76,11 +66,11 @@ def ratios(rows: pd.DataFrame, quantities: Sequence[str] = tuple(QUANTITIES)) ->
     return change.melt(["model", "sample_id"], list(quantities), "quantity", "ratio")
 
 
-def patterns(net: Model, pairs: Pairs, found: Mapping[str, Spectra], k: int) -> tuple[list, list[str]]:
+def patterns(net: Model, pairs: Pairs, found: Mapping[str, jacobian.Spectra], k: int) -> tuple[list, list[str]]:
     """The first pair's images, each before its k right singular vectors, as arrays and captions."""
     shown, captions = [], []
     for (kind, values), pixels in zip(found.items(), (pairs.sources, pairs.pixels)):
-        vectors = right_singular_images(net, pixels[:1], values.left[:1], k)[0]
+        vectors = jacobian.right_singular_images(net, pixels[:1], values.left[:1], k)[0]
         shown += [pixels[0], *vectors]
         captions += [kind, *(f"{kind}\ns{i + 1} = {v:.2f}" for i, v in enumerate(values.values[0, :k]))]
     return shown, captions
@@ -93,16 +83,16 @@ def linear_errors(
     ids = list(pairs.table.sample_id)
     along = {
         "attack": pairs.pixels - pairs.sources,
-        "first_pattern": right_singular_images(net, pairs.sources, left, 1)[:, 0].float(),
+        "first_pattern": jacobian.right_singular_images(net, pairs.sources, left, 1)[:, 0].float(),
         "random": unit_noise(pairs.sources.shape[1:], ids, (seed, "direction")),
     }
-    frames = [linear_error(net, pairs.sources, d, sizes, sample_ids=ids).assign(direction=k) for k, d in along.items()]
-    return pd.concat(frames, ignore_index=True)
+    errors = {k: jacobian.linear_error(net, pairs.sources, d, sizes, sample_ids=ids) for k, d in along.items()}
+    return pd.concat([rows.assign(direction=k) for k, rows in errors.items()], ignore_index=True)
 
 
 def reaches(errors: pd.DataFrame) -> pd.DataFrame:
     """The size up to which the linear prediction stays within 10 %, for every direction and image."""
-    return linear_reach(errors, 0.1, by=["direction", "sample_id"])
+    return scores.linear_reach(errors, 0.1, by=["direction", "sample_id"])
 
 
 def just_named(study: Study, pairs: Pairs) -> Float[Tensor, "n 3 h w"]:
@@ -118,8 +108,6 @@ def flips_by_noise(
     """How often noise changes the answer: predicted from the Jacobian and measured, image by image.
 
     Args:
-        study: For its own model.
-        pairs: Whose names and labels the images have.
         images: By kind, one a pair.
         sigmas: Standard deviations of the noise, in grey levels.
         draws: Noisy copies an image and sigma.
@@ -134,10 +122,8 @@ def flips_by_noise(
         shown = Pixels(names[: len(pixels)], pairs.table.label.to_numpy()[: len(pixels)], pixels)
         rows = study.measure(gaussian_noise(sigmas), images=shown, models=[study.name], draws=draws, keep=False)
         flips = (rows.prediction != rows.clean_prediction).groupby([rows.sample_id, rows.severity]).mean()
-        levels = [s / 255 for s in sigmas]
-        linear = flip_prediction(
-            net, pixels, spectra(net, pixels).gram, head.weights, levels, sample_ids=names[: len(pixels)]
-        )
+        levels, gram = [s / 255 for s in sigmas], jacobian.spectra(net, pixels).gram
+        linear = jacobian.flip_prediction(net, pixels, gram, head.weights, levels, sample_ids=shown.sample_ids)
         linear["sigma"] = np.tile([float(s) for s in sigmas], len(pixels))
         linear["measured"] = [flips[row.sample_id, row.sigma] for row in linear.itertuples()]
         frames.append(linear.rename(columns={"flip": "predicted", "flip_at_most": "at_most"}).assign(kind=kind))
@@ -154,25 +140,25 @@ def testable(flips: pd.DataFrame) -> pd.DataFrame:
     return flips[flips.predicted.between(*TESTABLE)]
 
 
-def beyond_prediction(flips: pd.DataFrame) -> Estimate:
+def beyond_prediction(flips: pd.DataFrame) -> scores.Estimate:
     """Measured less predicted flip rate where the prediction can fail, image by image."""
     kept = testable(flips)
     both = [kept.assign(flip=kept[account]) for account in ("predicted", "measured")]
-    return paired_change(*both, "flip")
+    return scores.paired_change(*both, "flip")
 
 
 def medians(study: Study, rows: pd.DataFrame) -> None:
     """Keep the medians of the spectra's numbers, of original and aligned images of the chapter's own model."""
     own = rows[rows.model == study.name]
     for quantity in QUANTITIES:
-        unit = JACOBIAN_UNITS.get(quantity, "ratio")
-        study.estimate(own, f"jacobian/{quantity}", median_of(quantity, unit), ["condition"])
+        unit = scores.JACOBIAN_UNITS.get(quantity, "ratio")
+        study.estimate(own, f"jacobian/{quantity}", scores.median_of(quantity, unit), ["condition"])
 
 
-def attack_size(pairs: Pairs) -> Estimate:
+def attack_size(pairs: Pairs) -> scores.Estimate:
     """Median RMS of the change that aligns, in grey levels."""
     rms = 255 * (pairs.pixels - pairs.sources).flatten(1).double().square().mean(1).sqrt().numpy()
-    return median_of("rms", "grey levels")(pd.DataFrame({"sample_id": pairs.table.sample_id, "rms": rms}))
+    return scores.median_of("rms", "grey levels")(pd.DataFrame({"sample_id": pairs.table.sample_id, "rms": rms}))
 
 
 def how_linear(study: Study) -> str:
@@ -191,19 +177,12 @@ def test_of_flips(study: Study, flips: pd.DataFrame) -> None:
         study.say("Predictions of 5 to 50 % were made for fewer than two images, so the account was not tested.")
         return
     study.number("linear/flips_beyond_prediction", beyond_prediction(flips))
+    verdict = study.decide("linear/flips_beyond_prediction", **FLIPPED)
     study.say(
         "Where between 5 and 50 % of the answers are predicted to change ({n} images at σ from {low:g} to {high:g} "
         "grey levels), measured and predicted differ by {linear/flips_beyond_prediction:points}: {verdict}.",
-        n=images,
-        low=kept.sigma.min(),
-        high=kept.sigma.max(),
-        verdict=study.decide(
-            "linear/flips_beyond_prediction",
-            more="noise changes more answers than the linear account says",
-            less="noise changes fewer answers than the linear account says",
-            undecided="no difference is seen",
-        ),
-    )
+        n=images, low=kept.sigma.min(), high=kept.sigma.max(), verdict=verdict,
+    )  # fmt: skip
 
 
 def common(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
@@ -212,9 +191,9 @@ def common(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
     return table[(models == table.model.nunique()) & table.quantity.isin(quantities)]
 
 
-def root_p(study: Study, pairs: Pairs, draws: int) -> Estimate:
+def root_p(study: Study, pairs: Pairs, draws: int) -> scores.Estimate:
     """How much further a margin moves along its gradient than along noise of the same length."""
-    ids = list(pairs.table.sample_id)
-    head, seed = study.heads[study.name], study.parameters["seed"]
-    rows = directed_against_random(study.net, pairs.sources, head.weights, draws=draws, seed=seed, sample_ids=ids)
-    return median_of("factor", "ratio")(rows)
+    weights = study.heads[study.name].weights
+    options = {"draws": draws, "seed": study.parameters["seed"], "sample_ids": list(pairs.table.sample_id)}
+    rows = jacobian.directed_against_random(study.net, pairs.sources, weights, **options)
+    return scores.median_of("factor", "ratio")(rows)

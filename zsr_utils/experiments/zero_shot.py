@@ -22,15 +22,9 @@ from zsr_utils.study import OWN_PROMPTS, Study
 
 
 def project(
-    net: Model,
-    embedded: Embedded,
-    class_names: Sequence[str],
-    templates: Sequence[str],
-    *,
-    seed: int = 0,
-    neighbors: int = 15,
-    moved: Embedded | None = None,
-) -> pd.DataFrame:
+    net: Model, embedded: Embedded, class_names: Sequence[str], templates: Sequence[str], *,
+    seed: int = 0, neighbors: int = 15, moved: Embedded | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """UMAP of images and classes in one plane, by cosine distance: texts, or the weights of a supervised head.
 
     Images and texts sit in separate cones of the sphere (the modality gap), so each cloud is centred before the two are
@@ -38,11 +32,6 @@ def project(
     shows the same one.
 
     Args:
-        net: The model, for its classes.
-        embedded: Raw image features.
-        class_names: Names in label order.
-        templates: Prompt templates.
-        seed: Of the layout.
         neighbors: Neighbours that UMAP keeps near.
         moved: Further images, such as aligned ones, laid on the finished map at the mean of their nearest images,
             weighted by the inverse of the distance; they do not change it.
@@ -72,15 +61,10 @@ def project(
         pictures = np.concatenate([pictures, laid.astype(plane.dtype)])
     plane = np.concatenate([pictures, names])
     extra = moved or Embedded(embedded.sample_ids[:0], embedded.labels[:0], others)
-    return pd.DataFrame(
-        {
-            "sample_id": [*embedded.sample_ids, *extra.sample_ids, *(f"text/{c}" for c in class_names)],
-            "label": [*embedded.labels, *extra.labels, *range(len(class_names))],
-            "modality": np.repeat(["image", "aligned", "text"], [len(originals), len(others), len(texts)]),
-            "x": plane[:, 0],
-            "y": plane[:, 1],
-        }
-    )
+    ids = [*embedded.sample_ids, *extra.sample_ids, *(f"text/{c}" for c in class_names)]
+    labels = [*embedded.labels, *extra.labels, *range(len(class_names))]
+    modality = np.repeat(["image", "aligned", "text"], [len(originals), len(others), len(texts)])
+    return pd.DataFrame({"sample_id": ids, "label": labels, "modality": modality, "x": plane[:, 0], "y": plane[:, 1]})
 
 
 def _plane(points: Float[np.ndarray, "n d"], neighbors: int, seed: int) -> Float[np.ndarray, "n 2"]:
@@ -117,11 +101,6 @@ def principal_axes(embedded: Embedded, *, components: int = 6) -> Float[np.ndarr
 
     Scores of other embeddings are `(features - embedded.features.mean(0)) @ axes.T`.
 
-    Examples:
-        >>> line = Embedded(np.array(["a", "b"]), np.array([0, 1]), np.array([[0.0, 0], [2, 0]]))
-        >>> abs(principal_axes(line, components=1)).tolist()
-        [[1.0, 0.0]]
-
     Source: Salman et al. (2024), six components of raw features in the authors' code.
     """
     from sklearn.decomposition import PCA
@@ -130,13 +109,7 @@ def principal_axes(embedded: Embedded, *, components: int = 6) -> Float[np.ndarr
 
 
 def one_per_class(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """A random row of every class, in class order.
-
-    Examples:
-        >>> rows = pd.DataFrame({"label": [1, 0, 1], "sample_id": ["a", "b", "c"]})
-        >>> one_per_class(rows).label.tolist()
-        [0, 1]
-    """
+    """A random row of every class, in class order."""
     return rows.groupby("label", sort=True).sample(1, random_state=seed).reset_index(drop=True)
 
 

@@ -7,16 +7,6 @@ from zsr_utils.records._run import Run, glue, parameters
 
 
 __all__ = [
-    "Run",
-    "concat",
-    "glue",
-    "parameters",
-    "read_metrics",
-    "read_provenance",
-    "read_rows",
-    "result_folder",
-    "results",
-    "results_root",
-    "safe_name",
-    "write_whole",
-]
+    "Run", "concat", "glue", "parameters", "read_metrics", "read_provenance", "read_rows", "result_folder", "results",
+    "results_root", "safe_name", "write_whole",
+]  # fmt: skip

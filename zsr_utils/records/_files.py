@@ -52,18 +52,11 @@ def read_provenance(folder: Path) -> dict:
     """The provenance of one result folder."""
     provenance = json.loads((folder / "provenance.json").read_text())
     if provenance.get("format", 0) > FORMAT:
-        raise ValueError(
-            f"{str(folder)!r} has results of format {provenance['format']}, allowed is up to {FORMAT}: "
-            "a newer version of this package wrote it, so update."
-        )
+        found = f"{str(folder)!r} has results of format {provenance['format']}, allowed is up to {FORMAT}"
+        raise ValueError(f"{found}: a newer version of this package wrote it, so update.")
     return provenance
 
 
 def concat(frames) -> pd.DataFrame:
-    """Rows of several conditions as one frame.
-
-    Examples:
-        >>> len(concat([pd.DataFrame({"label": [0]}), pd.DataFrame({"label": [1]})]))
-        2
-    """
+    """Rows of several conditions as one frame."""
     return pd.concat(frames, ignore_index=True)

@@ -16,9 +16,7 @@ from zsr_utils.records._files import FORMAT, result_folder, write_frame, write_j
 from zsr_utils.scores import Estimate
 
 
-PACKAGES = (
-    "torch", "torchvision", "open_clip_torch", "timm", "numpy", "scipy", "pandas", "umap-learn", "plotly",
-)  # fmt: skip
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "scipy", "pandas", "umap-learn", "plotly")
 NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)+")
 RECORD = "application/papermill.record/"
 
@@ -26,19 +24,12 @@ RECORD = "application/papermill.record/"
 class Run:
     """What one notebook measures with one model on one data set.
 
-    Its folder is known by names, before any model is loaded. If it holds results of another checkpoint of the same
-    name, the first file that is written moves them to `<model>-<8 digits of its fingerprint>@<data set>`; an embedded
-    model that was trained again replaces its results.
+    If its `folder` holds results of another checkpoint of the same name, the first file that is written moves them to
+    `<model>-<8 digits of its fingerprint>@<data set>`; an embedded model that was trained again replaces its results.
 
     Args:
         notebook: File name of the notebook without `.ipynb`.
-        net: The model handle.
-        images: The data set.
         **parameters: Everything in the notebook's `parameters` cell.
-
-    Attributes:
-        folder: Where the files of this run are written.
-        metrics: Estimates by name, in the order they were added.
     """
 
     def __init__(self, notebook: str, net, images, **parameters):
@@ -114,16 +105,12 @@ class Run:
     def provenance(self) -> dict:
         """Everything needed to say where these numbers come from."""
         net, images = self._net, self._images
+        of_net = ("pretrained", "fingerprint", "activation", "precision", "image_size", "preprocessing")
         return {
             "format": FORMAT,
             "notebook": self.notebook,
             "model": net.name,
-            "pretrained": net.pretrained,
-            "fingerprint": net.fingerprint,
-            "activation": net.activation,
-            "precision": net.precision,
-            "image_size": net.image_size,
-            "preprocessing": net.preprocessing,
+            **{name: getattr(net, name) for name in of_net},
             "caution": self.caution,
             "dataset": images.name,
             "dataset_fingerprint": images.fingerprint,
@@ -143,13 +130,10 @@ class Run:
         """The provenance as a folded box."""
         from IPython.display import HTML
 
-        rows = "".join(
-            f"<tr><th>{html.escape(key)}</th><td>{_cell(value)}</td></tr>" for key, value in self.provenance().items()
-        )
-        return HTML(
-            '<details class="zsr-provenance"><summary>Where these numbers come from</summary>'
-            f"<table>{rows}</table></details>"
-        )
+        cells = ((html.escape(key), _cell(value)) for key, value in self.provenance().items())
+        table = "".join(f"<tr><th>{key}</th><td>{value}</td></tr>" for key, value in cells)
+        summary = "<summary>Where these numbers come from</summary>"
+        return HTML(f'<details class="zsr-provenance">{summary}<table>{table}</table></details>')
 
 
 def parameters(namespace: dict) -> dict:
@@ -202,13 +186,11 @@ def _versions() -> dict[str, str]:
 
 def _git() -> dict:
     def git(*arguments: str) -> str | None:
+        options = {"capture_output": True, "text": True, "check": True, "cwd": Path(__file__).parent}
         try:
-            done = subprocess.run(
-                ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=True
-            )
+            return subprocess.run(["git", *arguments], **options).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None
-        return done.stdout.strip()
 
     status = git("status", "--porcelain", "--untracked-files=no")
     return {"git": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}

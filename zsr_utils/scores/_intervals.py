@@ -113,8 +113,6 @@ def bootstrap(
     numpy, sees many resamples at once. A column of fractions that are all the same gives resamples no width: its
     interval is Wilson's for as many trials as there are draws.
 
-
-
     Source: Efron (1979).
     """
     columns = tuple(np.asarray(c) for c in columns)
@@ -155,8 +153,6 @@ def paired_difference(before: np.ndarray, after: np.ndarray, *, seed: int = 0, u
     paired bootstrap. If all samples change by the same number, a bootstrap has no width: then the interval is Tango's
     for as many samples without a change, times the largest change there can be: 1 for fractions, else the range of the
     values and 0. Only where every value is 0 of an unknown scale, no width is left.
-
-
 
     Source: Tango (1998) for the score interval of paired shares; its use without variation is this project's.
     """

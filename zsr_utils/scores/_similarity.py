@@ -10,8 +10,6 @@ from zsr_utils.scores._intervals import Estimate
 def pair_similarities(embeddings: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"]) -> tuple:
     """Cosines of all pairs of different images, as two arrays: (same class, different class).
 
-
-
     Source: Salman et al. (2024), Fig. 4.
     """
     if len(embeddings) < 2:

@@ -47,8 +47,6 @@ def spectrum_by_rank(values: Float[np.ndarray, "n d"]) -> pd.DataFrame:
     Returns:
         Columns `rank` (from 1), `value` (median over the images), `low` and `high` (5th and 95th percentile), for ranks
         whose median is above 1e-6 of the largest.
-
-
     """
     low, middle, high = np.quantile(np.asarray(values), [0.05, 0.5, 0.95], axis=0)
     table = pd.DataFrame({"rank": np.arange(1, len(middle) + 1), "value": middle, "low": low, "high": high})

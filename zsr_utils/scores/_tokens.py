@@ -78,8 +78,6 @@ def change_spectrum(
     and over features. It is 1 if the band is only multiplied by a number. Grids that moved lose coherence, so compare
     only perturbations that leave content where it is.
 
-
-
     Returns:
         Shares, which sum to 1 (0 in a band that holds no frequency; all NaN for a grid that did not change); and
         coherences, 0 to 1 (NaN in a band where clean or perturbed have no energy beyond 1e-24 of their total, which is
@@ -118,8 +116,6 @@ def power_change(
         >>> image = np.random.default_rng(0).random((1, 3, 16, 16))
         >>> power_change(image, image / 2)[1].round(6).tolist()
         [[-0.75, -0.75, -0.75]]
-
-
 
     Returns:
         Mean power of perturbed less clean, and that over the clean power plus 1e-8; NaN in a band that holds no
