@@ -33,14 +33,17 @@ sweep: install  ## run the grid CONFIG (default workflow/sweep.yaml), then write
 	@$(RUN)/python workflow/grid.py $(or $(CONFIG),workflow/sweep.yaml) > /dev/null
 	$(SNAKEMAKE) --configfile $(or $(CONFIG),workflow/sweep.yaml)
 
-test: install lint  ## everything: unit, doctests, embedded model, notebooks, book, browser (CI runs this)
-	$(RUN)/python -m pytest --doctest-modules zsr_utils tabletop tests
+test: install lint  ## everything: the book on an empty cache, notebooks on what it left, the rest (CI runs this)
+	rm -rf _build/cache
+	ZSR_CACHE=$(CURDIR)/_build/cache $(RUN)/python -m pytest tests/book
+	ZSR_CACHE=$(CURDIR)/_build/cache $(RUN)/python -m pytest -n 2 tests/notebooks
+	$(RUN)/python -m pytest -n 2 --doctest-modules zsr_utils tabletop tests/unit tests/embedded tests/workflow
 
 test-fast: install  ## unit tests and doctests, no trained model
-	$(RUN)/python -m pytest -q --doctest-modules zsr_utils tabletop tests/unit
+	$(RUN)/python -m pytest -q -n 2 -m "not slow" --doctest-modules zsr_utils tabletop tests/unit
 
 notebooks: install  ## compare every notebook's checked numbers with the committed ones (nbval)
-	$(RUN)/python -m pytest tests/notebooks
+	$(RUN)/python -m pytest -n 2 tests/notebooks
 
 lint: install  ## ruff, over code and notebooks
 	$(RUN)/ruff check .

@@ -19,13 +19,24 @@ Layers are imported when first used, so that reading rows loads no torch.
 import importlib
 
 
-_LAYERS = ("models", "datasets", "prompts", "scores", "conditions", "jacobian", "records", "experiments", "plots")
+_LAYERS = (
+    "models",
+    "datasets",
+    "prompts",
+    "scores",
+    "conditions",
+    "jacobian",
+    "measure",
+    "records",
+    "study",
+    "experiments",
+    "plots",
+)
 _NAMES = {
     "load_model": "models",
     "load_dataset": "datasets",
     "seed_everything": "models",
-    "Run": "records",
-    "parameters": "records",
+    "open_study": "study",
     "read_rows": "records",
     "read_metrics": "records",
     "load_results": "records",

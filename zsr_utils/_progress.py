@@ -1,8 +1,23 @@
-"""Whether loops show their progress."""
+"""How far a long loop is: a bar on the terminal, or in the file that the runner of a notebook follows."""
 
 import os
 
+from tqdm.auto import tqdm
+
+
+def progress(total: int, what: str, *, unit: str = "image", initial: int = 0) -> tqdm:
+    """A progress bar: off a terminal it is hidden, and in stored runs it writes to the file `ZSR_PROGRESS`.
+
+    `ZSR_PROGRESS=0` hides it everywhere.
+    """
+    place = os.environ.get("ZSR_PROGRESS")
+    options = {"total": total, "initial": initial, "desc": what, "unit": unit}
+    if place and place != "0":
+        from tqdm import tqdm as plain
+
+        return plain(**options, file=open(place, "w"), mininterval=1, ascii=True, ncols=78)
+    return tqdm(**options, disable=place == "0" or None)
+
 
 def hidden() -> bool | None:
-    """For tqdm's `disable`: True in stored runs (`ZSR_PROGRESS=0`), else None, which hides bars off a terminal."""
     return os.environ.get("ZSR_PROGRESS") == "0" or None

@@ -25,16 +25,12 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
         "Unknown model 'ViT-B32': nearest known names are ViT-B-32."
     """
     known = list(known)
-    close = nearest(name, known) or sorted(known)[:5]
+    close = nearest(name, known) or sorted(known)[:5] or ["none"]
     return f"Unknown {what} {name!r}: nearest known names are {', '.join(close)}."
 
 
 def one_of(what: str, value, allowed: Iterable) -> None:
-    """Raise one clear sentence unless `value` is allowed.
-
-    Raises:
-        ValueError: If `value` is not in `allowed`.
-    """
+    """Raise one clear sentence unless `value` is allowed."""
     allowed = list(allowed)
     if value not in allowed:
         raise ValueError(f"{what} is {value!r}, allowed are {', '.join(map(repr, allowed))}.")

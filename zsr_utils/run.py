@@ -1,8 +1,8 @@
 """Execute one notebook with parameters, strictly: `python -m zsr_utils.run notebooks/01-….ipynb`.
 
-papermill by itself runs the defaults when a parameter is misspelt; this wrapper refuses. A result
-appears under `results/<model>@<data set>/<notebook>/` only when the notebook ran to its end; one
-that failed is kept with its traceback in the folder `failed` beside it.
+papermill by itself runs the defaults when a parameter is misspelt; this wrapper refuses. A result appears under
+`results/<model>@<data set>/<notebook>/` only when the notebook ran to its end; one that failed is kept with its
+traceback in the folder `failed` beside it.
 """
 
 import argparse
@@ -41,11 +41,7 @@ class NotebookFailed(RuntimeError):
 
 
 def defaults(notebook: Path) -> dict:
-    """Values in the notebook's one cell tagged `parameters`.
-
-    Raises:
-        ParameterError: If there is not exactly one such cell, or it holds more than plain assignments.
-    """
+    """Values in the notebook's one cell tagged `parameters`."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     tagged = [c for c in cells if c["cell_type"] == "code" and "parameters" in c["metadata"].get("tags", [])]
     if len(tagged) != 1:
@@ -59,11 +55,7 @@ def defaults(notebook: Path) -> dict:
 
 
 def check(notebook: Path, parameters: dict) -> dict:
-    """`parameters` over the notebook's defaults, each of the default's type.
-
-    Raises:
-        ParameterError: If a name is unknown (the nearest ones are listed) or a value has another type.
-    """
+    """`parameters` over the notebook's defaults, each of the default's type."""
     known = defaults(notebook)
     for name, value in parameters.items():
         if name not in known:
@@ -82,13 +74,7 @@ def check(notebook: Path, parameters: dict) -> dict:
 
 
 def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
-    """Run a notebook and return its executed copy.
-
-    Raises:
-        ParameterError: As `check`; nothing has been run then.
-        NotebookFailed: If a cell failed, the notebook's process was killed, or something could not be written; what
-            had been run is in `failed/`.
-    """
+    """Run a notebook and return its executed copy."""
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
 
@@ -127,11 +113,7 @@ def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
 
 
 def read_parameters(files: list[Path], pairs: list[list[str]]) -> dict:
-    """Parameters of flat YAML files, later ones first in rank, then of `-p name value`.
-
-    Raises:
-        ParameterError: If a file is missing or not a flat mapping.
-    """
+    """Parameters of flat YAML files, later ones first in rank, then of `-p name value`."""
     parameters: dict = {}
     for path in files:
         if not path.is_file():
@@ -173,8 +155,8 @@ def own_gpu(seconds: float = 1) -> FileLock | None:
     """Wait for a GPU that no other job of this user has on this machine, and show the notebook that one alone.
 
     Returns:
-        The lock of the GPU, which the system frees when this process ends, however it ends; None where
-        there is no GPU, or where Slurm has chosen one for this job.
+        The lock of the GPU, which the system frees when this process ends, however it ends; None where there is no GPU,
+        or where Slurm has chosen one for this job.
     """
     visible = gpus()
     if not visible or "SLURM_JOB_ID" in os.environ:

@@ -34,7 +34,8 @@ def test_identical_scores_are_a_coin():
     found = scores.detection(same, same, same)
     assert found["auroc"].value == 0.5 and found["tpr"].value == found["fpr"].value == 0.05
     constant = scores.detection(np.zeros(50), np.zeros(50), np.zeros(50))  # ties: nothing is above the threshold
-    assert constant["auroc"].value == constant["auroc"].low == constant["auroc"].high == 0.5
+    half = scores.proportion(25, 50)
+    assert constant["auroc"].value == 0.5 and (constant["auroc"].low, constant["auroc"].high) == (half.low, half.high)
     for name in ("tpr", "fpr"):
         assert constant[name].value == 0 and constant[name].high == scores.proportion(0, 50).high
 
@@ -54,18 +55,30 @@ def test_intervals_are_right_nineteen_times_in_twenty():
     rng, d, z = np.random.default_rng(0), 1.5, NORMAL.ppf(0.95)
     expected = {"auroc": NORMAL.cdf(d / 2**0.5), "threshold": z, "tpr": NORMAL.cdf(d - z), "fpr": 0.05}
     hits = []
-    for _ in range(100):
-        found = scores.detection(rng.normal(d, 1, 300), rng.normal(size=300), rng.normal(size=300), resamples=200)
+    for _ in range(40):
+        found = scores.detection(rng.normal(d, 1, 300), rng.normal(size=300), rng.normal(size=300), resamples=100)
         hits.append([found[name].low <= expected[name] <= found[name].high for name in expected])
-    assert (np.mean(hits, axis=0) > 0.89).all()
+    assert (np.sum(hits, axis=0) >= 34).all()  # of 40 at 95 %: fewer has a chance of 0.3 %
 
 
 def test_the_false_alarm_rate_is_kept_on_average():
-    rng = np.random.default_rng(0)
-    rates = [
-        NORMAL.sf(scores.detection([0], [0], rng.normal(size=59), resamples=1)["threshold"].value) for _ in range(1000)
-    ]
-    assert abs(np.mean(rates) - 0.05) < 4 * np.std(rates) / 1000**0.5
+    """A new image is above the k-th of n scores with probability 1 - k / (n + 1): 3 of 60 above the 57th of 59."""
+    held_out = gaussian(59)
+    assert scores.detection([0], [0], held_out, resamples=1)["threshold"].value == np.sort(held_out)[56]
+
+
+def test_as_many_scores_are_drawn_as_there_are():
+    """Of ten scores half above a threshold that stays, the count in a resample is binomial; of nine it is another."""
+    half = np.repeat([-1.0, 1.0], 5)
+    found = scores.detection(half, half, np.zeros(9), resamples=4000)
+    for name in ("tpr", "fpr"):
+        assert (found[name].low, found[name].high) == tuple(stats.binom.ppf([0.025, 0.975], 10, 0.5) / 10)
+    pairs = scores.detection(np.repeat(half, 2), half, np.zeros(9), groups=np.repeat(range(10), 2), resamples=4000)
+    assert (pairs["tpr"].low, pairs["tpr"].high) == (found["tpr"].low, found["tpr"].high)
+    # the threshold is the second largest of 39: two or more of 39 draws are above k - 1 with a known chance
+    found = scores.detection(half, half, np.arange(39.0), resamples=4000)["threshold"]
+    chance = stats.binom.cdf(1, 39, 1 - np.arange(1, 40) / 39)  # that it is at most k
+    assert (found.low, found.high) == tuple(np.searchsorted(chance, [0.025, 0.975]))
 
 
 def test_intervals_hold_the_uncertainty_of_the_threshold():
@@ -110,14 +123,6 @@ def test_a_missed_false_alarm_is_no_proof_of_none():
     assert found["fpr"].value == 0 and found["fpr"].high == scores.proportion(0, 40).high
 
 
-def test_roc_curve_has_the_area_of_the_auroc():
-    positive, negative = gaussian(300, 1, 1).round(1), gaussian(200, 0, 2).round(1)
-    curve = scores.roc_curve(positive, negative)
-    assert curve.columns.tolist() == ["threshold", "fpr", "tpr"]
-    assert np.trapezoid(curve.tpr, curve.fpr) == pytest.approx(scores.auroc(positive, negative), abs=1e-12)
-    assert curve.iloc[0, 1:].tolist() == [0, 0] and curve.iloc[-1, 1:].tolist() == [1, 1]
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -134,11 +139,6 @@ def test_bad_scores_get_one_clear_sentence(changes, words):
     arguments = {"positive": [1.0, 2.0], "negative": [0.0], "held_out": [0.0]} | changes
     with pytest.raises(ValueError, match=words):
         scores.detection(**arguments)
-
-
-def test_bad_scores_of_the_roc_curve():
-    with pytest.raises(ValueError, match=r"negative scores have shape \(0,\)"):
-        scores.roc_curve(np.ones(2), np.array([]))
 
 
 def cloud(n, seed=0, d=6):
@@ -165,18 +165,6 @@ def test_holm_multiplies_the_smallest_p_value_most_and_never_swaps_two():
     assert found.p_holm.tolist() == pytest.approx(expected) and found.p_holm.iloc[0] == pytest.approx(5 * raw[0])
 
 
-def test_false_rejections_over_all_directions_are_five_percent():
-    rng = np.random.default_rng(0)
-    rejected = [(scores.normality(rng.normal(size=(100, 6)), np.eye(6)).p_holm < 0.05).any() for _ in range(300)]
-    assert abs(np.mean(rejected) - 0.05) < 4 * (0.05 * 0.95 / 300) ** 0.5
-
-
-def test_qq_points_of_normal_values_lie_on_the_diagonal():
-    points = scores.qq_points(NORMAL.ppf((np.arange(2000) + 0.5) / 2000) * 7 + 100)
-    assert abs(points.theoretical - points.ordered)[20:-20].max() < 0.01
-    assert points.ordered.std() == pytest.approx(1) and points.ordered.is_monotonic_increasing
-
-
 def test_the_right_covariance_agrees_within_what_sampling_allows():
     values, predicted = cloud(800)
     found = scores.covariance_agreement(values, predicted)
@@ -193,13 +181,13 @@ def test_the_right_covariance_agrees_within_what_sampling_allows():
 
 def test_sampling_alone_explains_as_often_as_it_says():
     inside = []
-    for seed in range(60):
+    for seed in range(30):
         values, predicted = cloud(60, seed)
-        found = scores.covariance_agreement(values, predicted, resamples=200, simulations=200, seed=seed)
+        found = scores.covariance_agreement(values, predicted, resamples=100, simulations=100, seed=seed)
         limits = found["frobenius_by_sampling"]
         inside.append((limits.low < found["frobenius"].value < limits.high, found["trace_ratio"].low < 1
                        < found["trace_ratio"].high))  # fmt: skip
-    assert (np.sum(inside, axis=0) >= 51).all()  # of 60 at 95 %: fewer has a chance below 0.1 %
+    assert (np.sum(inside, axis=0) >= 25).all()  # of 30 at 95 %: fewer has a chance of 0.3 %
 
 
 def test_a_wrong_covariance_is_found():
@@ -219,8 +207,6 @@ def test_bad_input_of_normality():
         scores.normality(values[:2], np.eye(6))
     with pytest.raises(ValueError, match="All samples are equal along direction 1"):
         scores.normality(values * [1, 0, 1, 1, 1, 1] + 7, np.eye(6))
-    with pytest.raises(ValueError, match=r"values have shape \(2,\)"):
-        scores.qq_points(np.array([1.0, 2.0]))
     with pytest.raises(ValueError, match=r"shapes \(20, 6\) and \(5, 5\)"):
         scores.covariance_agreement(values, predicted[:5, :5])
     with pytest.raises(ValueError, match="predicted is not symmetric"):

@@ -113,11 +113,7 @@ class Chapter:
 
     @property
     def headlines(self) -> list[tuple[dict, str]]:
-        """The numbers that answer the chapter's question, each with a few words.
-
-        Raises:
-            ValueError: If the run did not record one.
-        """
+        """The numbers that answer the chapter's question, each with a few words."""
         recorded = {metric["name"]: metric for metric in self.metrics}
         for name in self.entry["numbers"]:
             if name not in recorded:
@@ -127,11 +123,7 @@ class Chapter:
 
     @property
     def answer(self) -> Figure:
-        """The figure that answers the chapter's question.
-
-        Raises:
-            ValueError: If the run did not draw it.
-        """
+        """The figure that answers the chapter's question."""
         place, drew = self.entry["figure"], len(self.figures)
         if place > drew:
             raise ValueError(f"chapters.yaml: {self.name}: figure is {place}, and {self.folder} has {drew} figures.")
@@ -139,11 +131,7 @@ class Chapter:
 
 
 def chapters(folder: str, root: Path, known: Mapping[str, Mapping]) -> list[Chapter]:
-    """The chapters of one folder of results, in the order of their entries; those that have not been run are said.
-
-    Raises:
-        ValueError: If there is none, or a run has not the numbers or the figure of its entry.
-    """
+    """The chapters of one folder of results, in the order of their entries; those that have not been run are said."""
     found = [Chapter(f"{folder}/{name}", root, entry) for name, entry in known.items()]
     there = [
         c for c in found if all(path.is_file() for path in (c.files[0], *c.files[-2:])) and c.headlines and c.answer
@@ -184,11 +172,7 @@ def figures_of(notebook: dict, chapter: str) -> list[tuple[dict, Figure]]:
 
 
 def specification(text: str) -> dict:
-    """`data` and `layout` out of the HTML that plotly stores.
-
-    Raises:
-        ValueError: If the HTML has no call that draws a figure.
-    """
+    """`data` and `layout` out of the HTML that plotly stores."""
     call = CALL.search(text)
     if not call:
         raise ValueError(f"a stored figure begins with {text[:40]!r}, a call of Plotly.newPlot is needed.")

@@ -77,11 +77,7 @@ def browse(*arguments: str, profile: Path, limit: int = 300) -> str:
 
 
 def print_book(built: Path, target: Path) -> Path:
-    """Print the pages of a built book, in its order, to one PDF with an outline.
-
-    Raises:
-        RuntimeError: If Chromium is not installed, or a page could not be printed.
-    """
+    """Print the pages of a built book, in its order, to one PDF with an outline."""
     from pypdf import PdfWriter
 
     if not chromium():

@@ -32,9 +32,6 @@ def repository() -> str:
     """`owner/name@branch` of this copy on GitHub, or an empty string where that is not known.
 
     `ZSR_REPOSITORY` says it, as `owner/name`, an address, or either with `@branch`; without it, git's `origin` does.
-
-    Raises:
-        ValueError: If `ZSR_REPOSITORY` is none of these.
     """
     given, origin = os.environ.get("ZSR_REPOSITORY", ""), ""
     if not given:

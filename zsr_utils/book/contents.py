@@ -19,12 +19,7 @@ LAST = ("Reference", [f"book/{page}" for page in REFERENCE.split()])
 
 
 def read_chapters(root: Path = ROOT) -> dict[str, dict]:
-    """The chapters in their order, each with `numbers` and `figure`, and `needs`, `minutes`, `per_model` where given.
-
-    Raises:
-        ValueError: If an entry is malformed, has no notebook, or needs a chapter that is not in the list, or a
-            notebook has no entry.
-    """
+    """The chapters in order, each with `numbers` and `figure`, and `needs`, `minutes`, `per_model` where given."""
     known = read_yaml(root / "chapters.yaml")
     valid(known, SCHEMA, "chapters.yaml")
     notebooks = {path.stem for path in (root / "notebooks").glob("*.ipynb")}
@@ -41,9 +36,6 @@ def read_chapters(root: Path = ROOT) -> dict[str, dict]:
 
 def chosen(words: str, known: Sequence[str]) -> list[str]:
     """The chapters that are named, by number or in full, in the order of the book; without a name all of them.
-
-    Raises:
-        ValueError: If a chapter is unknown, with the nearest names.
 
     Examples:
         >>> chosen("05 1", ["01-zero-shot-baseline", "05-representation-drift", "19-model-trends"])
@@ -67,11 +59,7 @@ def table_of_contents(parts: Sequence[tuple[str, Sequence[str]]]) -> dict:
 
 
 def read_yaml(path: Path):
-    """What a YAML file holds; an empty one stands for no lines.
-
-    Raises:
-        ValueError: If it is missing, or no YAML.
-    """
+    """What a YAML file holds; an empty one stands for no lines."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
@@ -79,11 +67,7 @@ def read_yaml(path: Path):
 
 
 def valid(content: dict, schema: Path, what: str) -> None:
-    """Hold a file's content against a JSON schema, whose descriptions say what is allowed.
-
-    Raises:
-        ValueError: With one sentence on what is wrong.
-    """
+    """Hold a file's content against a JSON schema, whose descriptions say what is allowed."""
     checked = Draft202012Validator(yaml.safe_load(schema.read_text(encoding="utf-8")))
     error = best_match(checked.iter_errors(json.loads(json.dumps(content, default=str))))
     if error is None:

@@ -1,23 +1,22 @@
 """Every perturbation by the name of its family."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from zsr_utils._text import one_of
-from zsr_utils.conditions._geometry import STEP, Perturbation, geometric
+from zsr_utils.conditions._condition import Batch, Condition, Seen
+from zsr_utils.conditions._geometry import STEP, Perturbation, View, geometric
 from zsr_utils.conditions._overlay import OVERLAYS, overlay
 
 
-PAPER = (
-    "translation",
-    "pad_crop",
-    "scale",
-    "scale_pad",
-    "rotation",
-    "text_semantic",
-    "text_random",
-    "text_empty",
-)
+PAPER = ("translation", "pad_crop", "scale", "scale_pad", "rotation", "text_semantic", "text_random", "text_empty")
 VARIANTS = ("scale_restored", "pad_crop_mean", "scale_pad_mean", "rotation_mean", "rotation_content")
 
 IN_PLACE = (*OVERLAYS, "scale_restored")
@@ -25,11 +24,7 @@ KEEP_SIZE = (*IN_PLACE, "translation", "scale_pad", "scale_pad_mean")
 
 
 def families(
-    names: Sequence[str] | None = None,
-    *,
-    units: str = "relative",
-    phrase: str = "{}",
-    text_height: float = 1 / 8,
+    names: Sequence[str] | None = None, *, units: str = "relative", phrase: str = "{}", text_height: float = 1 / 8
 ) -> list[Perturbation]:
     """All instances of the named families, in order.
 
@@ -44,37 +39,28 @@ def families(
     - `text_random` (3): 6 to 12 random characters, cut to the width of the class name, on the same box.
     - `text_empty` (3): the same box alone.
 
-    `VARIANTS` are this project's, and tell what the fill and the size do: `scale_restored` (back at the
-    original size), `pad_crop_mean`, `scale_pad_mean` and `rotation_mean` (filled with the mean colour of the
-    image), and `rotation_content` (the largest centred rectangle of the original's aspect ratio, down to
-    whole pixels, that a rotated image fills).
+    `VARIANTS` are this project's, and tell what the fill and the size do: `scale_restored` (back at the original size),
+    `pad_crop_mean`, `scale_pad_mean` and `rotation_mean` (filled with the mean colour of the image), and
+    `rotation_content` (the largest centred rectangle of the original's aspect ratio, down to whole pixels, that a
+    rotated image fills).
 
     Args:
-        names: Families; None for the paper's eight.
-        units: `relative` shifts, pads and crops by 1/64 to 4/64 of the shorter side, rounded, at least 1
-            pixel, so that an instance means the same at every size; it is the paper's number of pixels at
-            256. `pixels` takes the paper's 4, 8, 12 and 16 px, font size and padding.
+        units: `relative` shifts, pads and crops by 1/64 to 4/64 of the shorter side, rounded, at least 1 pixel, so that
+            an instance means the same at every size; it is the paper's number of pixels at 256. `pixels` takes the
+            paper's 4, 8, 12 and 16 px, font size and padding.
         phrase: What an overlay writes, with one `{}` for the class name.
-        text_height: Font size as a share of the image's height, and less where the text would be wider than the
-            image, at least 6 px; the padding around the text is a quarter of it. Only for `relative`.
-
-    Raises:
-        ValueError: If a name or the units are unknown, phrase has not one `{}`, or text_height is not above 0
-            and at most 1.
+        text_height: Font size as a share of the image's height, and less where the text would be wider than the image,
+            at least 6 px; the padding around the text is a quarter of it. Only for `relative`.
 
     Examples:
-        >>> from PIL import Image
         >>> [(p.family, p.instance) for p in families(["scale_pad", "rotation"])]
         [('scale_pad', 'black'), ('scale_pad', 'white'), ('rotation', '-30°'), ('rotation', '+30°')]
-        >>> view = families(["pad_crop"])[-1](Image.new("RGB", (64, 96)))
-        >>> view.image.size, view.content.getbbox()
-        ((72, 104), (4, 4, 68, 100))
 
-    Source:
-        Wani et al. (2026), perturbations, as in the authors' code; they write "Answer is" and an answer that the
-        model did not give, in DejaVuSans of max(14, H // 32) px with 4 px of padding. Relative units are this
-        project's (1/64 is the smallest whole pixel of a 64 px image), and so is the font, the one Pillow
-        ships with, which is therefore the same on every computer.
+
+    Source: Wani et al. (2026), perturbations, as in the authors' code; they write "Answer is" and an answer that the
+        model did not give, in DejaVuSans of max(14, H // 32) px with 4 px of padding. Relative units are this project's
+        (1/64 is the smallest whole pixel of a 64 px image), and so is the font, the one Pillow ships with, which is
+        therefore the same on every computer.
     """
     one_of("units", units, STEP)
     if phrase.count("{}") != 1:
@@ -84,14 +70,62 @@ def families(
     height = text_height if units == "relative" else None
     known = geometric(units)
     for kind in OVERLAYS:
-        known[kind] = [
-            (f"word {number + 1}", partial(overlay, kind=kind, number=number, phrase=phrase, text_height=height))
-            for number in range(3)
-        ]
+        write = partial(overlay, kind=kind, phrase=phrase, text_height=height)
+        known[kind] = [(f"word {k + 1}", height or 14, partial(write, number=k)) for k in range(3)]
     found = []
     for family in PAPER if names is None else names:
         one_of("perturbation family", family, (*PAPER, *VARIANTS))
-        for number, (instance, change) in enumerate(known[family]):
+        for number, (instance, severity, change) in enumerate(known[family]):
             kind = {"in_place": family in IN_PLACE, "keeps_size": family in KEEP_SIZE}
-            found.append(Perturbation(family, instance, number, **kind, change=change))
+            found.append(Perturbation(family, instance, severity, number, **kind, change=change))
     return found
+
+
+@dataclass(frozen=True)
+class Views:
+    """The change of a condition that works on pictures, before the model's own resize."""
+
+    perturbations: tuple[Perturbation, ...]  # one a draw: the words of a text overlay are its draws
+    further: Callable[[Batch, Seen, list[View], Perturbation], dict] | None = None  # facts beside the usual ones
+
+    def views(self, batch: Batch) -> list[View]:
+        perturbation, names = self.perturbations[batch.draw], batch.head.class_names
+        named = [[names[k] for k in labels] for labels in self._words(batch)]
+        return [perturbation(p, sample_id=i, words=w) for p, i, w in zip(batch.pictures, batch.sample_ids, named)]
+
+    def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
+        return torch.stack([batch.net.from_pil(view.image) for view in self.views(batch)]).to(batch.pixels.device)
+
+    def facts(self, batch: Batch, seen: Seen) -> dict:
+        perturbation = self.perturbations[batch.draw]
+        words = [w[perturbation.number] if w else -1 for w in self._words(batch)]
+        found = {"family": perturbation.family, "instance": perturbation.instance, "word_label": words}
+        return found | (self.further(batch, seen, self.views(batch), perturbation) if self.further else {})
+
+    def _words(self, batch: Batch) -> list[list[int]]:
+        if self.perturbations[0].family not in OVERLAYS:
+            return [[] for _ in batch.sample_ids]
+        answers, n = batch.clean.predictions.tolist(), len(batch.head.class_names)
+        return [other_classes(i, answer, n, batch.seed) for i, answer in zip(batch.sample_ids, answers)]
+
+
+def as_conditions(perturbations: Sequence[Perturbation], further: Callable | None = None) -> list[Condition]:
+    """A condition a perturbation; the words of one text overlay are draws of one condition, fills have their name.
+
+    Examples:
+        >>> [(c.name, c.severity, c.draws) for c in as_conditions(families(["scale_pad", "text_empty"]))]
+        [('scale_pad_black', 0.1, 1), ('scale_pad_white', 0.1, 1), ('text_empty', 0.125, 3)]
+    """
+    groups: dict[tuple[str, float], list[Perturbation]] = {}
+    for p in perturbations:
+        name = f"{p.family}_{p.instance}" if p.instance in ("black", "white") else p.family
+        groups.setdefault((name, float(p.severity)), []).append(p)
+    shown = {key: Views(tuple(group), further) for key, group in groups.items()}
+    return [Condition(*key, views.change, views.facts, len(views.perturbations)) for key, views in shown.items()]
+
+
+def other_classes(sample_id: str, answer: int, n: int, seed: int, *, most: int = 3) -> list[int]:
+    """Classes that are not the answer, at most so many, by sample id and seed."""
+    key = hashlib.sha256(f"{seed}\0{sample_id}".encode()).digest()
+    order = np.random.default_rng(list(key[:8])).permutation(n)
+    return order[order != answer][:most].tolist()

@@ -1,44 +1,100 @@
-"""One step of many pairs at once: look at the model, move the images, stay in the ball."""
+"""One step of many pairs at once: a pass each way, a move, and back into the ball."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from zsr_utils._text import one_of
+from zsr_utils.conditions._condition import unit_noise
 
+
+OPTIMIZERS = ("polyak", "gradient_descent", "pgd")
+NORMS = ("linf", "l2")
 PATIENCE = 50  # steps without progress after which gradient descent halves its step
 TINY = 1e-30
+ROUNDING = 1e-4  # grey levels by which float32 pixels miss the level they stand for
 LONGEST = 0.1  # Polyak step (RMS over the pixels): a vanishing gradient must not throw the image to the box's corners
 
 
 @dataclass(frozen=True)
 class Settings:
-    optimizer: str
-    step: float
-    momentum: float
-    max_steps: int
-    eps: float | None
-    norm: str
-    eight_bit: bool
-    noise: float
-    draws: int
+    """How images are moved.
 
-    @property
-    def radius(self) -> float | None:
-        """The radius that counts: whole grey levels for images that are rounded to them."""
-        if self.eps is None or self.norm == "l2" or not self.eight_bit:
-            return self.eps
-        return int(255 * self.eps + 1e-6) / 255
+    Attributes:
+        optimizer: `polyak`, whose step length `step * L / ||gradient||^2` follows from the known least loss 0;
+            `gradient_descent`, the paper's fixed step length, halved for a pair after 50 steps without progress;
+            or `pgd`, steps of a length that decays from `step * eps` to 0 along the steepest direction of the
+            ball's norm (the sign of the gradient for `linf`).
+        step: Relative step length of `polyak` and `pgd` (default 1), or the absolute one of `gradient_descent`,
+            in squared pixels per unit of loss.
+        momentum: Share of the last move (`polyak`) or of the accumulated gradient (`pgd`) kept.
+        max_steps: Steps after which a pair is given up.
+        eps: Radius of the ball around the source that the image may not leave, in units of [0, 1] pixels; None
+            leaves only the box [0, 1].
+        norm: `linf` bounds the change of every pixel, `l2` its Euclidean norm over the image.
+        eight_bit: Look at the model, in every step, through an image rounded to 256 grey levels, so that what is
+            reached holds for the saved file. An L-infinity ball then holds the levels inside it, wherever between
+            two levels the source lies; an L2 ball is kept before the rounding.
+        noise: Standard deviation of Gaussian noise in [0, 1] units; above 0 the loss is averaged over `draws`
+            noisy copies and the image itself, and all of them must meet the goal.
+        draws: Noisy copies a step.
+        seed: Of the noise, which depends on the pair's name, the step and the draw alone.
+
+    Raises:
+        ValueError: If a value is out of range.
+
+    Source:
+        Salman et al. (2024): loss, start at the source and stop rule as in the authors' code, at [0, 1] pixels.
+        Steps: Polyak (1987); Madry et al. (2018), with momentum Dong et al. (2018).
+    """
+
+    optimizer: str = "polyak"
+    step: float | None = None
+    momentum: float = 0.0
+    max_steps: int = 200
+    eps: float | None = None
+    norm: str = "linf"
+    eight_bit: bool = False
+    noise: float = 0.0
+    draws: int = 4
+    seed: int = 0
+
+    def __post_init__(self):
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
+        one_of("norm", self.norm, NORMS)
+        if self.step is None:
+            if self.optimizer == "gradient_descent":
+                raise ValueError("gradient_descent needs a step, in squared pixels per unit of loss.")
+            object.__setattr__(self, "step", 1.0)
+        bounds = {
+            "step": (self.step > 0, "above 0"),
+            "momentum": (0 <= self.momentum < 1, "0 to below 1"),
+            "max_steps": (self.max_steps >= 1, "1 or more"),
+            "noise": (0 <= self.noise <= 1, "0 to 1 (8 grey levels are 8/255)"),
+            "draws": (self.draws >= 1, "1 or more"),
+        }
+        if self.eps is not None:
+            most = self.norm == "l2" or self.eps <= 1
+            bounds["eps"] = (self.eps >= 0 and most, "0 to 1" if self.norm == "linf" else "0 or more")
+        for name, (good, allowed) in bounds.items():
+            if not good:
+                raise ValueError(f"{name} is {getattr(self, name)}, allowed is {allowed}.")
 
 
 def begin(sources: Tensor, rows: list[int], settings: Settings, device) -> dict[str, Tensor]:
     """State of pairs that enter the batch; every entry has one row a pair."""
-    pixels = sources[rows].to(device)
-    n = len(rows)
+    low, high = (ends.to(device) for ends in box(sources[rows], settings))
+    source = sources[rows].to(device)
+    pixels, n = source.clamp(low, high), len(rows)
+    room = (low < high).flatten(1).any(1) & (settings.eps != 0)
     return {
         "rows": torch.tensor(rows, dtype=torch.long, device=device),
-        "source": pixels,
+        "source": source,
+        "low": low,
+        "high": high,
         "pixels": pixels,
+        "limit": settings.max_steps * room,
         "velocity": torch.zeros_like(pixels) if settings.momentum else torch.zeros(n, 1, 1, 1, device=device),
         "steps": torch.zeros(n, dtype=torch.long, device=device),
         "length": torch.full((n,), settings.step, device=device),
@@ -47,28 +103,40 @@ def begin(sources: Tensor, rows: list[int], settings: Settings, device) -> dict[
     }
 
 
+def box(source: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Least and largest value of every pixel; where no grey level lies between them, the first is the larger one."""
+    if settings.eps is None or settings.norm == "l2":
+        return source.new_zeros(len(source), 1, 1, 1), source.new_ones(len(source), 1, 1, 1)
+    levels, reach = 255 * source.double(), 255 * settings.eps
+    low, high = (levels - reach).clamp_min(0), (levels + reach).clamp_max(255)
+    if settings.eight_bit:
+        low, high = (low - ROUNDING).ceil(), (high + ROUNDING).floor()
+    return (low / 255).float(), (high / 255).float()
+
+
 def join(batch: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
     if not batch or not len(new["rows"]):
         return batch or new
     return {name: torch.cat([value, new[name]]) for name, value in batch.items()}
 
 
-def look(net, pixels, goal, until, rows, settings, generator, last=False) -> tuple[Tensor, Tensor, Tensor]:
+def gradient_step(net, pixels, goal, until, batch, names, settings, last=False) -> tuple[Tensor, Tensor, Tensor]:
     """Pixel gradient and loss of every pair and whether it is finished, from one pass each way.
 
-    The `last` look, after which no pair moves, needs no way back: its gradient is zero.
+    After the `last` one no pair moves, so it needs no way back: its gradient is zero.
     """
+    rows = batch["rows"]
     pixels = pixels.detach().requires_grad_(not last)
     copies = 1
     with torch.set_grad_enabled(not last):
-        seen = pixels
+        shown = pixels
         if settings.noise:
             copies += settings.draws
-            shape = (settings.draws, *pixels.shape)
-            noise = torch.randn(shape, generator=generator, device=pixels.device).flatten(0, 1)
-            noisy = (pixels.repeat(settings.draws, 1, 1, 1) + settings.noise * noise).clamp(0, 1)
-            seen = torch.cat([pixels, noisy])
-        features = net.encode_image(seen)
+            keys = [f"{names[row]}\0{step}" for row, step in zip(rows.tolist(), batch["steps"].tolist())]
+            noise = [unit_noise(pixels.shape[1:], keys, (settings.seed, draw)) for draw in range(settings.draws)]
+            noisy = pixels.repeat(settings.draws, 1, 1, 1) + settings.noise * torch.cat(noise).to(pixels.device)
+            shown = torch.cat([pixels, noisy.clamp(0, 1)])
+        features = net.encode_image(shown)
         rows = rows.repeat(copies)
         loss = goal.loss(features, rows).view(copies, -1).mean(0)
         gradient = torch.zeros_like(pixels) if last else torch.autograd.grad(loss.sum(), pixels)[0]
@@ -104,23 +172,17 @@ def _pgd(batch, gradient, loss, settings):
         gradient = batch["velocity"] = settings.momentum * batch["velocity"] + gradient / _wide(size)
     direction = gradient.sign() if settings.norm == "linf" else gradient / _wide(_squares(gradient).sqrt())
     decay = 0.5 * (1 + torch.cos(torch.pi * batch["steps"] / settings.max_steps))
-    return -_wide(settings.step * settings.radius * decay) * direction
+    return -_wide(settings.step * settings.eps * decay) * direction
 
 
 STEPS = {"polyak": _polyak, "gradient_descent": _gradient_descent, "pgd": _pgd}
-OPTIMIZERS = tuple(STEPS)
 
 
 def project(pixels: Tensor, batch: dict[str, Tensor], settings: Settings) -> Tensor:
-    radius = settings.radius
-    if radius is not None:
+    if settings.eps is not None and settings.norm == "l2":
         change = pixels - batch["source"]
-        if settings.norm == "linf":
-            change = change.clamp(-radius, radius)
-        else:
-            change = change * _wide((radius / _squares(change).sqrt()).clamp_max(1))
-        pixels = batch["source"] + change
-    return pixels.clamp(0, 1)
+        pixels = batch["source"] + change * _wide((settings.eps / _squares(change).sqrt()).clamp_max(1))
+    return pixels.clamp(batch["low"], batch["high"])
 
 
 def _squares(values: Tensor) -> Tensor:

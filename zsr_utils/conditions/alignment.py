@@ -2,30 +2,29 @@
 
 Many pairs of (source image, goal) are stepped at once. Each step is one forward and one input-gradient
 pass; a pair that meets its goal leaves the batch and the next one takes its place, so that no step is
-spent on finished pairs. `align` moves, `score` says what the model makes of the result.
+spent on finished pairs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
-from zsr_utils._progress import hidden
+from zsr_utils._progress import progress
 from zsr_utils._text import one_of
 from zsr_utils.conditions import _steps
-from zsr_utils.conditions._kept import Kept, as_bytes
-from zsr_utils.conditions._steps import OPTIMIZERS, Settings
+from zsr_utils.conditions._finished import FinishedPairs, as_bytes
+from zsr_utils.conditions._steps import Settings
 from zsr_utils.models import Model
 
 
-NORMS = ("linf", "l2")
+DEFAULT = Settings()
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,10 @@ class Match:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def rows(self, chosen: Int[Tensor, "m"]) -> "Match":
+        """The goal for some of the pairs."""
+        return replace(self, targets=self.targets[chosen])
 
     def key(self, row: int) -> bytes:
         return as_bytes(self.targets[row]) + repr((self.cosine, self.distance)).encode()
@@ -94,6 +97,10 @@ class Answer:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def rows(self, chosen: Int[Tensor, "m"]) -> "Answer":
+        """The goal for some of the pairs."""
+        return replace(self, labels=self.labels[chosen])
+
     def key(self, row: int) -> bytes:
         return as_bytes(self.classifier) + repr(int(self.labels[row])).encode()
 
@@ -129,20 +136,11 @@ def align(
     net: Model,
     sources: Float[Tensor, "n 3 h w"],
     goal: Goal,
+    settings: Settings = DEFAULT,
     *,
     until: Goal | None = None,
-    optimizer: str = "polyak",
-    step: float | None = None,
-    momentum: float = 0.0,
-    max_steps: int = 200,
-    eps: float | None = None,
-    norm: str = "linf",
-    eight_bit: bool = False,
-    noise: float = 0.0,
-    draws: int = 4,
-    batch_size: int = 64,
-    seed: int = 0,
     names: Sequence[str] | None = None,
+    batch_size: int = 64,
     keep: bool = False,
 ) -> Aligned:
     """Move every source image towards its goal, and stop there.
@@ -151,67 +149,44 @@ def align(
         net: The model handle.
         sources: Source images in [0, 1].
         goal: What to minimise, one entry a source.
+        settings: How.
         until: When a pair is finished, if that is another goal than the one minimised.
-        optimizer: `polyak`, whose step length `step * L / ||gradient||^2` follows from the known least
-            loss 0; `gradient_descent`, the paper's fixed step length, halved for a pair after 50 steps
-            without progress; or `pgd`, steps of a length that decays from `step * eps` to 0 along the
-            steepest direction of the ball's norm (the sign of the gradient for `linf`).
-        step: Relative step length of `polyak` and `pgd` (default 1), or the absolute one of
-            `gradient_descent`, in squared pixels per unit of loss.
-        momentum: Share of the last move (`polyak`) or of the accumulated gradient (`pgd`) kept.
-        max_steps: Steps after which a pair is given up.
-        eps: Radius of the ball around the source that the image may not leave, in units of [0, 1]
-            pixels; None leaves only the box [0, 1].
-        norm: `linf` bounds the change of every pixel, `l2` its Euclidean norm over the image.
-        eight_bit: Look at the model, in every step, through an image rounded to 256 grey levels, so
-            that what is reached holds for the saved file. An L-infinity ball then holds whole levels.
-        noise: Standard deviation of Gaussian noise in [0, 1] units; above 0 the loss is averaged over
-            `draws` noisy copies and the image itself, and all of them must meet the goal.
-        draws: Noisy copies a step.
+        names: Of the pairs, for messages and for their noise; their numbers by default.
         batch_size: Pairs stepped at a time.
-        seed: Of the noise.
-        names: Names of the pairs for messages; their numbers by default.
-        keep: Keep finished pairs in the cache folder by model, source, goal and settings: an
-            interrupted run goes on from there, and a second one computes nothing.
+        keep: Keep finished pairs in the cache folder by model, source, goal and settings: an interrupted run goes
+            on from there, and a second one computes nothing.
 
     Raises:
-        ValueError: If shapes do not match, or a parameter is out of range.
+        ValueError: If shapes do not match.
         FloatingPointError: If a gradient is not finite; the message names pair and step.
-
-    Source:
-        Salman et al. (2024): loss, start at the source and stop rule as in the authors' code, at [0, 1]
-        pixels. Steps: Polyak (1987); Madry et al. (2018), with momentum Dong et al. (2018).
     """
     until = until or goal
-    settings = Settings(optimizer, _step(optimizer, step), momentum, max_steps, eps, norm, eight_bit, noise, draws)
-    _check(net, sources, goal, until, settings, batch_size)
-    names = list(map(str, range(len(sources)))) if names is None else names
-    found = Aligned(sources.clone(), torch.zeros(len(sources), dtype=torch.long), torch.zeros(len(sources)).bool())
-    if eight_bit:
-        found.pixels.copy_(saved_as_png(sources))
-    store = Kept(net, sources, goal, until, settings, seed) if keep else None
-    waiting = store.load(found) if store else list(range(len(sources)))
-    generator = torch.Generator(net.device).manual_seed(seed)
+    _check(net, sources, goal, until, batch_size)
+    names = list(map(str, range(len(sources)))) if names is None else list(map(str, names))
+    _check_ball(sources, settings, names)
+    aligned = _nothing_done(sources)
+    store = FinishedPairs(net, sources, goal, until, settings, names) if keep else None
+    waiting = store.load(aligned) if store else list(range(len(sources)))
     batch: dict[str, Tensor] = {}
-    with tqdm(total=len(sources), initial=len(sources) - len(waiting), desc="align", disable=hidden()) as progress:
+    with progress(len(sources), "align", unit="pair", initial=len(sources) - len(waiting)) as bar:
         while waiting or len(batch.get("rows", ())):
             free = batch_size - len(batch.get("rows", ()))
             taken, waiting = waiting[:free], waiting[free:]
             batch = _steps.join(batch, _steps.begin(sources, taken, settings, net.device))
-            pixels = saved_as_png(batch["pixels"]) if eight_bit else batch["pixels"]
-            given_up = batch["steps"] >= (0 if settings.radius == 0 else max_steps)
+            pixels = saved_as_png(batch["pixels"]) if settings.eight_bit else batch["pixels"]
+            given_up = batch["steps"] >= batch["limit"]
             last = bool(given_up.all())
-            gradient, loss, reached = _steps.look(net, pixels, goal, until, batch["rows"], settings, generator, last)
+            gradient, loss, reached = _steps.gradient_step(net, pixels, goal, until, batch, names, settings, last)
             done = reached | given_up
             _refuse_not_finite(gradient, done, batch, names)
             if done.any():
                 rows = batch["rows"][done].cpu()
-                found.pixels[rows] = pixels[done].cpu()
-                found.steps[rows] = batch["steps"][done].cpu()
-                found.reached[rows] = reached[done].cpu()
-                progress.update(len(rows))
+                aligned.pixels[rows] = pixels[done].cpu()
+                aligned.steps[rows] = batch["steps"][done].cpu()
+                aligned.reached[rows] = reached[done].cpu()
+                bar.update(len(rows))
                 if store:
-                    store.add(found, rows)
+                    store.add(aligned, rows)
                 batch = {name: value[~done] for name, value in batch.items()}
                 gradient, loss = gradient[~done], loss[~done]
             batch["pixels"] = _steps.project(
@@ -219,43 +194,80 @@ def align(
             )
             batch["steps"] = batch["steps"] + 1
     if store:
-        store.flush(found)
-    return found
+        store.flush(aligned)
+    return aligned
 
 
 def smallest_budgets(
-    net: Model, sources: Float[Tensor, "n 3 h w"], goal: Goal, budgets: Sequence[float], **settings
+    net: Model,
+    sources: Float[Tensor, "n 3 h w"],
+    goal: Goal,
+    budgets: Sequence[float],
+    settings: Settings,
+    *,
+    names: Sequence[str] | None = None,
+    batch_size: int = 64,
+    keep: bool = False,
 ) -> dict[float, Aligned]:
     """`align` in balls of growing radius; a pair that succeeds keeps its image in all larger balls.
 
-    An image inside a small ball is inside every larger one, so success cannot fall with the budget, and
-    only pairs that resist are tried again.
+    An image inside a small ball is inside every larger one, so success cannot fall with the budget, and only
+    pairs that resist are tried again.
 
     Args:
         net: The model handle.
         sources: Source images in [0, 1].
         goal: As in `align`.
-        budgets: Radii in units of [0, 1] pixels, growing.
-        **settings: Passed on to `align`.
+        budgets: Radii in units of [0, 1] pixels, growing; they take the place of `settings.eps`.
+        settings: Of every search.
+        names, batch_size, keep: As in `align`.
 
     Raises:
         ValueError: If the budgets do not grow, and as `align`.
     """
     if list(budgets) != sorted(set(budgets)):
         raise ValueError(f"budgets are {list(budgets)}, allowed are growing numbers.")
-    settings = {"optimizer": "pgd", **settings}
-    found: dict[float, Aligned] = {}
-    last = Aligned(sources, torch.zeros(len(sources), dtype=torch.long), torch.zeros(len(sources)).bool())
+    names = list(map(str, range(len(sources)))) if names is None else list(map(str, names))
+    by_budget: dict[float, Aligned] = {}
+    last = _nothing_done(sources)
     for eps in budgets:
         rows = (~last.reached).nonzero()[:, 0]
         last = Aligned(last.pixels.clone(), last.steps.clone(), last.reached.clone())
         if len(rows):
-            part = {k: _Rows(v, rows) for k, v in {"goal": goal, "until": settings.get("until") or goal}.items()}
-            new = align(net, sources[rows], part["goal"], **{**settings, "until": part["until"], "eps": eps})
+            new = align(
+                net, sources[rows], goal.rows(rows), replace(settings, eps=eps),
+                names=[names[row] for row in rows], batch_size=batch_size, keep=keep,
+            )  # fmt: skip
             last.pixels[rows], last.reached[rows] = new.pixels, new.reached
             last.steps[rows] += new.steps
-        found[eps] = last
-    return found
+        by_budget[eps] = last
+    return by_budget
+
+
+@torch.no_grad()
+def blended(
+    net: Model,
+    sources: Float[Tensor, "n 3 h w"],
+    others: Float[Tensor, "n 3 h w"],
+    goal: Goal,
+    *,
+    batch_size: int = 64,
+    halvings: int = 8,
+) -> Aligned:
+    """Sources blended with other pictures, as little as meets the goal in an 8-bit file: a crossing, by bisection."""
+
+    def blend(share: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = saved_as_png(torch.lerp(sources, others, share[:, None, None, None]))
+        features = torch.cat([net.encode_image(part.to(net.device)) for part in pixels.split(batch_size)])
+        return pixels, goal.reached(features, torch.arange(len(pixels))).cpu()
+
+    low, high = torch.zeros(len(sources)), torch.ones(len(sources))
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        reached = blend(middle)[1]
+        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+    pixels, reached = blend(high)
+    return Aligned(pixels, torch.zeros(len(sources), dtype=torch.long), reached)
 
 
 def saved_as_png(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
@@ -266,46 +278,6 @@ def saved_as_png(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
         128.0
     """
     return (pixels * 255).round() / 255
-
-
-def make_pairs(rows: pd.DataFrame, *, per_class: int = 10, seed: int = 0) -> pd.DataFrame:
-    """Ordered pairs: random images of every class, each with a random image of every other class.
-
-    Args:
-        rows: One row an image, columns `sample_id` and `label`.
-        per_class: Source images a class; 10 classes give `90 * per_class` pairs.
-        seed: Of the draws.
-
-    Returns:
-        Columns `sample_id`, `label` (the source's), `target_id`, `target_label`.
-
-    Raises:
-        ValueError: If a class has fewer images than asked, or there is only one class.
-
-    Examples:
-        >>> rows = pd.DataFrame({"sample_id": list("abcd"), "label": [0, 0, 1, 1]})
-        >>> make_pairs(rows, per_class=1).label.tolist()
-        [0, 1]
-
-    Source:
-        Salman et al. (2024), Fig. 1: one aligned image for each other class; 10 sources a class is ours.
-    """
-    by_class = {label: part.sample_id.to_numpy() for label, part in rows.groupby("label", sort=True)}
-    if len(by_class) < 2:
-        raise ValueError(f"{len(by_class)} class given, pairs need at least two.")
-    few = min(by_class, key=lambda label: len(by_class[label]))
-    if not 1 <= per_class <= len(by_class[few]):
-        most = len(by_class[few])
-        raise ValueError(f"per_class is {per_class}, allowed is 1 to {most}, the number of images of class {few}.")
-    rng = np.random.default_rng(seed)
-    pairs = [
-        (source, label, rng.choice(others), target_label)
-        for label, own in by_class.items()
-        for source in rng.choice(own, per_class, replace=False)
-        for target_label, others in by_class.items()
-        if target_label != label
-    ]
-    return pd.DataFrame(pairs, columns=["sample_id", "label", "target_id", "target_label"])
 
 
 def text_targets(
@@ -339,169 +311,64 @@ def text_targets(
     return (values - low) / (high - low) * (to_high - to_low) + to_low
 
 
-def score(
-    net: Model,
-    pairs: pd.DataFrame,
-    sources: Float[Tensor, "n 3 h w"],
-    found: Aligned,
-    classifier: Float[Tensor, "k d"],
-    targets: Float[Tensor, "n d"],
-    *,
-    condition: str,
-    severity: float = 0.0,
-    eight_bit: bool = True,
-    source_features: Float[Tensor, "n d"] | None = None,
-) -> tuple[pd.DataFrame, Float[Tensor, "n d"]]:
-    """Rows: what the model says of the moved images, after a round trip through an 8-bit file.
-
-    Args:
-        net: The model handle.
-        pairs: Columns as `make_pairs` gives them.
-        sources: Source images.
-        found: What `align` made of them.
-        classifier: (K, D) unit text weights.
-        targets: Raw embeddings of the target images or texts.
-        condition: Name of the experiment in the rows.
-        severity: Its strength, such as the pixel budget in grey levels.
-        eight_bit: Round to grey levels first; False measures the float images.
-        source_features: Raw embeddings of the sources, where they are known already.
-
-    Returns:
-        Rows with the columns of `pairs` and `condition`, `severity`, `prediction`, `confidence`,
-        `margin` (logit of the source's class less the largest other one), `target_probability`,
-        `target_cosine`, `source_cosine`, `linf` and `rms` (grey levels), `psnr` (dB), `ssim`, `steps`,
-        `reached`; and the raw embeddings of the images that were measured.
-
-    Raises:
-        ValueError: If a target is of its source's own class.
-
-    Source:
-        Salman et al. (2024); closeness is this project's choice, SSIM as in torchmetrics.
-    """
-    own = pairs[pairs.label == pairs.target_label]
-    if len(own):
-        raise ValueError(f"The target of {own.sample_id.iloc[0]!r} is of its own class, allowed is another class.")
-    pixels = saved_as_png(found.pixels) if eight_bit else found.pixels
-    features = encode(net, pixels)
-    before = encode(net, sources) if source_features is None else source_features
-    logits = net.logits_of(features.to(net.device), classifier).cpu().double()
-    probabilities = logits.softmax(1)
-    index = torch.arange(len(logits))
-    label, target = (torch.tensor(pairs[c].to_numpy()) for c in ("label", "target_label"))
-    others = logits.clone()
-    others[index, label] = -torch.inf
-    rows = pairs.assign(
-        condition=condition,
-        severity=severity,
-        prediction=logits.argmax(1).numpy(),
-        confidence=probabilities.amax(1).numpy(),
-        margin=(logits[index, label] - others.amax(1)).numpy(),
-        target_probability=probabilities[index, target].numpy(),
-        target_cosine=F.cosine_similarity(features, targets.cpu()).numpy(),
-        source_cosine=F.cosine_similarity(features, before.cpu()).numpy(),
-        **closeness(sources, pixels),
-        steps=found.steps.numpy(),
-        reached=found.reached.numpy(),
-    )
-    return rows, features
-
-
 def closeness(sources: Float[Tensor, "n 3 h w"], pixels: Float[Tensor, "n 3 h w"]) -> dict[str, np.ndarray]:
-    """How near two images are: `linf`, `rms` (grey levels), `psnr` (dB), `ssim`, and `lpips` where possible.
+    """How near two images are: `psnr` (dB), `ssim`, and `lpips` where possible.
 
     LPIPS is measured when the AlexNet weights it needs lie in torch's own cache; nothing is downloaded.
 
     Examples:
         >>> found = closeness(torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 2 / 255))
-        >>> round(float(found["linf"][0]), 3), round(float(found["rms"][0]), 3), round(float(found["psnr"][0]), 1)
-        (2.0, 2.0, 42.1)
+        >>> round(float(found["psnr"][0]), 1)
+        42.1
     """
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-    change = 255 * (pixels - sources).flatten(1).double()
-    rms = change.square().mean(1).sqrt()
+    rms = 255 * (pixels - sources).flatten(1).double().square().mean(1).sqrt()
+    both = list(zip(pixels.split(256), sources.split(256)))
     found = {
-        "linf": change.abs().amax(1),
-        "rms": rms,
         "psnr": 20 * torch.log10(255 / rms),
-        "ssim": torch.cat(
-            [
-                ssim(a, b, data_range=1.0, reduction="none").reshape(-1)
-                for a, b in zip(pixels.split(256), sources.split(256))
-            ]
-        ),
+        "ssim": torch.cat([ssim(a, b, data_range=1.0, reduction="none").reshape(-1) for a, b in both]),
     }
-    if lpips_available():
-        from torchmetrics.functional.image.lpips import _LPIPS
-
-        distance = _LPIPS(pretrained=True, net="alex").eval()
+    if (lpips := _lpips()) is not None:
         with torch.no_grad():
-            found["lpips"] = torch.cat(
-                [distance(a, b, normalize=True).reshape(-1) for a, b in zip(pixels.split(256), sources.split(256))]
-            )
+            found["lpips"] = torch.cat([lpips(a, b, normalize=True).reshape(-1) for a, b in both])
     return {name: value.numpy() for name, value in found.items()}
 
 
-def lpips_available() -> bool:
-    """Whether the AlexNet weights that LPIPS reads are in torch's cache."""
-    return any((Path(torch.hub.get_dir()) / "checkpoints").glob("alexnet-owt-*.pth"))
+@cache
+def _lpips() -> torch.nn.Module | None:
+    """LPIPS over AlexNet, where its weights are in torch's cache."""
+    from torchmetrics.functional.image.lpips import _LPIPS
+
+    known = any((Path(torch.hub.get_dir()) / "checkpoints").glob("alexnet-owt-*.pth"))
+    return _LPIPS(pretrained=True, net="alex").eval() if known else None
 
 
-@torch.no_grad()
-def encode(net: Model, pixels: Float[Tensor, "n 3 h w"], *, batch_size: int = 256) -> Float[Tensor, "n d"]:
-    """Raw features of images in memory, on the CPU."""
-    return torch.cat([net.encode_image(part.to(net.device)).cpu() for part in pixels.split(batch_size)])
+def _nothing_done(sources: Tensor) -> Aligned:
+    return Aligned(sources.clone(), torch.zeros(len(sources), dtype=torch.long), torch.zeros(len(sources)).bool())
 
 
-class _Rows:
-    """A goal for some of its rows."""
-
-    def __init__(self, goal: Goal, rows: Tensor):
-        self._goal, self._rows = goal, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def key(self, row: int) -> bytes:
-        return self._goal.key(int(self._rows[row]))
-
-    def loss(self, features: Tensor, rows: Tensor) -> Tensor:
-        return self._goal.loss(features, self._rows[rows.cpu()])
-
-    def reached(self, features: Tensor, rows: Tensor) -> Tensor:
-        return self._goal.reached(features, self._rows[rows.cpu()])
-
-
-def _step(optimizer: str, step: float | None) -> float:
-    one_of("optimizer", optimizer, OPTIMIZERS)
-    if step is None and optimizer == "gradient_descent":
-        raise ValueError("gradient_descent needs a step, in squared pixels per unit of loss.")
-    return 1.0 if step is None else float(step)
-
-
-def _check(net, sources, goal, until, settings: Settings, batch_size: int) -> None:
-    one_of("norm", settings.norm, NORMS)
+def _check(net, sources, goal, until, batch_size: int) -> None:
     if len(sources) == 0 or not len(sources) == len(goal) == len(until):
         raise ValueError(f"{len(sources)} sources and {len(goal)} targets given, allowed is one target a source.")
     if sources.shape[1:] != (3, net.image_size, net.image_size):
         shape, size = tuple(sources.shape), net.image_size
         raise ValueError(f"sources have shape {shape}, {net.name} takes (N, 3, {size}, {size}).")
-    bounds = {
-        "step": (settings.step, settings.step > 0, "above 0"),
-        "momentum": (settings.momentum, 0 <= settings.momentum < 1, "0 to below 1"),
-        "max_steps": (settings.max_steps, settings.max_steps >= 1, "1 or more"),
-        "batch_size": (batch_size, batch_size >= 1, "1 or more"),
-        "noise": (settings.noise, 0 <= settings.noise <= 1, "0 to 1 (8 grey levels are 8/255)"),
-        "draws": (settings.draws, settings.draws >= 1, "1 or more"),
-    }
-    for name, (value, good, allowed) in bounds.items():
-        if not good:
-            raise ValueError(f"{name} is {value}, allowed is {allowed}.")
-    if settings.eps is not None and not (settings.eps >= 0 and (settings.norm == "l2" or settings.eps <= 1)):
-        allowed = "0 or more" if settings.norm == "l2" else "0 to 1 (8 grey levels are 8/255)"
-        raise ValueError(f"eps is {settings.eps}, allowed is {allowed}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, allowed is 1 or more.")
+
+
+def _check_ball(sources: Tensor, settings: Settings, names: Sequence[str]) -> None:
     if settings.optimizer == "pgd" and settings.eps is None:
         raise ValueError("pgd needs eps, the radius of its ball.")
+    if settings.eight_bit and settings.eps is not None and settings.eps < 0.5 / 255:
+        low, high = _steps.box(sources, settings)
+        empty = (low > high).flatten(1).any(1)
+        if empty.any():
+            raise ValueError(
+                f"eps is {settings.eps:.2g}: no 8-bit image lies in the ball of pair {names[int(empty.nonzero()[0])]}, "
+                "whose source lies between grey levels."
+            )
 
 
 def _refuse_not_finite(gradient: Tensor, done: Tensor, batch: dict[str, Tensor], names: Sequence[str]) -> None:

@@ -1,16 +1,29 @@
-"""The aligned pairs that several chapters look at: zero-shot rows, sources, targets, and what became of them."""
+"""The aligned pairs that several chapters look at: sources, targets, and what became of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
-from zsr_utils.conditions import alignment
+from zsr_utils.conditions import Batch, Condition, Head, Seen, Settings, made_before, sizes
+from zsr_utils.conditions.alignment import (
+    Aligned,
+    Answer,
+    Match,
+    align,
+    closeness,
+    saved_as_png,
+    smallest_budgets,
+)
 from zsr_utils.datasets import Dataset
-from zsr_utils.experiments import zero_shot
+from zsr_utils.measure import Embedded, embed
 from zsr_utils.models import Model
+from zsr_utils.study import Study
 
 
 @dataclass(frozen=True)
@@ -19,19 +32,15 @@ class Pairs:
 
     Attributes:
         table: One row a pair: `sample_id`, `label`, `target_id`, `target_label`.
-        rows: Zero-shot rows of the whole data set.
         embedded: Raw features of the whole data set.
-        classifier: (K, D) text weights.
         sources: (N, 3, H, W) source images.
-        found: What alignment made of them.
+        aligned: What alignment made of them.
     """
 
     table: pd.DataFrame
-    rows: pd.DataFrame
-    embedded: zero_shot.Embedded
-    classifier: Float[Tensor, "k d"]
+    embedded: Embedded
     sources: Float[Tensor, "n 3 h w"]
-    found: alignment.Aligned
+    aligned: Aligned
 
     @property
     def targets(self) -> Float[Tensor, "n d"]:
@@ -39,30 +48,92 @@ class Pairs:
         return self.embedded.of(self.table.target_id)
 
     @property
-    def aligned(self) -> Float[Tensor, "n 3 h w"]:
+    def pixels(self) -> Float[Tensor, "n 3 h w"]:
         """The aligned images as an 8-bit file keeps them."""
-        return alignment.saved_as_png(self.found.pixels)
+        return saved_as_png(self.aligned.pixels)
 
-    def score(self, net: Model) -> pd.DataFrame:
-        """Rows of the aligned images, as `alignment.score`."""
-        rows, _ = alignment.score(
-            net, self.table, self.sources, self.found, self.classifier, self.targets, condition="aligned",
-            source_features=self.embedded.of(self.table.sample_id),
-        )  # fmt: skip
-        return rows
+    def head(self, number: int = 0, of: Sequence[str] | None = None) -> "Pairs":
+        """The first pairs (0 is all), of some source images alone where these are given."""
+        counts = np.ones(len(self.table), bool) if of is None else self.table.sample_id.isin(of).to_numpy()
+        rows = np.flatnonzero(counts)[: number or None]
+        aligned = Aligned(*(getattr(self.aligned, field.name)[rows] for field in fields(Aligned)))
+        return replace(self, table=self.table.iloc[rows], sources=self.sources[rows], aligned=aligned)
+
+    def condition(self, name: str = "aligned", aligned: Aligned | None = None, severity: float = 1.0) -> Condition:
+        """The aligned images as a condition, or what else was made of the same pairs."""
+        return moved(name, severity, self.table, aligned or self.aligned, self.targets)
+
+
+def moved(
+    name: str,
+    severity: float,
+    table: pd.DataFrame,
+    aligned: Aligned,
+    targets: Float[Tensor, "n d"],
+    *,
+    eight_bit: bool = True,
+) -> Condition:
+    """Images that an optimisation moved, as a condition: several of one source are its draws, in the table's order.
+
+    Rows get the facts `target_id`, `target_label`, `target_probability`, `target_cosine`, `steps`, `reached`, `rms`
+    and `linf` (grey levels), `psnr` (dB), `ssim`, and `lpips` where its weights are.
+
+    Args:
+        name: Of the condition.
+        severity: Such as the budget in grey levels; 1 where there is none.
+        table: A row an image: `sample_id`, `target_id`, `target_label`.
+        aligned: What became of them.
+        targets: Raw embeddings of the targets.
+        eight_bit: Show what an 8-bit file keeps; False shows the float images.
+
+    Raises:
+        ValueError: If a target is of its source's own class.
+    """
+    own = table[table.label == table.target_label]
+    if len(own):
+        raise ValueError(f"The target of {own.sample_id.iloc[0]!r} is of its own class, allowed is another class.")
+    columns = {
+        "target_id": table.target_id.to_numpy(),
+        "target_label": table.target_label.to_numpy(),
+        "steps": aligned.steps.numpy(),
+        "reached": aligned.reached.numpy(),
+        "target": targets.numpy(),
+    }
+    shown = saved_as_png(aligned.pixels) if eight_bit else aligned.pixels
+    before = made_before(name, severity, table.sample_id, shown, columns)
+    return Condition(name, severity, before.change, Closeness(before.facts), before.draws)
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """Facts of a moved image: those known before, and how near it is to its source and its target."""
+
+    known: object
+
+    def __call__(self, batch: Batch, seen: Seen) -> dict:
+        facts = self.known(batch, seen)
+        target, label = facts.pop("target"), facts["target_label"]
+        probability = seen.logits.softmax(1).numpy()[np.arange(len(label)), label]
+        near = F.cosine_similarity(seen.features, seen.features.new_tensor(target)).numpy()
+        return {
+            **facts,
+            "target_probability": probability,
+            "target_cosine": near,
+            **sizes(batch, seen),
+            **closeness(batch.pixels.cpu(), seen.pixels.cpu()),
+        }
 
 
 def aligned_pairs(
     net: Model,
     images: Dataset,
-    templates: Sequence[str],
+    settings: Settings,
     *,
     per_class: int = 10,
     number: int | None = None,
     one_a_source: bool = False,
+    of: str | None = None,
     cosine: float = 0.96,
-    momentum: float = 0.3,
-    max_steps: int = 200,
     batch_size: int = 64,
     seed: int = 0,
 ) -> Pairs:
@@ -71,12 +142,12 @@ def aligned_pairs(
     Args:
         net: The model handle.
         images: Labelled images.
-        templates: Prompt templates of the class names.
-        per_class: Source images a class, as `alignment.make_pairs`.
+        settings: Of the alignment.
+        per_class: Source images a class, as `make_pairs`.
         number: At most this many of the pairs, drawn by `seed`; None is all. A larger draw holds a smaller one.
         one_a_source: Only one pair of every source image.
+        of: Only the pairs of this source image.
         cosine: As `alignment.Match`.
-        momentum, max_steps: As `alignment.align`.
         batch_size: Images a pass.
         seed: Of the draws.
 
@@ -85,17 +156,129 @@ def aligned_pairs(
     """
     if number is not None and number < 1:
         raise ValueError(f"number is {number}, allowed is 1 or more, or None for all pairs.")
-    embedded = zero_shot.embed(net, images, batch_size=batch_size)
-    rows = zero_shot.classify(net, embedded, images.class_names, templates, condition="original")
-    table = alignment.make_pairs(rows, per_class=per_class, seed=seed)
+    embedded = embed(net, images, batch_size=batch_size)
+    table = make_pairs(embedded, per_class=per_class, seed=seed)
+    if of is not None:
+        table = table[table.sample_id == of]
     if one_a_source or number is not None:
         table = table.sample(frac=1, random_state=seed)  # the first ones are those of a smaller draw
     if one_a_source:
         table = table.drop_duplicates("sample_id")
     table = table.head(number) if number is not None else table
     sources = images.pixels(table.sample_id, net.from_pil)
-    found = alignment.align(
-        net, sources, alignment.Match(embedded.of(table.target_id), cosine=cosine), momentum=momentum,
-        max_steps=max_steps, batch_size=batch_size, names=list(table.sample_id), keep=True,
-    )  # fmt: skip
-    return Pairs(table, rows, embedded, net.classifier(images.class_names, templates), sources, found)
+    goal = Match(embedded.of(table.target_id), cosine=cosine)
+    ends = align(net, sources, goal, settings, names=pair_names(table), batch_size=batch_size, keep=True)
+    return Pairs(table, embedded, sources, ends)
+
+
+def settings_of(study: Study) -> Settings:
+    """How a chapter aligns, by its parameters `momentum` and `max_steps`."""
+    return Settings(momentum=study.parameters["momentum"], max_steps=study.parameters["max_steps"])
+
+
+def pairs_of(study: Study, number: int, others: int, *, one_a_source: bool = False) -> dict[str, Pairs]:
+    """The same pairs for every model of a chapter, each aligned in its own embedding space.
+
+    Args:
+        study: The chapter's; its parameters `per_class`, `cosine`, `momentum`, `max_steps`, `batch_size` and `seed`
+            say how.
+        number: Pairs of the chapter's own model; 0 is all.
+        others: Pairs of the models it is compared with, the first ones of these; 0 is all.
+        one_a_source: As `aligned_pairs`.
+    """
+    given = {name: study.parameters[name] for name in ("per_class", "cosine", "batch_size", "seed")}
+    return {
+        name: aligned_pairs(
+            net, study.images, settings_of(study), number=(number if net is study.net else others) or None,
+            one_a_source=one_a_source, **given,
+        )
+        for name, net in study.nets.items()
+    }  # fmt: skip
+
+
+def in_balls(
+    net: Model, head: Head, pairs: Pairs, budgets: Sequence[float], *, max_steps: int = 8, batch_size: int = 64
+) -> list[Condition]:
+    """Sources moved until they are named as the target, inside balls of growing radius (L-infinity, 8-bit files).
+
+    Projected gradient steps with momentum minimise the margin by which the target's class loses; a pair that
+    succeeds in a small ball counts in all larger ones, which contain it.
+
+    Args:
+        net: The model handle.
+        head: Who answers.
+        pairs: Sources and classes.
+        budgets: Radii in grey levels, growing; they are the severities of `named_in_ball`.
+        max_steps: Steps in each ball.
+        batch_size: Images a pass.
+
+    Source:
+        Madry et al. (2018), with momentum Dong et al. (2018).
+    """
+    settings = Settings("pgd", momentum=0.7, max_steps=max_steps, eight_bit=True)
+    goal = Answer(net, head.weights, torch.tensor(pairs.table.target_label.to_numpy()))
+    options = {"names": pair_names(pairs.table), "batch_size": batch_size, "keep": True}
+    balls = smallest_budgets(net, pairs.sources, goal, [b / 255 for b in budgets], settings, **options)
+    return [pairs.condition("named_in_ball", ball, budget) for budget, ball in zip(budgets, balls.values())]
+
+
+def counted(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose source image every model of these rows names rightly: only such a source can lose its name.
+
+    Raises:
+        ValueError: If there is none.
+
+    Examples:
+        >>> rows = pd.DataFrame({"sample_id": list("abab"), "label": [0, 1, 0, 1], "clean_prediction": [0, 1, 0, 2]})
+        >>> counted(rows).sample_id.tolist()
+        ['a', 'a']
+    """
+    right = (rows.clean_prediction == rows.label).groupby(rows.sample_id).transform("all")
+    if not right.any():
+        raise ValueError(f"None of {rows.sample_id.nunique()} sources is named rightly by all models, allowed is one.")
+    return rows[right]
+
+
+def pair_names(table: pd.DataFrame) -> list[str]:
+    """Names of pairs, by which messages and noise know them."""
+    return [f"{source} to {target}" for source, target in zip(table.sample_id, table.target_id)]
+
+
+def make_pairs(images: Embedded, *, per_class: int = 10, seed: int = 0) -> pd.DataFrame:
+    """Ordered pairs: random images of every class, each with a random image of every other class.
+
+    Args:
+        images: With ids and labels.
+        per_class: Source images a class; 10 classes give `90 * per_class` pairs.
+        seed: Of the draws.
+
+    Returns:
+        Columns `sample_id`, `label` (the source's), `target_id`, `target_label`.
+
+    Raises:
+        ValueError: If a class has fewer images than asked, or there is only one class.
+
+    Examples:
+        >>> four = Embedded(np.array(list("abcd")), np.array([0, 0, 1, 1]), np.zeros((4, 2)))
+        >>> make_pairs(four, per_class=1).label.tolist()
+        [0, 1]
+
+    Source:
+        Salman et al. (2024), Fig. 1: one aligned image for each other class; 10 sources a class is ours.
+    """
+    by_class = {int(label): images.sample_ids[images.labels == label] for label in np.unique(images.labels)}
+    if len(by_class) < 2:
+        raise ValueError(f"{len(by_class)} class given, pairs need at least two.")
+    few = min(by_class, key=lambda label: len(by_class[label]))
+    if not 1 <= per_class <= len(by_class[few]):
+        most = len(by_class[few])
+        raise ValueError(f"per_class is {per_class}, allowed is 1 to {most}, the number of images of class {few}.")
+    rng = np.random.default_rng(seed)
+    pairs = [
+        (source, label, rng.choice(others), target_label)
+        for label, own in by_class.items()
+        for source in rng.choice(own, per_class, replace=False)
+        for target_label, others in by_class.items()
+        if target_label != label
+    ]
+    return pd.DataFrame(pairs, columns=["sample_id", "label", "target_id", "target_label"])

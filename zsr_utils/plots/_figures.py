@@ -7,17 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from zsr_utils.plots._style import (
-    BLUE,
-    GREY,
-    HEIGHT,
-    ORANGE,
-    SEQUENTIAL,
-    SERIES,
-    class_color,
-    class_symbol,
-    faded,
-)
+from zsr_utils.plots._style import BLUE, GREY, HEIGHT, ORANGE, SEQUENTIAL, SERIES, class_color, class_symbol, faded
 
 
 def _escaped(names: Sequence[str]) -> list[str]:
@@ -27,24 +17,28 @@ def _escaped(names: Sequence[str]) -> list[str]:
 
 def forest(
     table: pd.DataFrame,
-    names: Sequence[str],
+    names: Sequence[str] | None = None,
     *,
     title: str,
     group: str | None = None,
-    unit: str = "percent",
+    unit: str | None = None,
     reference: tuple[float, str] | None = None,
 ) -> go.Figure:
     """Dots with intervals, one a row of `table`; rows of one name share a line.
 
     Args:
-        table: Columns value, low, high, interval, n.
-        names: One a row.
+        table: Columns value, low, high, interval, n, unit, such as `study.estimate` gives.
+        names: One a row; the column `label` by default.
         title: What is measured.
-        group: Column whose values, at most eight, are told apart by colour and mark.
-        unit: `percent` shows a share on an axis from 0 to 100 %, `share` one that may pass 100 %, `points` a
-            difference of shares in percentage points, `number` anything else.
+        group: Column whose values, at most eight, are told apart by colour and mark; `model` by default, where there
+            are several.
+        unit: `percent` shows a share on an axis from 0 to 100 %, `share` one that may pass 100 %, `points` a difference
+            of shares in percentage points, `number` anything else; by default that of the table.
         reference: A value to compare with and its name, drawn as a dotted line.
     """
+    names = table["label"] if names is None else names
+    group = group or ("model" if "model" in table and table["model"].nunique() > 1 else None)
+    unit = unit or _unit(table)
     scale = 100 if unit == "points" else 1
     number = {"percent": ".1%", "share": ".1%", "points": "+.2f", "number": ".3g"}[unit]
     table = table.assign(**scale * table[["value", "low", "high"]], line=_escaped(names))
@@ -93,6 +87,13 @@ def forest(
             scattermode="group", scattergap=0.4, legend={"y": above, "yanchor": "bottom"}, margin={"t": 70}
         )
     return figure.update_layout(height=height, showlegend=group is not None)
+
+
+def _unit(table: pd.DataFrame) -> str:
+    """How `forest` shows a table: shares in percent, anything else as a number."""
+    if "unit" in table and table["unit"].ne("fraction").any():
+        return "number"
+    return "percent" if table["low"].min() >= 0 and table["high"].max() <= 1 else "share"
 
 
 def curves(

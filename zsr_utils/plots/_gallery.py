@@ -58,17 +58,16 @@ def gallery(images: Sequence[Image.Image], captions: Sequence[str], *, width: in
     """A row of pictures that wraps; captions serve as alternative text.
 
     Args:
-        images: Pictures, shown as they are.
+        images: Pictures, shown as they are; a tuple of them stands side by side. Arrays (3, H, W) are pixels in [0, 1],
+            or a change around middle grey where some are negative.
         captions: One a picture; lines are separated by `\\n`.
         width: Shown width of a picture, in CSS pixels.
-
-    Raises:
-        ValueError: If the numbers of pictures and captions differ.
     """
     from IPython.display import HTML
 
     if len(images) != len(captions):
         raise ValueError(f"gallery: {len(images)} images and {len(captions)} captions, one caption each is needed.")
+    images = [_shown(image) for image in images]
     figures = "".join(
         f'<figure style="--width:{width}px"><img src="data:image/png;base64,{_png(image, width)}" width="{width}" '
         f'alt="{html.escape(caption.replace(chr(10), ", "), quote=True)}">'
@@ -76,6 +75,14 @@ def gallery(images: Sequence[Image.Image], captions: Sequence[str], *, width: in
         for image, caption in zip(images, captions, strict=True)
     )
     return HTML(f'<div class="zsr-gallery">{figures}</div>')
+
+
+def _shown(image) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, tuple):
+        return side_by_side(*map(_shown, image))
+    return signed_picture(image) if image.min() < 0 else picture(image)
 
 
 def with_thumbnails(

@@ -49,11 +49,7 @@ def result_folder(model: str, dataset: str, notebook: str, pretrained: str | Non
 
 
 def read_provenance(folder: Path) -> dict:
-    """The provenance of one result folder.
-
-    Raises:
-        ValueError: If a newer version of this package wrote it.
-    """
+    """The provenance of one result folder."""
     provenance = json.loads((folder / "provenance.json").read_text())
     if provenance.get("format", 0) > FORMAT:
         raise ValueError(

@@ -47,16 +47,11 @@ def results(*folders: Path | str, notebook: str = "", mixed: bool = False) -> Fo
     """Finished results, that is folders with numbers and provenance; an exact copy counts once.
 
     Args:
-        *folders: Each one of results, such as `results` or a copy from another machine, or one of a model and data
-            set, or of a single result. What a profile or grid has in a folder of its own is asked for by that folder.
+        *folders: Each one of results, such as `results` or a copy from another machine, or one of a model and data set,
+            or of a single result. What a profile or grid has in a folder of its own is asked for by that folder.
         notebook: Its name without `.ipynb`; all where none is given.
-        mixed: Take results of a notebook together although they differ in precision, in prompts, or in the images
-            of one data set. Data sets of different names may always differ in their images.
-
-    Raises:
-        FileNotFoundError: If a folder is missing, or there is no finished result.
-        ValueError: If results differ in what may not be mixed, or differ although model, data, notebook and precision
-            are the same, or a newer version of this package wrote one.
+        mixed: Take results of a notebook together although they differ in precision, in prompts, or in the images of
+            one data set. Data sets of different names may always differ in their images.
     """
     kept: dict[tuple, tuple[Path, dict]] = {}
     for folder in map(Path, folders):
@@ -84,11 +79,7 @@ def results(*folders: Path | str, notebook: str = "", mixed: bool = False) -> Fo
 
 
 def scan(found: Found) -> ds.Scanner:
-    """The table of `read_rows`, to be read whole or in batches.
-
-    Raises:
-        ValueError: If a column has types that do not agree.
-    """
+    """The table of `read_rows`, to be read whole or in batches."""
     files = [(path / "samples.parquet", facts) for path, facts in found if (path / "samples.parquet").is_file()]
     schema = pa.schema([])
     for file, _ in files:

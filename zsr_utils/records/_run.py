@@ -7,7 +7,7 @@ import platform
 import re
 import subprocess
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -26,9 +26,9 @@ RECORD = "application/papermill.record/"
 class Run:
     """What one notebook measures with one model on one data set.
 
-    Its folder is known by names, before any model is loaded. If it holds results of another checkpoint of the
-    same name, the first file that is written moves them to `<model>-<8 digits of its fingerprint>@<data set>`;
-    an embedded model that was trained again replaces its results.
+    Its folder is known by names, before any model is loaded. If it holds results of another checkpoint of the same
+    name, the first file that is written moves them to `<model>-<8 digits of its fingerprint>@<data set>`; an embedded
+    model that was trained again replaces its results.
 
     Args:
         notebook: File name of the notebook without `.ipynb`.
@@ -62,31 +62,11 @@ class Run:
         return net.note
 
     def metric(self, name: str, estimate: Estimate) -> Estimate:
-        """Keep a number under `topic/quantity[/qualifier]`; later pages can quote it by that name.
-
-        Raises:
-            ValueError: If the name is not lower snake case with at least one `/`.
-        """
+        """Keep a number under `topic/quantity[/qualifier]`; later pages can quote it by that name."""
         if not NAME.fullmatch(name):
             raise ValueError(f"metric name is {name!r}, allowed is 'topic/quantity' in lower snake case.")
         self.metrics[name] = estimate
         return estimate
-
-    def metrics_of(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
-        """Keep one number a row of a table of estimates, and give the table back.
-
-        Args:
-            table: Columns of an estimate, and those that tell its rows apart.
-            name: Format of the names over those columns, such as `noise/auroc/{kind} {sigma:g}`; what may
-                not stand in a name becomes `_`.
-
-        Raises:
-            ValueError: As `metric`.
-        """
-        for row in table.to_dict("records"):
-            words = re.sub(r"[^a-z0-9_/]+", "_", name.format(**row).lower()).strip("_")
-            self.metric(words, Estimate(**{f.name: row[f.name] for f in fields(Estimate)}))
-        return table
 
     def prompts(self, name: str, templates) -> None:
         """Record a prompt set that was used."""
@@ -102,10 +82,7 @@ class Run:
         write_frame(self.folder / f"{name}.parquet", rows)
 
     def say(self, text: str) -> None:
-        """Show a sentence of the report, as Markdown: the place for results in prose.
-
-        Numbers enter as f-string fields, never typed in: `run.say(f"… {run['a/b']:pct} …")`.
-        """
+        """Show a sentence of the report, as Markdown."""
         from IPython.display import Markdown, display
 
         display(Markdown(typeset(text)))
@@ -202,11 +179,7 @@ def glue(name: str, estimate: Estimate) -> None:
     from IPython.display import display
 
     for key, value in ((name, f"{estimate.value:.4g}"), (f"{name}:pct", f"{estimate:pct}")):
-        display(
-            {RECORD + "text/plain": value},
-            raw=True,
-            metadata={"scrapbook": {"name": key, "mime_prefix": RECORD}},
-        )
+        display({RECORD + "text/plain": value}, raw=True, metadata={"scrapbook": {"name": key, "mime_prefix": RECORD}})
 
 
 def _cell(value) -> str:

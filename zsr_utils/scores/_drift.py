@@ -1,155 +1,180 @@
-"""Rows of perturbed images -> flip rates and drift ratios."""
+"""Statistics of rows of changed images: each takes the rows of a group and gives an estimate.
 
-from collections.abc import Sequence
-from dataclasses import asdict
+The unit that is resampled is the image: its views, draws and words are not independent.
+"""
+
+from collections.abc import Callable
 from math import comb
 
 import numpy as np
 import pandas as pd
 
-from zsr_utils._text import one_of
-from zsr_utils.scores._intervals import Estimate, bootstrap, grouped_proportion, proportion
+from zsr_utils.scores._intervals import Estimate, bootstrap, grouped_proportion, paired_difference, proportion
 
 
-ANSWERS = ("unchanged", "all")
+Statistic = Callable[[pd.DataFrame], Estimate]
 
 
-def instability(rows: pd.DataFrame, families: Sequence[str] | None = None, *, equal: int = 2) -> pd.DataFrame:
-    """How often perturbations of every family, and of all of them together, change the answer.
+def same_answer(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose answer is the one to the unchanged image."""
+    return rows[rows.prediction == rows.clean_prediction]
 
-    `ifr`, the instance flip rate, is the share of views whose answer is not the clean one. `iv`, image
-    vulnerability, is the share of images of which at least one view flips: it grows with the number of
-    views, so `iv_equal` is what it would be with `equal` views an image, the mean over all choices of
-    that many. A family with fewer views has no `iv_equal`.
 
-    Args:
-        rows: Columns `sample_id`, `family`, `clean_prediction`, `prediction`, a row a view.
-        families: Which ones `any` unites, and the order; all by default.
-        equal: Views an image in `iv_equal`.
+def changed_answer(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose answer is another one than that to the unchanged image."""
+    return rows[rows.prediction != rows.clean_prediction]
 
-    Returns:
-        One row a family (the last is `any`) and quantity, with the columns of an estimate.
 
-    Raises:
-        ValueError: If there is no row, a family is not in the rows, or equal is below 1.
+def kept_rate(rows: pd.DataFrame) -> Estimate:
+    """Share of views whose answer is the clean one."""
+    return grouped_proportion((rows.prediction == rows.clean_prediction).to_numpy(), rows.sample_id.to_numpy())
+
+
+def flip_rate(rows: pd.DataFrame) -> Estimate:
+    """Instance flip rate (IFR): share of views whose answer is not the clean one.
 
     Examples:
-        >>> rows = pd.DataFrame({"sample_id": list("aabb"), "family": "scale", "clean_prediction": 0,
-        ...                      "prediction": [0, 1, 0, 0]})
-        >>> instability(rows).value.tolist()  # ifr, iv, iv_equal; once more for any
-        [0.25, 0.5, 0.5, 0.25, 0.5, 0.5]
+        >>> rows = pd.DataFrame({"sample_id": list("aabb"), "clean_prediction": 0, "prediction": [0, 1, 0, 0]})
+        >>> flip_rate(rows).value, vulnerability(rows).value, equal_vulnerability(2)(rows).value
+        (0.25, 0.5, 0.5)
 
     Source:
         Wani et al. (2026), IFR and IV; the equal-instances IV is this project's.
     """
-    if equal < 1:
-        raise ValueError(f"equal is {equal}, allowed is 1 or more.")
-    if rows.empty:
-        raise ValueError("There are no rows, so there is no flip rate.")
-    known = list(rows.family.unique())
-    families = known if families is None else list(families)
-    for family in families:
-        one_of("family", family, known)
-    rows = rows[rows.family.isin(families)].assign(flip=lambda r: r.prediction != r.clean_prediction)
-    found = []
-    for family in [*families, "any"]:
-        part = rows if family == "any" else rows[rows.family == family]
-        by_image = part.groupby("sample_id", sort=False).flip
-        flips, views = by_image.sum().to_numpy(), by_image.size().to_numpy()
-        numbers = {
-            "ifr": grouped_proportion(part.flip.to_numpy(), part.sample_id.to_numpy()),
-            "iv": proportion(int((flips > 0).sum()), len(flips)),
-        }
-        if views.min() >= equal:
-            missed = [comb(int(n - k), equal) / comb(int(n), equal) for n, k in zip(views, flips)]
-            numbers["iv_equal"] = _mean(1 - np.array(missed))
-        found += [{"family": family, "quantity": name, **asdict(e)} for name, e in numbers.items()]
-    return pd.DataFrame(found)
+    return grouped_proportion((rows.prediction != rows.clean_prediction).to_numpy(), rows.sample_id.to_numpy())
 
 
-def drift_ratios(rows: pd.DataFrame, control: pd.DataFrame, *, answers: str, resamples: int = 1000) -> pd.DataFrame:
-    """Drift under every family, relative to the distance between unrelated clean images.
+def vulnerability(rows: pd.DataFrame) -> Estimate:
+    """Image vulnerability (IV): share of images of which at least one view flips; it grows with the views."""
+    flips, _ = _flips(rows)
+    return proportion(int((flips > 0).sum()), len(flips))
 
-    Per image, drift is the mean over the views of a family; both means run over the same images.
 
-    Args:
-        rows: Columns `sample_id`, `family`, `drift`, `clean_prediction`, `prediction`, a row a view.
-        control: Columns `sample_id`, `kind`, `distance`, a row an image and kind of control.
-        answers: `unchanged` keeps only views whose answer is the clean one; `all` keeps every view.
-        resamples: Bootstrap resamples, of the images.
-
-    Returns:
-        One row a family, kind of control and quantity, with the columns of an estimate: `ratio` (of the
-        means; 1 is as far as an unrelated image) and `cohens_d` (mean difference over the pooled standard
-        deviation; negative if the drift is smaller). A family whose every view flips has no row.
+def equal_vulnerability(views: int) -> Statistic:
+    """IV as it would be with so many views an image: the mean over all choices of that many.
 
     Raises:
-        ValueError: If answers is unknown, or rows and control have no image in common.
+        ValueError: If views is below 1, or (when it is called) an image has fewer.
+    """
+    if views < 1:
+        raise ValueError(f"views is {views}, allowed is 1 or more.")
+
+    def statistic(rows: pd.DataFrame) -> Estimate:
+        flips, seen = _flips(rows)
+        if seen.min() < views:
+            raise ValueError(f"An image has {seen.min()} views, allowed for an IV of {views} are that many or more.")
+        missed = [comb(int(n - k), views) / comb(int(n), views) for n, k in zip(seen, flips)]
+        return bootstrap(np.mean, 1 - np.array(missed))
+
+    return statistic
+
+
+def share_of(column: str) -> Statistic:
+    """Share of rows in which a column is true; the interval counts images."""
+    return lambda rows: grouped_proportion(rows[column].to_numpy(), rows.sample_id.to_numpy())
+
+
+def mean_of(column: str, unit: str) -> Statistic:
+    """Mean of a column: first over the rows of an image, then over the images; missing values are left out.
+
+    Examples:
+        >>> rows = pd.DataFrame({"sample_id": list("aab"), "drift": [1.0, 3.0, 4.0]})
+        >>> mean_of("drift", "cosine")(rows).value
+        3.0
+    """
+
+    def statistic(rows: pd.DataFrame) -> Estimate:
+        means = rows.groupby("sample_id", sort=False)[column].mean().dropna()
+        if means.empty:
+            raise ValueError(f"{column} is missing in all {len(rows)} rows, a mean needs one value at least.")
+        return bootstrap(np.mean, means.to_numpy(), unit=unit)
+
+    return statistic
+
+
+def median_of(column: str, unit: str) -> Statistic:
+    """Median of a column over all rows; the interval draws images.
+
+    Examples:
+        >>> rows = pd.DataFrame({"sample_id": list("aab"), "rms": [1.0, 3.0, 4.0]})
+        >>> median_of("rms", "grey levels")(rows).value
+        3.0
+    """
+    return lambda rows: bootstrap(np.median, rows[column].to_numpy(float), groups=rows.sample_id, unit=unit)
+
+
+def paired_change(one: pd.DataFrame, other: pd.DataFrame, column: str, *, unit: str = "fraction") -> Estimate:
+    """Mean of `other - one` over the images that both have, each image's rows averaged first.
+
+    Raises:
+        ValueError: If they have no image in common.
+
+    Examples:
+        >>> rows = pd.DataFrame({"sample_id": list("abab"), "band": list("llhh"), "flip": [0, 1, 1, 1]})
+        >>> paired_change(rows[rows.band == "l"], rows[rows.band == "h"], "flip").value
+        0.5
+    """
+    means = [rows.groupby("sample_id", sort=False)[column].mean() for rows in (one, other)]
+    both = pd.concat(means, axis=1, join="inner", keys=["one", "other"])
+    if both.empty:
+        raise ValueError("The two conditions have no image in common, a paired difference needs one at least.")
+    return paired_difference(both.one.to_numpy(dtype=float), both.other.to_numpy(dtype=float), unit=unit)
+
+
+def correlation_of(x: str, y: str) -> Statistic:
+    """Pearson correlation of two columns; 0 where one of them does not vary."""
+
+    def statistic(rows: pd.DataFrame) -> Estimate:
+        filled = rows.dropna(subset=[x, y])
+        columns = filled[x].to_numpy(dtype=float), filled[y].to_numpy(dtype=float)
+        return bootstrap(_pearson, *columns, groups=filled.sample_id.to_numpy(), unit="correlation")
+
+    return statistic
+
+
+def relative_to(control: pd.DataFrame, *, drift: str = "drift", resamples: int = 1000) -> Statistic:
+    """Drift relative to the distance between unrelated images: 1 is as far as a picture of something else.
+
+    Per image, drift is the mean over its rows; both means run over the same images.
+
+    Args:
+        control: One row an image: `sample_id`, `distance`, and `model` or `layer` where the rows differ in them.
+        drift: Column of the rows.
+        resamples: Bootstrap resamples, of the images.
+
+    Raises:
+        ValueError: (When it is called) if rows and control have fewer than two images in common.
 
     Source:
-        Wani et al. (2026), drift against control, whose averages hold changed answers too; the restriction
-        and the intervals are this project's.
+        Wani et al. (2026), drift against control, whose averages hold changed answers too; the restriction to
+        unchanged ones (`same_answer`) and the intervals are this project's.
     """
-    one_of("answers", answers, ANSWERS)
-    if answers == "unchanged":
-        rows = rows[rows.prediction == rows.clean_prediction]
-    found = []
-    for family, views in rows.groupby("family", sort=False):
-        drift = views.groupby("sample_id", sort=False).drift.mean()
-        for kind, part in control.groupby("kind", sort=False):
-            both = pd.concat([drift, part.set_index("sample_id").distance], axis=1, join="inner")
-            if len(both) < 2:
-                continue
-            columns = both.drift.to_numpy(), both.distance.to_numpy()
-            for name, statistic, unit in (("ratio", _ratio, "fraction"), ("cohens_d", _cohens_d, "sd")):
-                estimate = bootstrap(statistic, *columns, resamples=resamples, unit=unit)
-                found.append({"family": family, "kind": kind, "quantity": name, **asdict(estimate)})
-    if not found:
-        raise ValueError(f"No two images have both a drift (answers {answers}) and a control distance.")
-    return pd.DataFrame(found)
+    return lambda rows: bootstrap(_ratio, *_matched(rows, control, drift), resamples=resamples)
 
 
-def image_means(rows: pd.DataFrame, by: str | Sequence[str], column: str, *, unit: str = "fraction") -> pd.DataFrame:
-    """Mean of a column in every group: first over the views of an image, then over the images.
+def effect_size(control: pd.DataFrame, *, drift: str = "drift") -> Statistic:
+    """Cohen's d of drift against control: the mean difference over the pooled standard deviation.
 
-    Missing values are left out; a group without any other has no row. The interval resamples images.
-
-    Examples:
-        >>> rows = pd.DataFrame({"sample_id": list("aab"), "family": "x", "drift": [1.0, 3.0, 4.0]})
-        >>> image_means(rows, "family", "drift").value.tolist()
-        [3.0]
+    Negative where the drift is smaller. Arguments as `relative_to`.
     """
-    by = [by] if isinstance(by, str) else list(by)
-    means = rows.groupby([*by, "sample_id"], sort=False)[column].mean().dropna().reset_index()
-    found = []
-    for keys, part in means.groupby(by, sort=False):
-        found.append({**dict(zip(by, keys)), **asdict(_mean(part[column].to_numpy(), unit))})
-    return pd.DataFrame(found)
+    return lambda rows: bootstrap(_cohens_d, *_matched(rows, control, drift), unit="standard deviations")
 
 
-def correlations(rows: pd.DataFrame, by: str, x: str, y: str, *, resamples: int = 1000) -> pd.DataFrame:
-    """Pearson correlation of two columns in every group, with a bootstrap over the images.
-
-    A group in which one of the two does not vary has no row.
-
-    Examples:
-        >>> rows = pd.DataFrame({"sample_id": range(9), "family": "x", "a": range(9), "b": range(0, -9, -1)})
-        >>> correlations(rows, "family", "a", "b").value.round(6).tolist()
-        [-1.0]
-    """
-    found = []
-    for key, part in rows.dropna(subset=[x, y]).groupby(by, sort=False):
-        a, b = part[x].to_numpy(dtype=float), part[y].to_numpy(dtype=float)
-        if len(part) < 3 or a.std() == 0 or b.std() == 0:
-            continue
-        groups = part.sample_id.to_numpy()
-        estimate = bootstrap(_pearson, a, b, groups=groups, resamples=resamples, unit="correlation")
-        found.append({by: key, **asdict(estimate)})
-    return pd.DataFrame(found)
+def _flips(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Changed answers and views of every image."""
+    by_image = (rows.prediction != rows.clean_prediction).groupby(rows.sample_id, sort=False)
+    return by_image.sum().to_numpy(), by_image.size().to_numpy()
 
 
-def _mean(values: np.ndarray, unit: str = "fraction") -> Estimate:
-    return bootstrap(np.mean, values, unit=unit)
+def _matched(rows: pd.DataFrame, control: pd.DataFrame, drift: str) -> tuple[np.ndarray, np.ndarray]:
+    for column in ("model", "layer"):
+        if column in control and column in rows:
+            control = control[control[column] == rows[column].iloc[0]]
+    means = rows.groupby("sample_id", sort=False)[drift].mean()
+    both = pd.concat([means, control.set_index("sample_id").distance], axis=1, join="inner").dropna()
+    if len(both) < 2:
+        raise ValueError(f"{len(both)} images have both a drift and a control distance, allowed is 2 or more.")
+    return both[drift].to_numpy(), both.distance.to_numpy()
 
 
 def _ratio(drift: np.ndarray, distance: np.ndarray, axis: int = -1) -> np.ndarray:

@@ -16,27 +16,18 @@ def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "
         directions: Where to look; their lengths do not matter.
 
     Returns:
-        One row a direction, columns `direction` (position), `statistic` (W; 1 is normal), `p`, `p_holm`
-        (below 0.05: normality is rejected at 5 % over all directions together), `skewness` and
-        `excess_kurtosis` (both 0 if normal), which say how large a deviation is.
+        One row a direction, columns `direction` (position), `statistic` (W; 1 is normal), `p`, `p_holm` (below 0.05:
+        normality is rejected at 5 % over all directions together), `skewness` and `excess_kurtosis` (both 0 if normal),
+        which say how large a deviation is.
 
-    Raises:
-        ValueError: If shapes do not match, the number of samples is not allowed, or all samples are equal
-            along a direction.
 
-    Examples:
-        >>> cloud = np.random.default_rng(0).exponential(size=(200, 2))
-        >>> bool((normality(cloud, np.eye(2)).p_holm < 1e-6).all())
-        True
 
-    Source:
-        Shapiro & Wilk (1965) by `scipy.stats.shapiro`; Holm (1979).
+    Source: Shapiro & Wilk (1965) by `scipy.stats.shapiro`; Holm (1979).
     """
     samples, directions = np.asarray(samples, dtype=float), np.asarray(directions, dtype=float)
     if samples.ndim != 2 or directions.ndim != 2 or samples.shape[1] != directions.shape[1] or len(directions) == 0:
-        raise ValueError(
-            f"samples and directions have shapes {samples.shape} and {directions.shape}, allowed are (N, D) and (M, D)."
-        )
+        shapes = f"{samples.shape} and {directions.shape}"
+        raise ValueError(f"samples and directions have shapes {shapes}, allowed are (N, D) and (M, D).")
     if not 3 <= len(samples) <= 5000:
         raise ValueError(f"{len(samples)} samples given, allowed are 3 to 5000.")
     values = (samples - samples.mean(0)) @ directions.T
@@ -47,59 +38,21 @@ def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "
     order, m = np.argsort(p), len(p)
     holm = np.empty(m)
     holm[order] = np.maximum.accumulate((m - np.arange(m)) * p[order]).clip(max=1)
-    return pd.DataFrame(
-        {
-            "direction": np.arange(m),
-            "statistic": statistic,
-            "p": p,
-            "p_holm": holm,
-            "skewness": scipy.stats.skew(values),
-            "excess_kurtosis": scipy.stats.kurtosis(values),
-        }
-    )
-
-
-def qq_points(values: Float[np.ndarray, "n"]) -> pd.DataFrame:
-    """Points of a normal Q-Q plot: columns `theoretical` and `ordered`, both in standard deviations.
-
-    Examples:
-        >>> qq_points(np.array([5.0, 1.0, 3.0])).ordered.tolist()
-        [-1.0, 0.0, 1.0]
-
-    Raises:
-        ValueError: If fewer than three values are given, or all are equal.
-
-    Source:
-        Filliben (1975) by `scipy.stats.probplot`.
-    """
-    values = np.asarray(values, dtype=float)
-    if values.ndim != 1 or len(values) < 3 or values.std() == 0:
-        raise ValueError(f"values have shape {values.shape}, allowed is (n,) with at least 3 values, not all equal.")
-    theoretical, ordered = scipy.stats.probplot((values - values.mean()) / values.std(ddof=1), fit=False)
-    return pd.DataFrame({"theoretical": theoretical, "ordered": ordered})
+    moments = {"skewness": scipy.stats.skew(values), "excess_kurtosis": scipy.stats.kurtosis(values)}
+    return pd.DataFrame({"direction": np.arange(m), "statistic": statistic, "p": p, "p_holm": holm, **moments})
 
 
 def covariance_agreement(
-    samples: Float[np.ndarray, "n d"],
-    predicted: Float[np.ndarray, "d d"],
-    *,
-    resamples: int = 1000,
-    simulations: int = 200,
-    seed: int = 0,
-) -> dict[str, Estimate]:
+    samples: Float[np.ndarray, "n d"], predicted: Float[np.ndarray, "d d"], *,
+    resamples: int = 1000, simulations: int = 200, seed: int = 0,
+) -> dict[str, Estimate]:  # fmt: skip
     """Empirical covariance of the samples against a predicted one, such as sigma^2 J J^T.
 
-    Few samples give a wrong covariance even where the prediction is right. What that alone does to a
-    distance or an eigenvector is found by simulation: as many samples are drawn from the predicted
-    Gaussian, `simulations` times. A distance above that range, or a cosine below it, speaks against the
-    prediction.
+    Few samples give a wrong covariance even where the prediction is right. What that alone does to a distance or an
+    eigenvector is found by simulation: as many samples are drawn from the predicted Gaussian, `simulations` times. A
+    distance above that range, or a cosine below it, speaks against the prediction.
 
-    Args:
-        samples: Embeddings of noisy copies.
-        predicted: Covariance matrix.
-        resamples: Bootstrap resamples, of the samples.
-        simulations: Clouds drawn from the predicted Gaussian.
-        seed: Of both.
+
 
     Returns:
         `trace_ratio`: empirical over predicted, with a bootstrap interval.
@@ -108,18 +61,13 @@ def covariance_agreement(
         value) but are to be read against
         `frobenius_by_sampling`, `leading_cosine_by_sampling`: median and 95 % range of the simulations.
 
-    Raises:
-        ValueError: If shapes do not match, there are fewer than three samples, the prediction is not
-            symmetric with a positive trace and no negative eigenvalue, or a count is below 1.
-
-    Source:
-        Linear Gaussian account of Salman et al. (2024); the three measures are this project's choice.
+    Source: Linear Gaussian account of Salman et al. (2024); the three measures are this project's choice.
     """
     samples, predicted = np.asarray(samples, dtype=float), np.asarray(predicted, dtype=float)
     if samples.ndim != 2 or len(samples) < 3 or predicted.shape != (samples.shape[1],) * 2:
+        shapes = f"{samples.shape} and {predicted.shape}"
         raise ValueError(
-            f"samples and predicted have shapes {samples.shape} and {predicted.shape}, "
-            "allowed are (N, D) with N at least 3 and (D, D)."
+            f"samples and predicted have shapes {shapes}, allowed are (N, D) with N at least 3 and (D, D)."
         )
     for name, value in {"resamples": resamples, "simulations": simulations}.items():
         if value < 1:

@@ -1,33 +1,26 @@
 """What is finished, in the cache folder: an interrupted run goes on and a second one computes nothing."""
 
-import hashlib
-import json
 import os
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zsr_utils._cache import cache_folder, write_npz
+from zsr_utils._cache import cache_folder, code, digest, read_kept, write_kept
 
 
-CODE = tuple(Path(__file__).with_name(name) for name in ("alignment.py", "_steps.py"))
+CODE = ("models", "conditions")
 EVERY = 64  # finished pairs between two files
 
 
-class Kept:
+class FinishedPairs:
     """Finished pairs in the cache folder, found again by source, goal and everything that made them."""
 
-    def __init__(self, net, sources, goal, until, settings, seed):
-        code = hashlib.sha256(b"".join(p.read_bytes() for p in CODE)).hexdigest()  # other code, other results
-        made_by = [net.fingerprint, net.precision, repr(settings), seed, code]
-        folder = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:32]
-        self._folder = cache_folder() / "aligned" / folder
-        self._keys = [
-            hashlib.sha256(as_bytes(sources[i]) + goal.key(i) + until.key(i)).hexdigest()[:32] for i in range(len(goal))
-        ]
+    def __init__(self, net, sources, goal, until, settings, names):
+        self._folder = cache_folder() / "aligned" / digest(net.fingerprint, net.precision, settings, code(*CODE))
+        noise = names if settings.noise else [""] * len(names)  # by which it is drawn
+        self._keys = [digest(as_bytes(sources[i]), goal.key(i), until.key(i), noise[i]) for i in range(len(goal))]
         self._new: list[int] = []
 
     def load(self, found) -> list[int]:
@@ -36,7 +29,8 @@ class Kept:
         for row, key in enumerate(self._keys):
             rows_of.setdefault(key, []).append(row)
         for path in sorted(self._folder.glob("*.npz")):
-            part = np.load(path)
+            if (part := read_kept(path)) is None:
+                continue
             keys = part["keys"]
             known = [(i, row) for i, key in enumerate(keys) for row in rows_of.pop(str(key), ())]
             if known:
@@ -55,7 +49,7 @@ class Kept:
             arrays = {f.name: getattr(found, f.name)[self._new].numpy() for f in fields(found)}
             number = len(list(self._folder.glob("*.npz")))
             keys = np.array([self._keys[row] for row in self._new])
-            write_npz(self._folder / f"{number:06d}-{os.getpid()}.npz", {"keys": keys, **arrays})
+            write_kept(self._folder / f"{number:06d}-{os.getpid()}.npz", {"keys": keys, **arrays})
             self._new = []
 
 

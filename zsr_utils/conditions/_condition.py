@@ -1,0 +1,196 @@
+"""What a condition is, and what it gets to see of a batch."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from zsr_utils.models import Model
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model makes of some images, on the CPU in float64 but for pixels and token grids."""
+
+    pixels: Float[Tensor, "n 3 h w"]  # float32 in [0, 1], on the model's device
+    features: Float[Tensor, "n d"]  # raw embeddings
+    logits: Float[Tensor, "n k"]
+    grids: tuple[Float[Tensor, "n rows columns c"], ...] = ()  # float32, after every block or the last; if asked for
+
+    @property
+    def predictions(self) -> Int[Tensor, "n"]:
+        return self.logits.argmax(1)
+
+    def rows(self, chosen: Int[Tensor, "m"]) -> "Seen":
+        """Some of the images."""
+        pixels, grids = self.pixels[chosen.to(self.pixels.device)], tuple(g[chosen] for g in self.grids)
+        return Seen(pixels, self.features[chosen], self.logits[chosen], grids)
+
+
+@dataclass(frozen=True)
+class Head:
+    """Who answers: a zero-shot classifier, or the head a supervised network was trained with.
+
+    A model that answers otherwise, such as one that scores option texts, brings its own `see`.
+    """
+
+    weights: Float[Tensor, "k d"]  # rows of `Model.classifier`
+    class_names: tuple[str, ...]  # K
+
+    def __post_init__(self):
+        if len(self.class_names) < 2:
+            raise ValueError(f"{len(self.class_names)} class given, zero-shot classification needs at least two.")
+        if len(self.weights) != len(self.class_names):
+            raise ValueError(f"classifier has {len(self.weights)} rows, there are {len(self.class_names)} class names.")
+
+    @torch.no_grad()
+    def see(self, net: Model, pixels: Float[Tensor, "n 3 h w"], *, detail: str = "answers") -> Seen:
+        """One pass of some images; `detail` is `answers`, `tokens` (the last grid too) or `layers` (every grid)."""
+        features, grids = (net.encode_image(pixels), []) if detail == "answers" else net.encode_layers(pixels)
+        shown = grids if detail == "layers" else grids[-1:]
+        return Seen(pixels, features.double().cpu(), self.scores(net, features), tuple(g.cpu() for g in shown))
+
+    @torch.no_grad()
+    def scores(self, net: Model, features: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """Logits of raw embeddings, float64 on the CPU."""
+        net.check_classifier(self.weights, features.shape[1])
+        return net.logits_of(features.to(net.device).float(), self.weights.to(net.device)).cpu().double()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images as they are, for a condition to change."""
+
+    net: Model  # that will look at them
+    head: Head
+    sample_ids: Sequence[str]
+    labels: Int[Tensor, "n"]
+    clean: Seen  # what the model makes of the unchanged images
+    draw: int = 0  # which repetition of a random condition this is
+    seed: int = 0  # of everything random
+    open: Callable[[str], Image.Image] | None = field(default=None, repr=False)  # a picture by its sample id
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    @property
+    def pixels(self) -> Float[Tensor, "n 3 h w"]:
+        return self.clean.pixels
+
+    @cached_property
+    def pictures(self) -> list[Image.Image]:
+        """The pictures before the model's own resize and crop, RGB."""
+        if self.open is None:
+            raise ValueError("These images are pixels at the model's size, a change of pictures needs a data set.")
+        return [self.open(sample_id) for sample_id in self.sample_ids]
+
+    @cached_property
+    def noise(self) -> Float[Tensor, "n 3 h w"]:
+        """Standard normal noise, the same for an image and draw whatever else is in the batch."""
+        return unit_noise(self.pixels.shape[1:], self.sample_ids, (self.seed, self.draw)).to(self.pixels.device)
+
+
+def nothing(batch: Batch, seen: Seen) -> dict:
+    """No further facts."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to show images again.
+
+    `draws` are repetitions: those that `measure` is asked for (None), a number, or a number by sample id; samples that
+    it does not name are left out.
+    """
+
+    name: str  # the rows' `condition`, a term of the field such as `gaussian_noise`
+    severity: float  # 0 is the unchanged image
+    change: Callable[[Batch], Float[Tensor, "n 3 h w"]]  # gives the pixels in [0, 1] that are shown
+    facts: Callable[[Batch, Seen], dict] = nothing  # further columns of the rows by name, (N,) each
+    draws: int | Mapping[str, int] | None = None
+
+    def __post_init__(self):
+        number = isinstance(self.severity, (int, float, np.number)) and not isinstance(self.severity, bool)
+        if not number or not math.isfinite(self.severity):
+            raise ValueError(f"Condition {self.name!r}: severity is {self.severity!r}, allowed is a number.")
+
+    def repeats(self, sample_id: str, default: int) -> int:
+        """Draws of one sample."""
+        if isinstance(self.draws, Mapping):
+            return self.draws.get(sample_id, 0)
+        return default if self.draws is None else self.draws
+
+
+def unchanged(batch: Batch) -> Float[Tensor, "n 3 h w"]:
+    """The images as they are."""
+    return batch.pixels
+
+
+ORIGINAL = Condition("original", 0.0, unchanged, draws=1)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A change that was made before, such as an alignment: final pixels by sample id and draw."""
+
+    rows: Mapping[tuple[str, int], int]  # positions in `pixels` by sample id and draw
+    pixels: Float[Tensor, "n 3 h w"]  # in [0, 1]
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # facts by name, (N,) each
+
+    def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
+        return self.pixels[self._positions(batch)].to(batch.pixels.device)
+
+    def facts(self, batch: Batch, seen: Seen) -> dict:
+        positions = self._positions(batch)
+        return {name: np.asarray(values)[positions] for name, values in self.columns.items()}
+
+    def _positions(self, batch: Batch) -> list[int]:
+        return [self.rows[sample_id, batch.draw] for sample_id in batch.sample_ids]
+
+
+def made_before(
+    name: str, severity: float, sample_ids: Iterable[str], pixels: Float[Tensor, "n 3 h w"],
+    columns: Mapping[str, np.ndarray] | None = None,
+) -> Condition:  # fmt: skip
+    """A condition of images that were made already; several of one sample are its draws, in their order.
+
+    Examples:
+        >>> condition = made_before("aligned", 1, ["a", "a", "b"], torch.zeros(3, 3, 2, 2))
+        >>> condition.draws
+        {'a': 2, 'b': 1}
+    """
+    draws: dict[str, int] = {}
+    rows = {}
+    for position, sample_id in enumerate(sample_ids):
+        rows[sample_id, draws.get(sample_id, 0)] = position
+        draws[sample_id] = draws.get(sample_id, 0) + 1
+    lookup = Lookup(rows, pixels, columns or {})
+    return Condition(name, severity, lookup.change, lookup.facts, draws)
+
+
+def unit_noise(shape: Sequence[int], names: Iterable[str], seed: Sequence[int]) -> Float[Tensor, "n 3 h w"]:
+    """Standard normal noise: a generator a name, so that no batch, order or subset can change it."""
+    drawn = []
+    for name in names:
+        key = hashlib.sha256(f"{tuple(seed)}\0{name}".encode()).digest()
+        drawn.append(np.random.default_rng(np.frombuffer(key, np.uint32)).standard_normal(shape, dtype=np.float32))
+    return torch.from_numpy(np.stack(drawn)) if drawn else torch.empty(0, *shape)
+
+
+def drift_between(one: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
+    """1 - cosine, as half the squared distance of the unit vectors: no cancellation hides a small one."""
+    return (F.normalize(one.double(), dim=1) - F.normalize(other.double(), dim=1)).square().sum(1) / 2
+
+
+def margin_of(logits: Float[Tensor, "n k"], classes: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """Logit of one class of every image less the largest other one."""
+    own = classes.long()[:, None]
+    return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(1)

@@ -1,0 +1,297 @@
+"""Conditions x images -> rows: the one loop of the suite, and the only place where a wrong row could be made.
+
+It alone owns batches, device, progress, resuming, noise, finiteness and the columns of a row. An image's rows do not
+depend on what else is in its batch, on the order of the images or on an interruption.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from zsr_utils._cache import code, digest, kept_in_parts
+from zsr_utils._progress import progress
+from zsr_utils._text import one_of
+from zsr_utils.conditions import Batch, Condition, Head, Seen, drift_between, margin_of, unchanged
+from zsr_utils.datasets import Dataset
+from zsr_utils.models import Model
+
+
+COLUMNS = (
+    "sample_id", "label", "condition", "severity", "draw", "prediction", "confidence", "margin",
+    "clean_prediction", "clean_margin", "drift",
+)  # fmt: skip
+DETAILS = ("answers", "tokens", "layers")  # what `facts` get to see; each holds the ones before it
+ENCODES = ("models", "datasets", "measure")  # layers that embeddings depend on
+ANSWERS = (*ENCODES, "conditions", "prompts", "jacobian", "scores", "experiments")  # and rows
+NULLABLE = {"i": "Int64", "b": "boolean"}  # types of facts that another condition may not have
+RANGE = 1e-6  # of pixels beyond [0, 1]: a smaller excess is rounding
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Labelled images in memory at a model's size, such as aligned ones, in place of a data set.
+
+    Attributes:
+        sample_ids: (N,) ids, each once.
+        labels: (N,) class indices.
+        pixels: (N, 3, H, W) float32 in [0, 1].
+    """
+
+    sample_ids: Sequence[str]
+    labels: Int[np.ndarray, "n"]
+    pixels: Float[Tensor, "n 3 h w"]
+    name = "images in memory"
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(list(self.sample_ids), np.asarray(self.labels), self.pixels)
+
+    def batches(self, from_pil, batch_size: int, *, start: int = 0, workers=None) -> Iterator[tuple]:
+        ids, labels = list(self.sample_ids), torch.tensor(np.asarray(self.labels))
+        for first in range(start * batch_size, len(self), batch_size):
+            part = slice(first, first + batch_size)
+            yield ids[part], self.pixels[part], labels[part]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Raw image features of a data set.
+
+    Attributes:
+        sample_ids: (N,) ids.
+        labels: (N,) class indices.
+        features: (N, D) float32, not normalised.
+    """
+
+    sample_ids: np.ndarray
+    labels: Int[np.ndarray, "n"]
+    features: Float[np.ndarray, "n d"]
+
+    def of(self, sample_ids: Sequence[str]) -> Float[Tensor, "m d"]:
+        """Features of some samples, in the order asked."""
+        position = {sample_id: i for i, sample_id in enumerate(self.sample_ids)}
+        return torch.from_numpy(self.features[[position[i] for i in sample_ids]])
+
+    def sample(self, most: int, *, seed: int = 0) -> "Embedded":
+        """At most so many of the images, drawn at random, in their order."""
+        n = len(self.labels)
+        kept = np.sort(np.random.default_rng(seed).choice(n, min(most, n), replace=False))
+        return Embedded(self.sample_ids[kept], self.labels[kept], self.features[kept])
+
+
+def embed(net: Model, images: Dataset | Pixels, *, batch_size: int = 64, workers: int | None = None) -> Embedded:
+    """Raw features of every readable image, kept on disk by model, precision, data and code.
+
+    Args:
+        net: The model.
+        images: Labelled images; they stream, so their number costs no memory beyond the features.
+        batch_size: Images in a batch.
+        workers: Processes that decode, as `Dataset.batches` takes them.
+    """
+
+    unreadable = getattr(images, "unreadable", {})
+
+    def parts(start: int) -> Iterator[dict]:
+        said = set(unreadable)
+        batches = images.batches(net.from_pil, batch_size, workers=workers, start=start)
+        with progress(len(images), "embed", initial=min(len(images), start * batch_size)) as bar:
+            for ids, pixels, labels in batches:
+                with torch.no_grad():
+                    features = net.encode_image(pixels.to(net.device)).cpu().numpy() if ids else np.empty((0, 0))
+                wrong = ~np.isfinite(features).all(1)
+                if wrong.any():
+                    first = ids[int(wrong.argmax())]
+                    raise FloatingPointError(f"{net.name}: the embedding of {first!r} is not finite.")
+                bar.update(len(ids))
+                broken = [f"{name}\0{why}" for name, why in unreadable.items() if name not in said]
+                said |= set(unreadable)
+                yield {
+                    "sample_ids": np.array(ids), "labels": labels.numpy(), "features": features,
+                    "unreadable": np.array(broken),
+                }  # fmt: skip
+
+    if not len(images):
+        raise ValueError(f"{images.name}: no image to embed.")
+    key = digest(net.fingerprint, net.precision, net.image_size, images.fingerprint, batch_size, code(*ENCODES))
+    arrays = kept_in_parts("embeddings", key, parts)
+    unreadable.update(line.split("\0", 1) for line in map(str, arrays.pop("unreadable")) if line)
+    if not len(arrays["labels"]):
+        raise ValueError(f"{images.name}: no image to embed.")
+    return Embedded(**arrays)
+
+
+@torch.no_grad()
+def measure(
+    net: Model,
+    images: Dataset | Pixels,
+    head: Head,
+    conditions: Sequence[Condition],
+    *,
+    draws: int = 1,
+    seed: int = 0,
+    detail: str = "answers",
+    batch_size: int = 64,
+) -> pd.DataFrame:
+    """Show every image under every condition, and keep a row for each.
+
+    Rows are kept on disk by model, images, head, conditions, settings and code; an interrupted run goes on after its
+    last finished batch.
+
+    Args:
+        net: The model.
+        images: Labelled images.
+        head: Who answers.
+        conditions: What is shown; a name and severity stand for one condition.
+        draws: Repetitions of conditions that name no number of their own.
+        seed: Of everything random.
+        detail: What a condition's `facts` get to see: `answers`, the last token grid too (`tokens`), or every grid
+            (`layers`).
+        batch_size: Images a forward pass.
+
+    Returns:
+        A row an image, condition and draw: `sample_id`, `label`, `condition`, `severity`, `draw`, `prediction`,
+        `confidence` (softmax at the model's own scale), `margin` (logit of the label less the largest other one),
+        `clean_prediction` (answer to the unchanged image), `clean_margin` (of that answer, in the image that is shown),
+        `drift` (1 - cosine between the embeddings of the shown and the unchanged image; exactly 0 where they are the
+        same), then the facts; missing where a condition has none of that name.
+    """
+    one_of("detail", detail, DETAILS)
+    _check(images, head, conditions, draws, batch_size)
+    embedded = embed(net, images, batch_size=batch_size)
+    if embedded.labels.max() >= len(head.class_names):
+        raise ValueError(f"label {embedded.labels.max()} has no name among {len(head.class_names)} class names.")
+
+    def parts(start: int) -> Iterator[pd.DataFrame]:
+        total = sum(c.repeats(i, draws) for c in conditions for i in embedded.sample_ids)
+        with progress(total, "measure", initial=_before(embedded, conditions, draws, batch_size, start)) as bar:
+            for batch in _batches(net, images, head, embedded, conditions, detail, seed, batch_size, start):
+                frames = []
+                for condition, part in _shown(batch, conditions, draws):
+                    frames.append(_rows(condition, part, detail))
+                    bar.update(len(part))
+                yield pd.concat([f for f in frames if len(f)], ignore_index=True) if frames else pd.DataFrame()
+
+    made_by = [net.fingerprint, net.precision, images.fingerprint, head, list(conditions), draws, seed, detail]
+    return kept_in_parts("rows", digest(*made_by, batch_size, code(*ANSWERS)), parts, ".parquet")
+
+
+def _check(images, head: Head, conditions: Sequence[Condition], draws: int, batch_size: int) -> None:
+    if not len(images) or not conditions:
+        raise ValueError(f"{len(images)} images and {len(conditions)} conditions given, allowed is 1 or more.")
+    for name, value in {"draws": draws, "batch_size": batch_size}.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}, allowed is 1 or more.")
+    known = set()
+    for condition in conditions:
+        key = condition.name, float(condition.severity)
+        if key in known:
+            raise ValueError(f"Two conditions are called {key[0]!r} with severity {key[1]:g}, allowed is one.")
+        known.add(key)
+
+
+def _batches(net, images, head, embedded, conditions, detail, seed, batch_size, start) -> Iterator[Batch]:
+    """The unchanged images, from a batch on; where no pixel is looked at, none is decoded."""
+    position = {sample_id: i for i, sample_id in enumerate(embedded.sample_ids)}
+    of = getattr(images, "image", None)
+    looked_at = any(c.change is not unchanged for c in conditions)
+    stored = Pixels(list(embedded.sample_ids), embedded.labels, torch.empty(len(position), 0))
+    for ids, pixels, labels in (images if looked_at else stored).batches(net.from_pil, batch_size, start=start):
+        rows = [position[i] for i in ids]
+        features = torch.from_numpy(embedded.features[rows])
+        pixels = pixels.to(net.device)
+        grids = head.see(net, pixels, detail=detail).grids if detail != "answers" and ids else ()
+        clean = Seen(pixels, features.double(), head.scores(net, features), grids)
+        yield Batch(net, head, ids, labels, clean, seed=seed, open=of)
+
+
+def _shown(batch: Batch, conditions: Sequence[Condition], draws: int) -> Iterator[tuple[Condition, Batch]]:
+    """Every condition with the images that it has a draw of; noise is made once a draw for all conditions."""
+    repeats = [[c.repeats(i, draws) for i in batch.sample_ids] for c in conditions]
+    for draw in range(max(map(max, repeats), default=0) if len(batch) else 0):
+        known: dict[tuple, Batch] = {}
+        for condition, numbers in zip(conditions, repeats):
+            chosen = tuple(row for row, number in enumerate(numbers) if draw < number)
+            if not chosen:
+                continue
+            if chosen not in known:
+                known[chosen] = _part(batch, chosen, draw)
+            yield condition, known[chosen]
+
+
+def _part(batch: Batch, chosen: Sequence[int], draw: int) -> Batch:
+    if len(chosen) == len(batch):
+        return replace(batch, draw=draw)
+    rows = torch.tensor(chosen)
+    ids = [batch.sample_ids[row] for row in chosen]
+    return replace(batch, sample_ids=ids, labels=batch.labels[rows], clean=batch.clean.rows(rows), draw=draw)
+
+
+def _rows(condition: Condition, batch: Batch, detail: str) -> pd.DataFrame:
+    pixels = condition.change(batch)
+    _check_pixels(pixels, condition, batch)
+    seen = batch.clean if pixels is batch.pixels else _see(batch, pixels, detail)
+    clean = batch.clean.predictions
+    columns = {
+        "sample_id": np.array(batch.sample_ids, dtype=object),
+        "label": batch.labels.numpy(),
+        "condition": condition.name,
+        "severity": float(condition.severity),
+        "draw": batch.draw,
+        "prediction": seen.predictions.numpy(),
+        "confidence": seen.logits.softmax(1).amax(1).numpy(),
+        "margin": margin_of(seen.logits, batch.labels).numpy(),
+        "clean_prediction": clean.numpy(),
+        "clean_margin": margin_of(seen.logits, clean).numpy(),
+        "drift": drift_between(batch.clean.features, seen.features).numpy(),
+    }
+    facts = pd.DataFrame(condition.facts(batch, seen), index=range(len(batch)))
+    nullable = {name: NULLABLE[kind.kind] for name, kind in facts.dtypes.items() if kind.kind in NULLABLE}
+    return pd.DataFrame(columns).join(facts.astype(nullable))
+
+
+def _see(batch: Batch, pixels: Tensor, detail: str) -> Seen:
+    """A pass of changed images; one that did not change is taken as it was.
+
+    A network's arithmetic differs in the last digit between batches, and a drift of 0 has to be 0, not the 1e-14 that a
+    rank statistic would take for a signal.
+    """
+    seen = batch.head.see(batch.net, pixels, detail=detail)
+    wrong = ~seen.features.isfinite().all(1)
+    if wrong.any():
+        first = batch.sample_ids[int(wrong.nonzero()[0])]
+        raise FloatingPointError(f"{batch.net.name}: the embedding of {first!r} is not finite.")
+    same = (pixels == batch.pixels).flatten(1).all(1).cpu()
+    if same.any():
+        for mine, its in zip(
+            [seen.features, seen.logits, *seen.grids], [batch.clean.features, batch.clean.logits, *batch.clean.grids]
+        ):
+            mine[same] = its[same]
+    return seen
+
+
+def _check_pixels(pixels: Tensor, condition: Condition, batch: Batch) -> None:
+    if pixels.shape != batch.pixels.shape:
+        shapes = tuple(pixels.shape), tuple(batch.pixels.shape)
+        raise ValueError(f"Condition {condition.name!r} gives pixels of shape {shapes[0]}, allowed is {shapes[1]}.")
+    wrong = ~((pixels >= -RANGE) & (pixels <= 1 + RANGE)).flatten(1).all(1)  # NaN compares as false
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        low, high = (float(v) for v in pixels[first].aminmax())
+        raise ValueError(
+            f"Condition {condition.name!r} with severity {condition.severity:g} gives {batch.sample_ids[first]!r} "
+            f"pixels from {low:.4g} to {high:.4g}, allowed is [0, 1]."
+        )
+
+
+def _before(embedded: Embedded, conditions, draws: int, batch_size: int, start: int) -> int:
+    """Rows of the batches before `start`."""
+    return sum(c.repeats(i, draws) for c in conditions for i in islice(embedded.sample_ids, start * batch_size))

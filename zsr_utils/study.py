@@ -1,0 +1,238 @@
+"""What every chapter opens with: models, images, prompts and the run, and one way from rows to numbers to sentences."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from functools import cached_property
+
+import pandas as pd
+
+from zsr_utils._text import unknown
+from zsr_utils.conditions import Condition, Head
+from zsr_utils.datasets import Dataset, load_dataset
+from zsr_utils.measure import Embedded, Pixels, embed, measure
+from zsr_utils.models import Model, load_model, seed_everything
+from zsr_utils.prompts import prompt_set
+from zsr_utils.records import Run, parameters
+from zsr_utils.scores import Estimate, decide
+
+
+# what a chapter need not name among its parameters
+DEFAULTS = {
+    "pretrained": "", "models": (), "split": "validation", "classes": 0, "ids": "", "limit": 0,
+    "prompts": "plain prompt", "batch_size": 64, "device": "auto", "precision": "fp32", "seed": 0,
+}  # fmt: skip
+OWN_PROMPTS = "own prompts of the data set"
+LEAST = {"batch_size": 1, "limit": 0, "seed": 0, "classes": 0, "draws": 1}  # of parameters that several chapters have
+
+
+class Study:
+    """Models, images and prompts of one notebook, and the numbers that it makes of them.
+
+    Attributes:
+        parameters: Those of the notebook.
+        nets: Model handles by name, the chapter's own first.
+        images: The data set.
+        templates: Prompt templates.
+        heads: By name of the model, who answers.
+        run: Where rows and numbers are kept.
+    """
+
+    def __init__(self, notebook: str, given: Mapping):
+        self.parameters = DEFAULTS | dict(given)
+        check_parameters(self.parameters)
+        p = self.parameters
+        seed_everything(p["seed"])
+        own = f"{p['model']}@{p['pretrained']}" if p["pretrained"] else p["model"]
+        wanted = {own: (p["model"], p["pretrained"])} | {name: tuple(name.split("@", 1)) for name in p["models"]}
+        self.images: Dataset = load_dataset(
+            p["dataset"], split=p["split"], classes=p["classes"], ids=p["ids"], limit=p["limit"], seed=p["seed"]
+        )
+        options = {"device": p["device"], "precision": p["precision"]}
+        self.nets: dict[str, Model] = {name: load_model(*address, **options) for name, address in wanted.items()}
+        self.run = Run(notebook, self.net, self.images, **given)
+        self.templates = self._prompts(p["prompts"])
+        self.heads = {name: self.head(net) for name, net in self.nets.items()}
+        self._rows: list[pd.DataFrame] = []
+
+    @property
+    def net(self) -> Model:
+        """The chapter's own model."""
+        return self.nets[self.name]
+
+    @property
+    def name(self) -> str:
+        """The name of the chapter's own model."""
+        return next(iter(self.nets))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The class names."""
+        return self.images.class_names
+
+    @cached_property
+    def embedded(self) -> Embedded:
+        """Raw features of all images by the chapter's own model."""
+        return embed(self.net, self.images, batch_size=self.parameters["batch_size"])
+
+    def opened(self) -> None:
+        """Say which models and images this run is about, and what must be known before believing a number."""
+        models, classes = ", ".join(self.nets), len(self.names)
+        print(*filter(None, [f"{models}; {len(self.images)} images, {classes} classes", self.run.caution]), sep="\n")
+
+    def head(self, net: Model, templates: Sequence[str] | None = None) -> Head:
+        """The zero-shot classifier of a model for this data set's classes."""
+        return Head(net.classifier(self.names, templates or self.templates), self.names)
+
+    def _prompts(self, name: str) -> tuple[str, ...]:
+        templates = self.images.templates if name == OWN_PROMPTS else prompt_set(name)
+        self.run.prompts(name, templates)
+        return templates
+
+    def measure(
+        self,
+        conditions: Sequence[Condition] | Callable[[Model], Sequence[Condition]],
+        *,
+        images: Dataset | Pixels | None = None,
+        models: Sequence[str] | None = None,
+        prompts: str | None = None,
+        keep: bool = True,
+        **options,
+    ) -> pd.DataFrame:
+        """Rows of conditions for every model, in a column `model`; they become the chapter's rows.
+
+        Args:
+            conditions: Or a function that makes them for a model, such as those of its own aligned images.
+            images: In place of the chapter's data set.
+            models: Names of some models; all by default.
+            prompts: Another prompt set than the chapter's, or `OWN_PROMPTS`.
+            keep: Whether the rows are among those that the chapter leaves behind.
+            options: `draws` and `detail`, as `measure.measure` takes them.
+        """
+        templates = self._prompts(prompts) if prompts else None
+        frames = []
+        for name in models or self.nets:
+            net = self.nets[name]
+            shown = conditions(net) if callable(conditions) else conditions
+            head = self.head(net, templates) if templates else self.heads[name]
+            rows = measure(
+                net, images or self.images, head, shown,
+                seed=self.parameters["seed"], batch_size=self.parameters["batch_size"], **options,
+            )  # fmt: skip
+            frames.append(rows.assign(model=name))
+        rows = pd.concat(frames, ignore_index=True)
+        return self.keep_rows(rows) if keep else rows
+
+    def keep_rows(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Put rows among those that the chapter leaves behind, such as ones that got further facts."""
+        self._rows.append(rows)
+        return rows
+
+    def estimate(
+        self, rows: pd.DataFrame, name: str, statistic: Callable[[pd.DataFrame], Estimate], by: Sequence[str] = ()
+    ) -> pd.DataFrame:
+        """One number a group of rows, kept under `name`, and the table of them.
+
+        Args:
+            rows: From `measure`, or any frame.
+            name: `topic/quantity`; the values of `by` follow as a qualifier, and the model's name where it is not the
+                chapter's own.
+            statistic: From the rows of a group to its estimate.
+            by: Columns that tell the groups apart, beside `model`.
+
+        Returns:
+            The columns of `by`, `model`, those of an estimate, `name` and `label` (what tells the row apart, in words).
+        """
+        by = list(by)
+        keys = [*by, *(["model"] if "model" in rows else [])]
+        groups = rows.groupby(keys, sort=False, observed=True) if keys else [((), rows)]
+        table = pd.DataFrame([{**dict(zip(keys, key)), **asdict(statistic(part))} for key, part in groups])
+        return self.keep(table, "/".join([name, *(["_".join(f"{{{column}}}" for column in by)] if by else [])]), by)
+
+    def keep(self, table: pd.DataFrame, name: str, by: Sequence[str] = ()) -> pd.DataFrame:
+        """Keep a table of estimates, one number a row, and give it back with names and labels.
+
+        Args:
+            table: Columns of an estimate, and those that tell its rows apart.
+            name: Format of the numbers' names over those columns, such as `drift/{quantity}/{family}`; what may not
+                stand in a name becomes `_`. Rows of compared models get the model's name as a further part.
+            by: Columns that make the label; those of the format by default.
+        """
+        by = list(by) or re.findall(r"\{(\w+)", name)
+        numbers, labels = [], []
+        for row in table.to_dict("records"):
+            model = row.get("model", self.name)
+            number = name.format(**{k: _plain(v) for k, v in row.items()}) + (f"/{model}" if model != self.name else "")
+            number = re.sub(r"[^a-z0-9_/]+", "_", number.lower()).strip("_")
+            self.run.metric(number, Estimate(**{f.name: row[f.name] for f in fields(Estimate)}))
+            numbers.append(number)
+            labels.append(", ".join(_plain(row[column]).replace("_", " ") for column in by) or model)
+        return table.assign(name=numbers, label=labels)
+
+    def number(self, name: str, estimate: Estimate) -> Estimate:
+        """Keep one number."""
+        return self.run.metric(name, estimate)
+
+    def __getitem__(self, name: str) -> Estimate:
+        return _Recorded(self.run.metrics, {})[name]
+
+    def decide(self, name: str, reference: float = 0.0, *, margin: float | None = None, **words: str) -> str:
+        """The words that fit a number by `scores.decide`: `more`, `less`, `undecided`, and `same` with a margin."""
+        return words[decide(self[name], reference, margin=margin)]
+
+    def say(self, text: str, **words) -> None:
+        """Show a sentence of the report, as Markdown: the place for results in prose.
+
+        Args:
+            text: Numbers enter by their recorded names, `{zero_shot/accuracy:pct}`, and further words by theirs.
+            words: Chosen by a rule, such as by `decide`; an estimate takes a format, too.
+        """
+        self.run.say(text.format_map(_Recorded(self.run.metrics, words)))
+
+    def close(self) -> None:
+        """Write rows, numbers and provenance, and show the numbers and where they come from."""
+        from IPython.display import display
+
+        if self._rows:
+            self.run.save_rows(pd.concat(self._rows, ignore_index=True))
+        self.run.save()
+        display(self.run.table()[["name", "value", "low", "high", "interval", "n", "unit"]].round(4))
+        display(self.run.show_provenance())
+
+
+class _Recorded(dict):
+    """Further words, and numbers by name."""
+
+    def __init__(self, numbers: Mapping[str, Estimate], words: Mapping):
+        super().__init__(words)
+        self._numbers = numbers
+
+    def __missing__(self, name: str) -> Estimate:
+        if name not in self._numbers:
+            raise ValueError(unknown("recorded number", name, self._numbers))
+        return self._numbers[name]
+
+
+def open_study(notebook: str, namespace: Mapping) -> Study:
+    """Open the study of a notebook: `study = zsr.open_study("01-zero-shot-baseline", globals())`.
+
+    Args:
+        notebook: File name of the notebook without `.ipynb`.
+        namespace: Its variables after the `parameters` cell.
+    """
+    return Study(notebook, parameters(dict(namespace)))
+
+
+def check_parameters(given: Mapping) -> None:
+    """Refuse values of common parameters that mean nothing."""
+    for name, least in LEAST.items():
+        if name in given and given[name] < least:
+            raise ValueError(f"{name} is {given[name]}, allowed is {least} or more.")
+    for name in given["models"]:
+        if not isinstance(name, str) or name.count("@") > 1 or not name.strip("@ "):
+            raise ValueError(f"models holds {name!r}, allowed are names such as 'ViT-B-32' or 'ViT-B-32@openai'.")
+
+
+def _plain(value) -> str:
+    """A value of a column as it stands in names and labels: whole numbers without a point."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
