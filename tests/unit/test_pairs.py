@@ -95,7 +95,7 @@ def test_a_second_call_takes_a_part_of_the_pairs_from_the_cache(monkeypatch):
     whole = made()
     monkeypatch.setattr(_steps, "gradient_step", None)  # any step would fail
     part = made(number=7)
-    assert part.aligned.reached.tolist() == whole.aligned.reached[part.table.index.to_numpy()].tolist()
+    assert part.aligned.reached.tolist() == whole.aligned.reached[part.table.index.tolist()].tolist()
 
 
 def test_no_pairs_are_refused():
