@@ -65,9 +65,23 @@ def test_intervals_are_right_nineteen_times_in_twenty():
 
 
 def test_the_false_alarm_rate_is_kept_on_average():
-    """Of 59 held-out images and a new one, each is equally often the largest, …: the threshold leaves 3 of 60 above."""
+    """A new image is above the k-th of n scores with probability 1 - k / (n + 1): 3 of 60 above the 57th of 59."""
     held_out = gaussian(59, 0, 3)
-    assert scores.detection([0], [0], held_out, resamples=1)["threshold"].value == np.sort(held_out)[-3]
+    assert scores.detection([0], [0], held_out, resamples=1)["threshold"].value == np.sort(held_out)[56]
+
+
+def test_as_many_scores_are_drawn_as_there_are():
+    """Of ten scores half above a threshold that stays, the count in a resample is binomial; of nine it is another."""
+    half = np.repeat([-1.0, 1.0], 5)
+    found = scores.detection(half, half, np.zeros(9), resamples=1000)
+    for name in ("tpr", "fpr"):
+        assert (found[name].low, found[name].high) == tuple(binom.ppf([0.025, 0.975], 10, 0.5) / 10)
+    pairs = scores.detection(np.repeat(half, 2), half, np.zeros(9), groups=np.repeat(range(10), 2), resamples=1000)
+    assert (pairs["tpr"].low, pairs["tpr"].high) == (found["tpr"].low, found["tpr"].high)
+    # the threshold is the second largest of 39: two or more of 39 draws are above k - 1 with a known chance
+    found = scores.detection(half, half, np.arange(39.0), resamples=1000)["threshold"]
+    chance = binom.cdf(1, 39, 1 - np.arange(1, 40) / 39)  # that it is at most k
+    assert (found.low, found.high) == tuple(np.searchsorted(chance, [0.025, 0.975]))
 
 
 def test_intervals_hold_the_uncertainty_of_the_threshold():

@@ -28,6 +28,8 @@ from zsr_utils.scores._intervals import (
     wilson,
 )
 from zsr_utils.scores._noise import (
+    CLEAN,
+    HELD_OUT,
     beside_predicted,
     detect,
     detect_at_best_sigma,
@@ -46,6 +48,8 @@ from zsr_utils.scores._verdicts import decide, within
 
 
 __all__ = [
+    "CLEAN",
+    "HELD_OUT",
     "JACOBIAN_UNITS",
     "Estimate",
     "Statistic",
