@@ -43,16 +43,10 @@ def detect(images: pd.DataFrame, *, negative: str = CLEAN, **options) -> pd.Data
     alone set the threshold, and the bootstrap draws source images.
     """
     found = []
-    for (model, severity), part in images.groupby(["model", "severity"], sort=False):
-        of = dict(list(part.groupby("kind", sort=False)))
-        for kind in [k for k in of if k not in (CLEAN, HELD_OUT)]:
+    for _, part in images.groupby(["model", "severity"], sort=False):
+        for kind in [k for k in part.kind.unique() if k not in (CLEAN, HELD_OUT)]:
             for statistic in STATISTICS:
-                scores = (of[k][statistic].to_numpy() for k in (kind, negative, HELD_OUT))
-                estimates = detection(*scores, groups=of[kind].source_id.to_numpy(), **options)
-                goal, words = kind.split(",")[0], statistic.replace("_", " ")
-                key = {"model": model, "severity": severity, "kind": kind, "statistic": statistic, "goal": goal}
-                key |= {"series": f"{goal}, by {words}", "rms": of[kind].rms.mean()}
-                found += [{**key, "quantity": q, **asdict(e)} for q, e in estimates.items() if q != "threshold"]
+                found += _detected(part, kind, statistic, negative, options)
     return pd.DataFrame(found)
 
 
@@ -69,8 +63,10 @@ def detect_at_best_sigma(images: pd.DataFrame, *, seed: int = 0, **options) -> p
     keys = ["kind", "statistic", "severity"]
     tried = tried.pivot_table(index=keys, columns="quantity", values=["value", "low"], sort=False)
     best = tried.sort_values([("low", "tpr"), ("value", "auroc")]).index.to_frame(index=False)
-    best = best.drop_duplicates(keys[:2], keep="last")
-    return detect(images[~choose], **options).merge(best).sort_values(keys[:2], ignore_index=True)
+    best, found = best.drop_duplicates(keys[:2], keep="last").sort_values(keys[:2]), []
+    for kind, statistic, severity in best.itertuples(index=False):
+        found += _detected(images[~choose & (images.severity == severity)], kind, statistic, CLEAN, options)
+    return pd.DataFrame(found)
 
 
 def not_normal(rows: pd.DataFrame, directions: Float[np.ndarray, "m d"]) -> pd.DataFrame:
@@ -123,3 +119,16 @@ def qq_clouds(rows: pd.DataFrame, direction: np.ndarray) -> pd.DataFrame:
         for (sigma, sample_id), part in first.groupby(["severity", "sample_id"], sort=False)
     ]
     return pd.concat(frames, ignore_index=True)
+
+
+def _detected(part: pd.DataFrame, kind: str, statistic: str, negative: str, options: dict) -> list[dict]:
+    """Rows of `detect` for one statistic of one kind, from the images of one model and sigma."""
+    own, *others = (part[part.kind == k] for k in (kind, negative, HELD_OUT))
+    scores = (images[statistic].to_numpy() for images in (own, *others))
+    estimates = detection(*scores, groups=own.source_id.to_numpy(), **options)
+    goal = kind.split(",")[0]
+    key = {
+        "model": own.model.iloc[0], "severity": own.severity.iloc[0], "kind": kind, "statistic": statistic,
+        "goal": goal, "series": f"{goal}, by {statistic.replace('_', ' ')}", "rms": own.rms.mean(),
+    }  # fmt: skip
+    return [{**key, "quantity": name, **asdict(e)} for name, e in estimates.items() if name != "threshold"]
