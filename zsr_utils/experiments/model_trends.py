@@ -279,12 +279,14 @@ def member(
     return pd.concat(found, ignore_index=True)
 
 
-def members(names: Sequence[str], *data, device: str = "auto", precision: str = "fp32", **settings) -> pd.DataFrame:
+def members(
+    names: Sequence[str], *data, device: str = "auto", precision: str = "fp32", workers: int | None = None, **settings
+) -> pd.DataFrame:
     """Rows of several models, in a column `model`; `data` are images, shifted sets and templates, as `member` has them.
 
-    On a CPU they are made in as many processes as torch may use threads: one embedded model is too small for two.
+    On a CPU they are made by as many workers as torch may use threads: one embedded model is too small for two.
     """
-    workers = torch.get_num_threads() if resolve_device(device).type == "cpu" else 1
+    workers = workers or (torch.get_num_threads() if resolve_device(device).type == "cpu" else 1)
     calls = [delayed(_member)(name, data, settings, device=device, precision=precision) for name in names]
     found = []
     one_thread = parallel_config("loky", n_jobs=min(workers, len(names)), inner_max_num_threads=1)
