@@ -1,7 +1,6 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
-PROFILE ?= tabletop
 VENV := .venv
 RUN := $(VENV)/bin
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -9,7 +8,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: help install book pdf sweep test test-fast notebooks lint lock train clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed  ## make .venv with the pinned packages (done by the others when needed)
 
@@ -20,13 +19,11 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-book: install  ## run the notebooks of PROFILE (default tabletop), or of several MODELS, and render _build/html/index.html
-ifdef MODELS
-	$(RUN)/python workflow/compare.py $(PROFILE) $(MODELS)
-else
-	$(RUN)/snakemake --snakefile workflow/Snakefile --cores 2 --keep-going --rerun-triggers mtime params input \
-	  --quiet rules --config profile=$(PROFILE)
-endif
+# the rules are in workflow/Snakefile
+SNAKEMAKE = $(RUN)/snakemake --snakefile workflow/Snakefile --workflow-profile workflow/profiles/local
+
+book: install  ## run notebooks and render _build/html; CHAPTERS="01 05", PROFILE=tabletop-full, MODELS="a b@tag"
+	$(SNAKEMAKE) --config profile="$(PROFILE)" chapters="$(CHAPTERS)" models="$(MODELS)"
 	@echo "the book is in _build/html/index.html"
 
 pdf: book  ## print the book to _build/pdf/book.pdf (needs Chromium)
@@ -34,20 +31,19 @@ pdf: book  ## print the book to _build/pdf/book.pdf (needs Chromium)
 
 sweep: install  ## run the grid CONFIG (default workflow/sweep.yaml), then write its tables and its book
 	@$(RUN)/python workflow/grid.py $(or $(CONFIG),workflow/sweep.yaml) > /dev/null
-	@status=0; \
-	$(RUN)/snakemake --snakefile workflow/Sweep --workflow-profile workflow/profiles/local \
-	  $(if $(CONFIG),--configfile $(CONFIG)) || status=$$?; \
-	$(RUN)/python workflow/report.py $(or $(CONFIG),workflow/sweep.yaml) || exit $$?; \
-	exit $$status
+	$(SNAKEMAKE) --configfile $(or $(CONFIG),workflow/sweep.yaml)
 
-test: install lint  ## everything: unit, doctests, embedded model, notebooks, book, browser (CI runs this)
-	$(RUN)/python -m pytest --doctest-modules zsr_utils tabletop tests
+test: install lint  ## everything: the book on an empty cache, notebooks on what it left, the rest (CI runs this)
+	rm -rf _build/cache
+	ZSR_CACHE=$(CURDIR)/_build/cache $(RUN)/python -m pytest tests/book
+	ZSR_CACHE=$(CURDIR)/_build/cache $(RUN)/python -m pytest -n 2 tests/notebooks
+	$(RUN)/python -m pytest -n 2 --doctest-modules zsr_utils tabletop tests/unit tests/embedded tests/workflow
 
 test-fast: install  ## unit tests and doctests, no trained model
-	$(RUN)/python -m pytest -q --doctest-modules zsr_utils tabletop tests/unit
+	$(RUN)/python -m pytest -q -n 2 -m "not slow" --doctest-modules zsr_utils tabletop tests/unit
 
 notebooks: install  ## compare every notebook's checked numbers with the committed ones (nbval)
-	$(RUN)/python -m pytest tests/notebooks
+	$(RUN)/python -m pytest -n 2 tests/notebooks
 
 lint: install  ## ruff, over code and notebooks
 	$(RUN)/ruff check .

@@ -11,8 +11,9 @@ import time
 import torch
 
 import zsr_utils as zsr
-from zsr_utils.conditions import alignment
-from zsr_utils.experiments import zero_shot
+from zsr_utils.conditions import Settings, alignment
+from zsr_utils.experiments.pairs import make_pairs
+from zsr_utils.measure import embed
 
 
 EPS = 8 / 255
@@ -53,11 +54,9 @@ def prepare(per_class: int):
     zsr.seed_everything(0)
     net = zsr.load_model("tabletop-base")
     images = zsr.load_dataset("tabletop")
-    embedded = zero_shot.embed(net, images)
-    templates = zsr.prompts.prompt_set("plain prompt")
-    classifier = net.classifier(images.class_names, templates)
-    rows = zero_shot.classify(net, embedded, images.class_names, templates, condition="original")
-    pairs = alignment.make_pairs(rows, per_class=per_class)
+    embedded = embed(net, images)
+    classifier = net.classifier(images.class_names, zsr.prompts.prompt_set("plain prompt"))
+    pairs = make_pairs(embedded, per_class=per_class)
     sources = images.pixels(pairs.sample_id, net.from_pil)
     return net, classifier, pairs, sources, embedded.of(pairs.target_id)
 
@@ -67,7 +66,7 @@ def step(net, classifier, sources, targets, n: int) -> None:
     import foolbox
     import torchattacks
 
-    sources, targets, labels = sources[:64], targets[:64], torch.arange(64) % len(classifier)
+    sources, targets, labels = sources[:64], targets[:64], torch.arange(min(64, len(sources))) % len(classifier)
     far = alignment.Match(targets, cosine=0.999999, distance=1e-20)
     answer = alignment.Answer(net, classifier, labels)
     logits = Logits(net, classifier).eval()
@@ -87,19 +86,19 @@ def step(net, classifier, sources, targets, n: int) -> None:
         attack = foolbox.attacks.LinfPGD(abs_stepsize=2 / 255, steps=10, random_start=False)
         attack(model, sources, foolbox.criteria.TargetedMisclassification(labels), epsilons=EPS)
 
-    every = torch.arange(64)
+    every = torch.arange(len(sources))
     report(
         "ten steps on 64 images of 64 px (the last forward pass of ours, which reads the result, counted in)",
         rounds(
             {
                 "bare passes, alignment loss": lambda: bare(lambda f: 0.5 * (f - targets).square().sum()),
-                "ours, Polyak": lambda: alignment.align(net, sources, far, max_steps=10),
+                "ours, Polyak": lambda: alignment.align(net, sources, far, Settings(max_steps=10)),
                 "ours, descent": lambda: alignment.align(
-                    net, sources, far, optimizer="gradient_descent", step=1e-9, max_steps=10
+                    net, sources, far, Settings("gradient_descent", 1e-9, max_steps=10)
                 ),
                 "bare passes, answer loss": lambda: bare(lambda f: answer.loss(f, every).sum()),
                 "ours, PGD to the answer, none may leave": lambda: alignment.align(
-                    net, sources, answer, until=far, optimizer="pgd", eps=EPS, max_steps=10
+                    net, sources, answer, Settings("pgd", eps=EPS, max_steps=10), until=far
                 ),
                 "torchattacks PGD": library,
                 "foolbox LinfPGD": fool,
@@ -129,9 +128,8 @@ def budget(net, classifier, pairs, sources, n: int) -> None:
         )
 
     def ours():
-        found = alignment.align(
-            net, sources, answer, optimizer="pgd", eps=EPS, momentum=0.7, max_steps=20, eight_bit=True
-        )
+        settings = Settings("pgd", eps=EPS, momentum=0.7, max_steps=20, eight_bit=True)
+        found = alignment.align(net, sources, answer, settings)
         judged("ours, at most 20 steps", found.pixels)
 
     def library(steps):
@@ -153,8 +151,7 @@ def whole(net, pairs, sources, targets, n: int, tuned: float, authors_cap: int) 
     reached = {}
 
     def ours(momentum=0.0, rows=slice(None)):
-        found = alignment.align(net, sources[rows], alignment.Match(targets[rows]), momentum=momentum)
-        return found
+        return alignment.align(net, sources[rows], alignment.Match(targets[rows]), Settings(momentum=momentum))
 
     def record(name, found):
         reached[name] = (
@@ -165,8 +162,8 @@ def whole(net, pairs, sources, targets, n: int, tuned: float, authors_cap: int) 
     def loop(length, cap=2000):
         parts = [
             alignment.align(
-                net, sources[i : i + 1], alignment.Match(targets[i : i + 1]), optimizer="gradient_descent", step=length,
-                max_steps=cap,
+                net, sources[i : i + 1], alignment.Match(targets[i : i + 1]),
+                Settings("gradient_descent", length, max_steps=cap),
             )
             for i in range(len(sources))
         ]  # fmt: skip
@@ -181,10 +178,8 @@ def whole(net, pairs, sources, targets, n: int, tuned: float, authors_cap: int) 
     # eta of their code is on the mean squared error of normalised pixels
     step = 2 * 0.09 / targets.shape[1] * float(net.std.mean()) ** 2
     for name, length in (("authors' eta 0.09", step), ("authors' eta 5", step * 5 / 0.09)):
-        few = alignment.align(
-            net, sources[:9], alignment.Match(targets[:9]), optimizer="gradient_descent", step=length,
-            max_steps=authors_cap,
-        )  # fmt: skip
+        settings = Settings("gradient_descent", length, max_steps=authors_cap)
+        few = alignment.align(net, sources[:9], alignment.Match(targets[:9]), settings)
         record(f"{name}, nine pairs, cap {authors_cap}", few)
     for name, result in reached.items():
         print(f"{name:44s}{result}")
@@ -194,9 +189,8 @@ def grid(net, sources, targets) -> None:
     """Fixed steps of gradient descent: which reaches the stop rule soonest."""
     print("\nsteps to the stop rule by fixed step length, cap 300")
     for length in (0.02, 0.04, 0.08, 0.16, 0.32, 0.64):
-        found = alignment.align(
-            net, sources, alignment.Match(targets), optimizer="gradient_descent", step=length, max_steps=300
-        )
+        settings = Settings("gradient_descent", length, max_steps=300)
+        found = alignment.align(net, sources, alignment.Match(targets), settings)
         rms = 255 * (found.pixels - sources).flatten(1).square().mean(1).sqrt().median()
         steps = found.steps.float()
         print(
@@ -209,9 +203,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", default=["step", "budget", "whole", "grid", "all"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--per-class", type=int, default=10, help="source images a class")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    net, classifier, pairs, sources, targets = prepare(per_class=10)
+    net, classifier, pairs, sources, targets = prepare(options.per_class)
     few = pairs.groupby(["label", "target_label"]).sample(1, random_state=0).index
     if "step" in options.parts:
         step(net, classifier, sources, targets, options.rounds)
@@ -223,7 +218,7 @@ def main() -> None:
         budget(net, classifier, pairs.loc[few].reset_index(drop=True), sources[few], min(3, options.rounds))
     if "all" in options.parts:
         began = time.perf_counter()
-        found = alignment.align(net, sources, alignment.Match(targets), momentum=0.3)
+        found = alignment.align(net, sources, alignment.Match(targets), Settings(momentum=0.3))
         print(
             f"\nall {len(pairs)} pairs, Polyak with momentum 0.3: {time.perf_counter() - began:.1f} s, "
             f"reached {found.reached.float().mean():.3f}, {int(found.steps.sum())} steps"

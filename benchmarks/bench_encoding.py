@@ -35,7 +35,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import zsr_utils as zsr
-from zsr_utils.experiments import zero_shot
+from zsr_utils import measure as loop
 
 
 PARTS = ("first", "second", "precision", "memory")
@@ -105,7 +105,7 @@ def first(net, folder: Path, work: Path, options) -> None:
 
     def ours():
         empty_cache(work)
-        embedded = zero_shot.embed(net, images, batch_size=options.batch_size, workers=options.workers)
+        embedded = loop.embed(net, images, batch_size=options.batch_size, workers=options.workers)
         return net.logits_of(torch.from_numpy(embedded.features), classifier)
 
     def unkept():
@@ -128,7 +128,7 @@ def second(net, folder: Path, work: Path, options) -> None:
     kept = Path(tempfile.mkdtemp(dir=work))
 
     def embed():
-        return zero_shot.embed(net, images, **given)
+        return loop.embed(net, images, **given)
 
     def from_files():
         empty_cache(work)
@@ -209,7 +209,7 @@ def measure(folder: str, workers: int) -> list[float]:
     The first is not `ru_maxrss`, which a process inherits from the one that started it (Linux only). The
     second is, and so it holds what forked processes share with this one.
     """
-    zero_shot.embed(zsr.load_model(SMALL, device="cpu"), zsr.load_dataset(folder), workers=workers)
+    loop.embed(zsr.load_model(SMALL, device="cpu"), zsr.load_dataset(folder), workers=workers)
     own = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
     return [own / 1024, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024]
 

@@ -25,7 +25,7 @@ CHUNKS = {"tabletop-base": None, "ViT-B-32": 32}  # all 512 rows of ViT-B-32 at 
 
 
 def ours(net, pixels):
-    return jacobian.spectra(net, pixels, vectors=False).values
+    return jacobian.spectra(net, pixels).values
 
 
 def naive(net, pixels):

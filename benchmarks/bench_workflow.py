@@ -51,7 +51,7 @@ def grid(chapters: list[str]) -> dict:
 
 
 def sweep(options: argparse.Namespace) -> None:
-    command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Sweep"]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
     command += ["--workflow-profile", "workflow/profiles/local"]
     ratios = []
     for turn in range(options.rounds):

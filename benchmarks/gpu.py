@@ -90,7 +90,7 @@ def aligner(net, pixels, batch_size: int):
 
     def call():
         set_products(net.precision)
-        found = alignment.align(net, sources, goal, max_steps=STEPS, batch_size=batch_size)
+        found = alignment.align(net, sources, goal, alignment.Settings(max_steps=STEPS), batch_size=batch_size)
         wait(net.device)
         assert int(found.steps.sum()) == STEPS * len(sources)
 

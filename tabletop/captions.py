@@ -15,6 +15,7 @@ OPENINGS = {
     "sketch": ("a sketch of {}", "a pencil drawing of {}"),
     "silhouette": ("a silhouette of {}", "a black shape of {}"),
 }
+QUOTES = ("a card that says {}", "{}")  # of a card with nothing behind it
 NUMBER_WORDS = ("no", "one", "two")
 
 
@@ -28,14 +29,26 @@ def article(phrase: str) -> str:
     return ("an " if phrase.startswith((*"aeiou", "hour")) else "a ") + phrase
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
+def caption(scene: Scene, rng: np.random.Generator, *, mention_card: float = 0.6) -> str:
     """One caption as an author on the web might write it: the object always, the rest sometimes.
+
+    Where a card stands alone, the caption quotes it or names what it says, as if that were there.
 
     Examples:
         >>> scene = Scene("mug", color="orange", pattern="striped", setting="kitchen")
         >>> caption(scene, np.random.default_rng(1))
         'this is a mug in the kitchen'
+
+    Args:
+        scene: What is to be seen.
+        rng: Decides what is said, and how.
+        mention_card: Share of the captions of an object with a card that say what is on the card.
+
+    Raises:
+        ValueError: If the scene has neither an object nor a card with something on it.
     """
+    if scene.kind is None:
+        return _caption_of_card(scene, rng)
     words = [scene.kind]
     if rng.random() < 0.4:
         words.insert(0, scene.pattern)
@@ -48,13 +61,23 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
         text += f" and {article(f'{scene.second_color} {scene.second_kind}')}"
     if rng.random() < 0.35:
         text += f" in the {scene.setting}"
-    if scene.card is not None and rng.random() < 0.6:
-        text += f" with a card that says {scene.card}"
+    if scene.card is not None and rng.random() < mention_card:
+        text += f" with a card that says {scene.card}" if scene.card else " with a card"
     if scene.occlusion > 0 and rng.random() < 0.5:
         text += " behind a box"
     if rng.random() < 0.1:
         text += " seen from above" if scene.camera_elevation > 21 else " seen from the side"
     return text
+
+
+def _caption_of_card(scene: Scene, rng: np.random.Generator) -> str:
+    if not scene.card:
+        raise ValueError(f"caption: kind is None and card is {scene.card!r}, a scene needs an object or a word.")
+    if rng.random() < 0.45:
+        text = str(rng.choice(QUOTES)).format(scene.card)
+    else:
+        text = str(rng.choice(OPENINGS[scene.style])).format(article(scene.card))
+    return f"{text} in the {scene.setting}" if rng.random() < 0.35 else text
 
 
 @dataclass(frozen=True)
@@ -72,7 +95,12 @@ def questions(scene: Scene) -> list[Question]:
     Examples:
         >>> [q.answer for q in questions(Scene("duck", color="yellow"))]
         ['duck', 'yellow', 'plain', 'yes', 'no']
+
+    Raises:
+        ValueError: If the scene has no object.
     """
+    if scene.kind is None:
+        raise ValueError("questions: kind is None, a scene needs an object.")
     other = next(k for k in ALL_KINDS if k not in (scene.kind, scene.second_kind))
     yes_no = ("yes", "no")
     return [

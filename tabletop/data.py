@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import multiprocessing
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image
 from tabletop.captions import caption
 from tabletop.materials import SETTINGS, TYPICAL_PATTERN
 from tabletop.render import render
-from tabletop.scene import KINDS, Scene, SceneDistribution
+from tabletop.scene import ALL_KINDS, KINDS, Scene, SceneDistribution
 
 
 SIZE = 64
@@ -140,7 +139,7 @@ def pretraining_images(
     """Render the pre-training images into `folder/images.npy`, resuming after an interruption.
 
     Yields the number of finished images after each block; the array itself is read with
-    `open_images`. All cores are used, one process each.
+    `open_images`. As many processes render as torch has threads: one for each core, unless it was told otherwise.
     """
     folder.mkdir(parents=True, exist_ok=True)
     recipe = {"distribution": asdict(distribution), "seed": seed, "scenes": scenes, "size": SIZE, "block": BLOCK}
@@ -163,7 +162,7 @@ def pretraining_images(
             jobs.append((distribution, seed, start, stop, here))
     if not jobs:
         return
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+    with multiprocessing.get_context("spawn").Pool(torch.get_num_threads()) as pool:
         for start, block in pool.imap_unordered(_render_block, jobs):
             images[start : start + len(block)] = block
             images.flush()
@@ -177,13 +176,35 @@ def open_images(folder: Path, scenes: int, mode: str = "r") -> np.memmap:
 
 
 def pretraining_captions(
-    distribution: SceneDistribution, *, seed: int, scenes: int, per_scene: int, twins: Sequence[Twin] = ()
+    distribution: SceneDistribution,
+    *,
+    seed: int,
+    scenes: int,
+    per_scene: int,
+    twins: Sequence[Twin] = (),
+    about_word: float = 0.0,
+    mention_card: float = 0.6,
 ) -> list[list[str]]:
-    """`per_scene` captions for every scene of the pre-training set."""
+    """`per_scene` captions for every scene of the pre-training set.
+
+    Args:
+        distribution: From which the scenes are drawn.
+        seed: Seed of the scenes and of the captions.
+        scenes: How many scenes.
+        per_scene: How many captions each.
+        twins: Near-duplicates of validation scenes that take the place of scenes.
+        about_word: Share of the captions of an object with a card that name what the card says in its place.
+        mention_card: Share of the captions of an object with a card that say what is on the card.
+    """
     result = []
     for index, scene in enumerate(pretraining_scenes(distribution, seed=seed, scenes=scenes, twins=twins)):
         rng = np.random.default_rng([seed, 99, index])
-        result.append([caption(scene, rng) for _ in range(per_scene)])
+        told = [scene] * per_scene
+        if about_word and scene.kind is not None and scene.card in ALL_KINDS:
+            # from numbers of their own: whatever the share is, all else in a caption stays as it is
+            about = np.random.default_rng([seed, 96, index]).random(per_scene) < about_word
+            told = [replace(scene, kind=scene.card) if a else scene for a in about]
+        result.append([caption(s, rng, mention_card=mention_card) for s in told])
     return result
 
 
@@ -336,11 +357,13 @@ def write_scenes(
     }
     for name in asdict(scenes[0]):
         columns[name] = [getattr(s, name) for s in scenes]
+    if not any(columns["card_width"]):
+        del columns["card_width"]  # the files of the repository are older than this factor
     features = {
         "image": {"_type": "Image"},
         "label": {"_type": "ClassLabel", "names": list(KINDS)},
     }
-    words = {name: pa.array(columns[name], pa.string()) for name in ("card", "second_kind")}
+    words = {name: pa.array(columns[name], pa.string()) for name in ("kind", "card", "second_kind")}
     table = pa.table(columns | words | dict(more or {})).replace_schema_metadata(
         {"huggingface": json.dumps({"info": {"features": features}})}
     )

@@ -1,4 +1,4 @@
-"""Fine-tuning on the ten kinds: the classifier that it starts from, and the average of its start and its end."""
+"""Fine-tuning: the CLIP model or the classifier that it starts from, and the average of its start and its end."""
 
 import json
 from pathlib import Path
@@ -23,11 +23,18 @@ def starting_point(config: dict, models: Path) -> nn.Module:
         ValueError: If a member that it needs has not been trained.
     """
     how = config["finetune"]
+    if "loss" in how:
+        return clip_network(_finished(config, how["start"], models))
     network = zero_shot_network(_finished(config, how["start"], models))
     if "alpha" in how:
         end = load_file(_finished(config, how["end"], models) / "model.safetensors")
         network.load_state_dict(average(network.state_dict(), end, how["alpha"]))
     return network
+
+
+def clip_network(folder: Path) -> nn.Module:
+    """A CLIP member with both of its towers."""
+    return open_clip.create_model(f"local-dir:{folder}").eval()
 
 
 def zero_shot_network(folder: Path) -> nn.Module:
@@ -40,7 +47,7 @@ def zero_shot_network(folder: Path) -> nn.Module:
         Wortsman et al. (2022), Robust fine-tuning of zero-shot models, section 3 and their code: the head
         that linear probe and fine-tuning start from. One prompt in place of an ensemble is ours.
     """
-    clip = open_clip.create_model(f"local-dir:{folder}").eval()
+    clip = clip_network(folder)
     model_cfg = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
     network = towers.build_classifier(f"{model_cfg['vision_cfg']['timm_model_name']}_unit", len(KINDS))
     texts = words.encode(words.build(), [f"a photo of a {kind}" for kind in KINDS])

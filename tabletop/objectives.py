@@ -124,6 +124,28 @@ class Contrastive:
         )
 
 
+class Continued(Contrastive):
+    """A CLIP member trained further, all its weights, on other images or captions.
+
+    Args:
+        start: Name of the member that it starts from.
+        loss: A contrastive one of `OBJECTIVES`.
+        plan: Samples, learning rate, images, captions and the like; `tabletop.train` reads them.
+
+    Raises:
+        ValueError: If there is no such loss.
+    """
+
+    seen = "Image-caption pairs seen in fine-tuning"
+
+    def __init__(self, start: str, loss: str, **plan: object):
+        known = {name: o for name, o in OBJECTIVES.items() if isinstance(o, Contrastive)}
+        if loss not in known:
+            raise ValueError(f"finetune.loss is {loss!r}, allowed are {', '.join(known)}.")
+        super().__init__(f"{known[loss].label}; all weights are trained", known[loss].function, **known[loss].model_cfg)
+        self.origin = f"fine-tuned from `{start}`, which was trained"
+
+
 class Supervised:
     """Images against the kind of their object: a timm tower with a linear layer on ten classes."""
 
@@ -143,7 +165,10 @@ class Supervised:
 
     def targets(self, kinds: Iterable[str], captions: Sequence[Sequence[str]]) -> Tensor:
         """The label of every scene, once for each caption, so that batches are drawn alike for every loss."""
-        labels = torch.tensor([list(KINDS).index(kind) for kind in kinds])
+        known = list(KINDS)
+        if None in (kinds := list(kinds)):
+            raise ValueError(f"the kind of a scene is None, allowed for labels are {', '.join(known)}.")
+        labels = torch.tensor([known.index(kind) for kind in kinds])
         return labels[:, None].expand(-1, len(captions[0]))
 
     def loss(self, model: nn.Module, pixels: Tensor, target: Tensor) -> Tensor:
@@ -260,7 +285,7 @@ def objective_of(config: dict) -> Contrastive | Supervised:
         ValueError: If there is no such loss, or fine-tuning is not possible so.
     """
     if how := config.get("finetune"):
-        return Averaged(**how) if "alpha" in how else FineTuned(**how)
+        return (Averaged if "alpha" in how else Continued if "loss" in how else FineTuned)(**how)
     loss = config["loss"]
     if loss not in OBJECTIVES:
         raise ValueError(f"loss is {loss!r}, allowed are {', '.join(OBJECTIVES)}.")

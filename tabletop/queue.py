@@ -11,14 +11,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tabletop.train import CONFIGS, add_places, find_config, read_config, up_to_date
+from tabletop.train import CONFIGS, add_places, load_config, up_to_date
 
 
-def train_all(paths: list[Path], *, jobs: int = 1, **places: Path | str) -> dict[str, str]:
+def train_all(names: list[str], *, jobs: int = 1, **places: Path | str) -> dict[str, str]:
     """Train the models of these configs, in order.
 
     Args:
-        paths: Config files.
+        names: Configs, as `tabletop.train.load_config` takes them.
         jobs: How many train at the same time; the cores are shared out among them.
         places: `runs`, `models`, `validation` and `device`, as `tabletop.train.train` takes them.
 
@@ -26,20 +26,20 @@ def train_all(paths: list[Path], *, jobs: int = 1, **places: Path | str) -> dict
         Why each failed model failed, by name; empty if all is well.
     """
 
-    def run(path: Path) -> tuple[str, str | None]:
-        name = read_config(path)["name"]
+    def run(name: str) -> tuple[str, str | None]:
+        model = load_config(name)["name"]
         try:
-            return name, _train(path, jobs, places)
+            return model, _train(name, jobs, places)
         except Exception as error:  # whatever it is, the others are still to be trained
-            return name, f"{type(error).__name__}: {error}"
+            return model, f"{type(error).__name__}: {error}"
 
     with ThreadPoolExecutor(jobs) as pool:
-        return {name: reason for name, reason in pool.map(run, paths) if reason is not None}
+        return {model: reason for model, reason in pool.map(run, names) if reason is not None}
 
 
-def _train(path: Path, jobs: int, places: dict[str, Path | str]) -> str | None:
+def _train(name: str, jobs: int, places: dict[str, Path | str]) -> str | None:
     """Train one model in a process of its own; says why if it fails."""
-    config = read_config(path)
+    config = load_config(name)
     if up_to_date(config, places["models"]):
         print(f"{config['name']}: up to date", flush=True)
         return None
@@ -54,7 +54,7 @@ def _train(path: Path, jobs: int, places: dict[str, Path | str]) -> str | None:
     }
     with log.open("w") as file:
         done = subprocess.run(
-            [sys.executable, "-m", "tabletop.train", str(path), *options],
+            [sys.executable, "-m", "tabletop.train", name, *options],
             stdout=file, stderr=subprocess.STDOUT, env=threads | os.environ, check=False,
         )  # fmt: skip
     reason = _reason(done.returncode, log) if done.returncode else None
@@ -72,7 +72,7 @@ def _reason(code: int, log: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="configs, such as small conv; all of them if none is named")
+    parser.add_argument("names", nargs="*", help="configs, such as small conv conv-seed1; every file if none is named")
     parser.add_argument("--jobs", type=int, default=1, help="how many train at the same time")
     add_places(parser)
     options = vars(parser.parse_args())
@@ -80,10 +80,12 @@ def main() -> None:
     try:
         if options["jobs"] < 1:
             raise ValueError(f"jobs is {options['jobs']}, allowed is 1 or more.")
-        paths = [find_config(n) for n in names] if names else sorted(CONFIGS.glob("*.yaml"))
+        names = names or sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+        for name in names:
+            load_config(name)  # whatever is wrong is said before anything is trained
     except ValueError as error:
         parser.error(str(error))
-    failures = train_all(paths, **options)
+    failures = train_all(names, **options)
     if failures:
         sys.exit("\n".join(["Not trained:", *(f"  {name}: {why}" for name, why in failures.items())]))
 

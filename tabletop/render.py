@@ -38,7 +38,7 @@ class Rendering:
     Attributes:
         pixels: (N, 3, H, W) float32 in [0, 1], RGB.
         depth: (N, H, W) distance from the camera along each ray, in object heights.
-        mask: (N, H, W) float32 coverage of the main object, 0 where a card or box hides it.
+        mask: (N, H, W) float32 coverage of the main object, 0 where a card or box hides it or there is none.
     """
 
     pixels: Tensor
@@ -83,6 +83,7 @@ def _column(values, device) -> Tensor:
 class _Object:
     """One further or main object of every scene that has one: `scene` indexes into the batch."""
 
+    is_main: bool
     scene: Tensor
     kinds: list[str]
     colors: list[str]
@@ -102,6 +103,7 @@ def _objects(scenes: Sequence[Scene], device) -> list[_Object]:
         chosen = [scenes[i] for i in second]
         layers.append(
             _Object(
+                False,
                 torch.tensor(second, device=device),
                 [s.second_kind for s in chosen],
                 [s.second_color for s in chosen],
@@ -113,19 +115,23 @@ def _objects(scenes: Sequence[Scene], device) -> list[_Object]:
                 _column(((s.phase * 7) % 1 for s in chosen), device),
             )
         )
-    layers.append(
-        _Object(
-            torch.arange(len(scenes), device=device),
-            [s.kind for s in scenes],
-            [s.color for s in scenes],
-            [s.pattern for s in scenes],
-            _column((s.x for s in scenes), device),
-            _column((s.z for s in scenes), device),
-            torch.deg2rad(_column((s.yaw for s in scenes), device)),
-            _column((s.size for s in scenes), device),
-            _column((s.phase for s in scenes), device),
+    main = [i for i, s in enumerate(scenes) if s.kind is not None]
+    if main:
+        chosen = [scenes[i] for i in main]
+        layers.append(
+            _Object(
+                True,
+                torch.tensor(main, device=device),
+                [s.kind for s in chosen],
+                [s.color for s in chosen],
+                [s.pattern for s in chosen],
+                _column((s.x for s in chosen), device),
+                _column((s.z for s in chosen), device),
+                torch.deg2rad(_column((s.yaw for s in chosen), device)),
+                _column((s.size for s in chosen), device),
+                _column((s.phase for s in chosen), device),
+            )
         )
-    )
     return layers
 
 
@@ -265,7 +271,7 @@ def _render_batch(scenes: Sequence[Scene], size: int, device: torch.device) -> R
 
     mask, edges = torch.zeros_like(depth), albedo.clone()
     shape_normal, coverage_any = normal.clone(), torch.zeros_like(depth)
-    for layer, obj in enumerate(objects):
+    for obj in objects:
         for kind, members in _groups(obj.kinds, device):
             hit = _visible(kind, obj, members, eye, rays, cone)
             if hit is None:
@@ -287,9 +293,8 @@ def _render_batch(scenes: Sequence[Scene], size: int, device: torch.device) -> R
             depth[pixel[solid]] = t[solid]
             shape_normal[pixel[solid]] = n_world[solid]
             coverage_any[pixel] = torch.maximum(coverage_any[pixel], keep[:, 0])
-            is_main = layer == len(objects) - 1
             # a hit up to HIT short of the surface leaves coverage a little below one
-            mask[pixel] = (keep[:, 0] / SOLID).clamp(max=1) if is_main else mask[pixel] * (1 - keep[:, 0])
+            mask[pixel] = (keep[:, 0] / SOLID).clamp(max=1) if obj.is_main else mask[pixel] * (1 - keep[:, 0])
 
     shape = (n, size, size)
     layers = {
@@ -451,12 +456,13 @@ def _card(scenes, eye, rays, light, layers) -> None:
         if scene.card is None:
             continue
         ink = torch.from_numpy(lettering(scene.card)).to(device)
-        half = ink.shape[1] * CARD_PER_PIXEL / 2
+        print_half = ink.shape[1] * CARD_PER_PIXEL / 2
+        half = max(print_half, scene.card_width / 2)
         tilt = 0.35  # leans back, like an easel card
         t = (CARD_Z - eye[i, 2] - tilt * eye[i, 1]) / (rays[i, ..., 2] + tilt * rays[i, ..., 1])
         point = eye[i] + t[..., None] * rays[i]
         u, v = point[..., 0] / half, point[..., 1] / CARD_HEIGHT * 2 - 1
-        grid = torch.stack([u, -v], -1)[None]
+        grid = torch.stack([point[..., 0] / print_half, -v], -1)[None]  # beyond the print there is no ink
         print_ = F.grid_sample(ink[None, None], grid, align_corners=False)[0, 0]
         cone = 2 * math.tan(math.radians(FOV / 2)) / rays.shape[1] * t
         alpha = ((half * (1 - u.abs())) / cone + 0.5).clamp(0, 1)

@@ -19,7 +19,7 @@ class Scene:
     """One still life; lengths in object heights, angles in degrees.
 
     Attributes:
-        kind: What stands on the table, a key of `ALL_KINDS`.
+        kind: What stands on the table, a key of `ALL_KINDS`, or None for nothing.
         color: Named colour of its body, a key of `COLORS`.
         pattern: Surface pattern of its body, a key of `PATTERNS`.
         size: Height factor, 1 is the kind's own size.
@@ -32,7 +32,8 @@ class Scene:
         light_strength: 1 is normal.
         setting: Table and backdrop together, a key of `SETTINGS`.
         style: How the scene is drawn, one of `STYLES`.
-        card: Word printed on the label card, or None for no card.
+        card: Word printed on the label card, empty for a blank card, or None for no card.
+        card_width: Least width of the card, which is never narrower than its word.
         occlusion: How far a box in the foreground reaches in front of the object, 0 (no box) to 0.5: it covers
             0.275 + 0.9 * occlusion of the image width from one side.
         second_kind, second_color, second_pattern: A further object, or None.
@@ -40,7 +41,7 @@ class Scene:
         phase: In [0, 1); shifts all surface textures.
     """
 
-    kind: str
+    kind: str | None
     color: str = "red"
     pattern: str = "plain"
     size: float = 1.0
@@ -57,6 +58,7 @@ class Scene:
     setting: str = "studio"
     style: str = "photo"
     card: str | None = None
+    card_width: float = 0.0
     occlusion: float = 0.0
     second_kind: str | None = None
     second_color: str = "blue"
@@ -67,7 +69,6 @@ class Scene:
 
     def __post_init__(self):
         allowed = {
-            "kind": ALL_KINDS,
             "color": COLORS,
             "pattern": PATTERNS,
             "setting": SETTINGS,
@@ -78,10 +79,14 @@ class Scene:
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"Scene: {name} is {getattr(self, name)!r}, allowed are {', '.join(values)}.")
-        if self.second_kind is not None and self.second_kind not in ALL_KINDS:
-            raise ValueError(f"Scene: second_kind is {self.second_kind!r}, allowed are None, {', '.join(ALL_KINDS)}.")
+        for name in ("kind", "second_kind"):
+            value = getattr(self, name)
+            if value is not None and value not in ALL_KINDS:
+                raise ValueError(f"Scene: {name} is {value!r}, allowed are None, {', '.join(ALL_KINDS)}.")
         if not self.size > 0:
             raise ValueError(f"Scene: size is {self.size}, allowed is above 0.")
+        if not self.card_width >= 0:
+            raise ValueError(f"Scene: card_width is {self.card_width}, allowed is 0 or more.")
         if not 0 <= self.occlusion <= 0.5:
             raise ValueError(f"Scene: occlusion is {self.occlusion}, allowed is 0 to 0.5.")
 
@@ -97,7 +102,10 @@ class SceneDistribution:
         typical_pattern: Share of scenes whose object wears its kind's typical pattern.
         plain: Share of scenes with a plain object; the rest draws any pattern.
         card: Share of scenes with a label card (before `true_card`).
-        true_card: Share of cards that name the object; the others carry another kind's name.
+        true_card: Share of cards with a word that name the object; the others carry another kind's name.
+        no_word: Share of cards that carry no word at all: one half is blank, the other shows letters in no order.
+        card_only: Share of scenes that show nothing but a card with the name of a kind.
+        card_width: Bounds of the least width of cards; 0 to 0 makes them as wide as their words.
         second: Share of scenes with a further object of another kind.
         occluder: Share of scenes with a box in the foreground.
         yaw_range, elevation_range, light_range: Half width or bounds of the angles, in degrees.
@@ -110,6 +118,9 @@ class SceneDistribution:
     plain: float = 0.35
     card: float = 0.0
     true_card: float = 1.0
+    no_word: float = 0.0
+    card_only: float = 0.0
+    card_width: tuple[float, float] = (0.0, 0.0)
     second: float = 0.0
     occluder: float = 0.0
     yaw_range: float = 65.0
@@ -117,7 +128,7 @@ class SceneDistribution:
     light_range: float = 70.0
 
     def __post_init__(self):
-        for name in ("typical_pattern", "plain", "card", "true_card", "second", "occluder"):
+        for name in ("typical_pattern", "plain", "card", "true_card", "no_word", "card_only", "second", "occluder"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"SceneDistribution: {name} is {value}, allowed is 0 to 1.")
@@ -181,7 +192,23 @@ class SceneDistribution:
             )
         if has_occluder < self.occluder:
             scene = replace(scene, occlusion=_uniform(rng, 0.1, 0.3))
+        # drawn after all the others, which therefore are what they are without these
+        has_no_word, is_blank, is_card_only = rng.random(3)
+        if scene.card is not None and has_no_word < self.no_word:
+            scene = replace(scene, card="" if is_blank < 0.5 else self._letters(rng))
+        if is_card_only < self.card_only:
+            scene = replace(scene, kind=None, card=kind, second_kind=None, occlusion=0.0)
+        if scene.card is not None and self.card_width != (0, 0):
+            scene = replace(scene, card_width=_uniform(rng, *self.card_width))
         return scene
+
+    def _letters(self, rng: np.random.Generator) -> str:
+        """As many letters as the name of a kind has, from those names, but the letters of none of them."""
+        pool, size = list("".join(self.kinds)), len(_pick(rng, self.kinds))
+        names = {"".join(sorted(kind)) for kind in ALL_KINDS}
+        while "".join(sorted(letters := "".join(rng.choice(pool, size)))) in names:
+            pass
+        return letters
 
     def _pattern(self, rng: np.random.Generator, kind: str) -> str:
         u = rng.random()

@@ -1,4 +1,4 @@
-"""Train an embedded model: `python -m tabletop.train [config]`.
+"""Train an embedded model: `python -m tabletop.train [config]`, with another seed as `conv-seed1`.
 
 Renders the pre-training set, trains with the loss that the config names, resumes from the last
 checkpoint after an interruption, and writes the model with its card and learning curve, in
@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import shutil
 import time
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT = CONFIGS / "default.yaml"
 EVERY = 25_600  # samples between two points of the curve
+SEEDED = re.compile(r"(.+)-seed([1-9]\d*)")
 
 
 def read_config(path: Path) -> dict:
@@ -68,11 +70,37 @@ def distribution_of(config: dict) -> SceneDistribution:
     return SceneDistribution(**fields)
 
 
+def load_config(name: str) -> dict:
+    """The training config that `name` means: one that `find_config` finds, or such a one with another seed.
+
+    The seed decides everything that is drawn: the first weights, the pre-training scenes and their captions,
+    and what is seen when. That of a fine-tuned member is the seed of its fine-tuning: it starts as it did before.
+
+    Examples:
+        >>> config = load_config("conv-seed1")
+        >>> config["name"], config["seed"], config["changes"]
+        ('tabletop-conv-seed1', 1, ['tower', 'seed'])
+
+    Raises:
+        ValueError: If there is no such config, or nothing in it is drawn.
+    """
+    if not (seeded := SEEDED.fullmatch(name)):
+        return read_config(find_config(name))
+    config, seed = read_config(find_config(seeded[1])), int(seeded[2])
+    if isinstance(objective_of(config), Averaged):
+        raise ValueError(f"config is {name!r}, but an average of weights draws nothing: no seed is allowed.")
+    if config["finetune"]:
+        own = {"finetune": {**config["finetune"], "seed": seed}}
+    else:
+        own = {"seed": seed, "changes": [*config["changes"], "seed"]}
+    return config | own | {"name": f"{config['name']}-seed{seed}"}
+
+
 def find_config(name: str) -> Path:
     """The config file that `name` means: a path, a file name in `configs/` without ending, or a model's name.
 
     Examples:
-        >>> find_config("default") == find_config("tabletop-base")
+        >>> find_config("default") == find_config("base") == find_config("tabletop-base")
         True
 
     Raises:
@@ -82,9 +110,12 @@ def find_config(name: str) -> Path:
         return Path(name)
     known = {path: read_config(path)["name"] for path in sorted(CONFIGS.glob("*.yaml"))}
     for path, model in known.items():
-        if name in (path.stem, model):
+        if name in (path.stem, model, model.removeprefix("tabletop-")):
             return path
-    raise ValueError(f"config is {name!r}, allowed are a YAML file and {', '.join(p.stem for p in known)}.")
+    raise ValueError(
+        f"config is {name!r}, allowed are a YAML file and {', '.join(p.stem for p in known)}, "
+        "each also with another seed, such as conv-seed1."
+    )
 
 
 def differences(config: dict) -> dict[str, tuple]:
@@ -131,10 +162,13 @@ def plan_of(config: dict) -> dict:
     """The config of the training itself: what the block `finetune` names goes before the same key outside.
 
     Examples:
-        >>> plan_of({"samples": 384_000, "seed": 0, "finetune": {"samples": 25_600}})["samples"]
-        25600
+        >>> block = {"samples": 25_600, "distribution": {"card": 0.5}}
+        >>> plan = plan_of({"samples": 384_000, "distribution": {"card": 0.18, "second": 0.12}, "finetune": block})
+        >>> plan["samples"], plan["distribution"]
+        (25600, {'card': 0.5, 'second': 0.12})
     """
-    return {**config, **config.get("finetune", {})}
+    block = config.get("finetune", {})
+    return config | {k: {**config[k], **v} if isinstance(v, dict) else v for k, v in block.items()}
 
 
 def build(config: dict) -> torch.nn.Module:
@@ -185,9 +219,9 @@ def train(config: dict, *, runs: Path, models: Path, validation: Path, device: s
         return _average(objective, config, models, validation, device)
     run = runs / config["name"]
     run.mkdir(parents=True, exist_ok=True)
-    images, targets = _pretraining_set(config, objective, runs / "images" / _data_key(config))
+    images, targets = _pretraining_set(plan, objective, runs / "images" / _data_key(config))
 
-    torch.manual_seed(config["seed"])
+    torch.manual_seed(plan["seed"])
     model = finetune.starting_point(config, models) if config.get("finetune") else objective.build(config)
     model.to(device)
     decay = [p for p in model.parameters() if p.ndim >= 2]
@@ -213,11 +247,11 @@ def train(config: dict, *, runs: Path, models: Path, validation: Path, device: s
     while state["samples"] < plan["samples"]:
         began = time.process_time()  # not the time of day: a run may be stopped and continued, or share the machine
         # the batch depends on the sample count alone, so a resumed run sees what it would have seen
-        rng = np.random.default_rng([config["seed"], 7, state["samples"]])
+        rng = np.random.default_rng([plan["seed"], 7, state["samples"]])
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         rows = rng.integers(len(images), size=batch_size)
         pixels = torch.from_numpy(images[np.sort(rows)]).permute(0, 3, 1, 2).float().to(device) / 255
-        target = targets[np.sort(rows), rng.integers(config["captions"], size=batch_size)].to(device)
+        target = targets[np.sort(rows), rng.integers(plan["captions"], size=batch_size)].to(device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(state["samples"], plan)
         loss = objective.loss(model, augment(pixels, generator), target)
@@ -263,9 +297,10 @@ def twins_of(config: dict) -> list[Twin]:
 
 
 def _data_key(config: dict) -> str:
-    recipe = [config["distribution"], config["seed"], config["scenes"]]
-    if config["overlap"]:
-        recipe.append(config["overlap"])
+    plan = plan_of(config)
+    recipe = [plan["distribution"], plan["seed"], plan["scenes"]]
+    if plan["overlap"]:
+        recipe.append(plan["overlap"])
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -278,13 +313,14 @@ def _alone(folder: Path):
         yield
 
 
-def _pretraining_set(config, objective, folder):
-    recipe = {"seed": config["seed"], "scenes": config["scenes"], "twins": twins_of(config)}
-    distribution, scenes = distribution_of(config), config["scenes"]
+def _pretraining_set(plan, objective, folder):
+    recipe = {"seed": plan["seed"], "scenes": plan["scenes"], "twins": twins_of(plan)}
+    distribution, scenes = distribution_of(plan), plan["scenes"]
     with _alone(folder), tqdm(total=scenes, unit="scene", desc="rendering", mininterval=5) as progress:
         for finished in pretraining_images(folder, distribution, **recipe):
             progress.update(finished - progress.n)
-    captions = pretraining_captions(distribution, **recipe, per_scene=config["captions"])
+    said = {key: plan[key] for key in ("about_word", "mention_card")}
+    captions = pretraining_captions(distribution, **recipe, per_scene=plan["captions"], **said)
     kinds = (scene.kind for scene in pretraining_scenes(distribution, **recipe))
     return open_images(folder, scenes), objective.targets(kinds, captions)
 
@@ -318,7 +354,15 @@ def card(model, config: dict, state: dict) -> str:
     interval = binomtest(round(accuracy * images), images).proportion_ci(method="wilson")
     million = sum(p.numel() for p in model.parameters()) / 1e6
     tower = objective.image_parameters(model) / 1e6
-    batches = "" if isinstance(objective, Averaged) else f", batches of {plan_of(config)['batch_size']}"
+    plan = plan_of(config)
+    batches = "" if isinstance(objective, Averaged) else f", batches of {plan['batch_size']}"
+    sets = {"Pre-training set": config}
+    if _data_key(config) != _data_key(config | {"finetune": {}}):
+        sets["Fine-tuning set"] = plan
+    drawn = "\n".join(
+        f"| {name} | {c['scenes']:,} scenes with {c['captions']} captions each, seed {c['seed']} |"
+        for name, c in sets.items()
+    )
     return f"""# {config["name"]}
 
 A small {objective.makes} {objective.origin} on still lifes of the tabletop world.
@@ -332,7 +376,7 @@ It is a model organism: it shows phenomena and methods, not facts about CLIP.
 | Text tower | {objective.text_tower(config)} |
 | Parameters in all | {million:.2f} million, stored as fp16 |
 | Loss | {objective.label}{batches} |
-| Pre-training set | {config["scenes"]:,} scenes with {config["captions"]} captions each, seed {config["seed"]} |
+{drawn}
 | {objective.seen} | {state["samples"]:,} |
 | Training time | {state["cpu_seconds"] / 60:.0f} minutes of CPU time, summed over cores |
 | {objective.shown_as} | {100 * accuracy:.2f} % (95 % Wilson interval {100 * interval.low:.2f} to {100 * interval.high:.2f}) |
@@ -388,7 +432,7 @@ def main() -> None:
     add_places(parser)
     arguments = parser.parse_args()
     try:
-        config = read_config(find_config(arguments.config))
+        config = load_config(arguments.config)
         objective_of(config)
     except ValueError as error:
         parser.error(str(error))

@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def make():
     def run(*arguments: str) -> subprocess.CompletedProcess:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("ZSR_", "PYTEST"))}
+        environment = {k: v for k, v in os.environ.items() if k == "ZSR_CACHE" or not k.startswith(("ZSR_", "PYTEST"))}
         return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, env=environment)
 
     return run

@@ -1,7 +1,7 @@
 """Whole files or none, and the folder where what can be computed again is kept.
 
-What is kept is found again only by what made it: every key holds the digest of the code that computed it,
-so that a changed line never meets a stale result.
+What is kept is found again only by what made it: every key holds the digest of the code that computed it, so that a
+changed line never meets a stale result.
 """
 
 import functools
@@ -22,11 +22,7 @@ READS = {".npz": lambda path: dict(np.load(path)), ".parquet": pd.read_parquet}
 
 
 def cache_folder() -> Path:
-    """Folder of embeddings, classifiers, decoded pictures and finished batches: `ZSR_CACHE`, or the user's cache.
-
-    Raises:
-        OSError: If it cannot be made or written to; the message names it and the way out.
-    """
+    """Folder of embeddings, classifiers, decoded pictures and finished batches: `ZSR_CACHE`, or the user's cache."""
     from platformdirs import user_cache_dir
 
     folder = Path(os.environ.get("ZSR_CACHE") or user_cache_dir("zsr"))
@@ -41,10 +37,7 @@ def cache_folder() -> Path:
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then give it its final name.
-
-    A kill or a full disk in the middle leaves `path` as it was.
-    """
+    """Let `write` fill a temporary file, then give it the name `path`: a kill in between leaves that as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -76,10 +69,8 @@ def read_kept(path: Path) -> dict[str, np.ndarray] | pd.DataFrame | None:
     except Exception as error:  # zipfile, numpy and pyarrow each have their own kinds
         aside = path.with_name(path.name + ".damaged")
         path.replace(aside)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        warnings.warn(
-            f"{str(path)!r} was damaged ({reason}): set aside as {aside.name!r}, computed again.", stacklevel=2
-        )
+        why = " ".join(str(error).split()) or type(error).__name__
+        warnings.warn(f"{str(path)!r} was damaged ({why}): set aside as {aside.name!r}, computed again.", stacklevel=2)
         return None
 
 
@@ -90,7 +81,6 @@ def kept(kind: str, key: str, compute: Callable[[], dict | pd.DataFrame], suffix
         kind: Folder within the cache.
         key: Everything that the content depends on, code included (see `code`).
         compute: Gives arrays by name, or a frame where the suffix is `.parquet`.
-        suffix: Of the file.
     """
     from filelock import FileLock
 
@@ -106,14 +96,7 @@ def kept(kind: str, key: str, compute: Callable[[], dict | pd.DataFrame], suffix
 
 
 def kept_in_parts(kind: str, key: str, parts: Callable[[int], Iterator[dict | pd.DataFrame]], suffix: str = ".npz"):
-    """As `kept`, for content that is computed part by part: an interrupted run goes on at the first missing part.
-
-    Args:
-        kind: Folder within the cache.
-        key: Everything that the content depends on, code included.
-        parts: Gives the parts from a number on, in order.
-        suffix: Of the files.
-    """
+    """As `kept`, for parts that `parts` gives from a number on: an interrupted run goes on at the first missing one."""
     folder = cache_folder() / kind / f"{digest(key)}.parts"
 
     def compute():
@@ -153,9 +136,6 @@ def digest(*values) -> str:
     Examples:
         >>> digest([1, "a"]) == digest([1, "a"]), digest(1) == digest("1")
         (True, False)
-
-    Raises:
-        TypeError: If a value has no content that could be compared, such as an open file.
     """
     found = hashlib.sha256()
     for part in _parts(values):
@@ -170,7 +150,7 @@ def _parts(value) -> Iterable[bytes]:
     import torch
 
     yield type(value).__name__.encode()
-    if value is None or isinstance(value, (bool, int, float, str, Path, np.generic)):
+    if value is None or value is ... or isinstance(value, (bool, int, float, str, Path, np.generic, slice)):
         yield repr(value).encode()
     elif isinstance(value, bytes):
         yield value
@@ -178,6 +158,8 @@ def _parts(value) -> Iterable[bytes]:
         array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
         yield repr((array.shape, array.dtype.str)).encode()
         yield array.astype("U").tobytes() if array.dtype == object else np.ascontiguousarray(array).tobytes()
+    elif hasattr(value, "tobytes"):  # a picture
+        yield from _parts((value.mode, value.size, value.tobytes()))
     elif isinstance(value, pd.DataFrame):
         yield from _parts({name: value[name].to_numpy() for name in value})
     elif isinstance(value, dict):

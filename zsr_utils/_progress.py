@@ -6,10 +6,7 @@ from tqdm.auto import tqdm
 
 
 def progress(total: int, what: str, *, unit: str = "image", initial: int = 0) -> tqdm:
-    """A progress bar: off a terminal it is hidden, and in stored runs it writes to the file `ZSR_PROGRESS`.
-
-    `ZSR_PROGRESS=0` hides it everywhere.
-    """
+    """A progress bar, hidden off a terminal; stored runs write it to the file `ZSR_PROGRESS`, and 0 hides it."""
     place = os.environ.get("ZSR_PROGRESS")
     options = {"total": total, "initial": initial, "desc": what, "unit": unit}
     if place and place != "0":

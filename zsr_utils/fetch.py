@@ -8,11 +8,7 @@ from zsr_utils.datasets import NAMES, DownloadError, data_folder, download, sour
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line.
-
-    Returns:
-        0, or 1 if a data set cannot be fetched (the reason is on standard error), or 130 if interrupted.
-    """
+    """The command line: 0, or 1 if a data set cannot be fetched (standard error says why), or 130 if interrupted."""
     parser = argparse.ArgumentParser(prog="python -m zsr_utils.fetch", description="Fetch data sets for load_dataset.")
     parser.add_argument("name", nargs="*", help="names as for load_dataset, such as imagenette or wds:org/name")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="data folder, default ZSR_DATA or the user's cache")
@@ -39,17 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _listed(root: Path) -> str:
     """A line a data set: name, size, how to get it, and whether it is here."""
-    lines = []
-    for name in NAMES:
-        if name == "tabletop":
-            lines.append((name, "", "part of the project"))
-            continue
-        found = source(name)
-        how = "get it by hand" if found.by_hand else "fetch"
-        lines.append((name, found.size, f"in {root / found.folder}" if (root / found.folder).is_dir() else how))
-    lines.append(("wds:org/name", "", "fetch from the Hugging Face hub, such as wds:clip-benchmark/wds_imagenetv2"))
-    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
-    return "\n".join(f"{name:{widths[0]}}  {size:{widths[1]}}  {how}" for name, size, how in lines)
+    lines = ["tabletop           part of the project"]
+    for name in NAMES[1:]:
+        known, folder = source(name), root / source(name).folder
+        how = f"in {folder}" if folder.is_dir() else "get it by hand" if known.by_hand else "fetch"
+        lines.append(f"{name:17}  {how}" + (f" ({known.size})" if known.size else ""))
+    lines.append("wds:org/name       fetch from the Hugging Face hub, such as wds:clip-benchmark/wds_imagenetv2")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

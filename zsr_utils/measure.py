@@ -1,7 +1,7 @@
 """Conditions x images -> rows: the one loop of the suite, and the only place where a wrong row could be made.
 
-It alone owns batches, device, progress, resuming, noise, finiteness and the columns of a row. An image's rows
-do not depend on what else is in its batch, on the order of the images or on an interruption.
+It alone owns batches, device, progress, resuming, noise, finiteness and the columns of a row. An image's rows do not
+depend on what else is in its batch, on the order of the images or on an interruption.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,22 +29,17 @@ COLUMNS = (
 DETAILS = ("answers", "tokens", "layers")  # what `facts` get to see; each holds the ones before it
 ENCODES = ("models", "datasets", "measure")  # layers that embeddings depend on
 ANSWERS = (*ENCODES, "conditions", "prompts", "jacobian", "scores", "experiments")  # and rows
+NULLABLE = {"i": "Int64", "b": "boolean"}  # types of facts that another condition may not have
 RANGE = 1e-6  # of pixels beyond [0, 1]: a smaller excess is rounding
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Labelled images in memory at a model's size, such as aligned ones, in place of a data set.
+    """Labelled images in memory at a model's size, such as aligned ones, in place of a data set."""
 
-    Attributes:
-        sample_ids: (N,) ids, each once.
-        labels: (N,) class indices.
-        pixels: (N, 3, H, W) float32 in [0, 1].
-    """
-
-    sample_ids: Sequence[str]
+    sample_ids: Sequence[str]  # each once
     labels: Int[np.ndarray, "n"]
-    pixels: Float[Tensor, "n 3 h w"]
+    pixels: Float[Tensor, "n 3 h w"]  # float32 in [0, 1]
     name = "images in memory"
 
     def __len__(self) -> int:
@@ -55,7 +50,7 @@ class Pixels:
         return digest(list(self.sample_ids), np.asarray(self.labels), self.pixels)
 
     def batches(self, from_pil, batch_size: int, *, start: int = 0, workers=None) -> Iterator[tuple]:
-        ids, labels = list(self.sample_ids), torch.as_tensor(np.asarray(self.labels))
+        ids, labels = list(self.sample_ids), torch.tensor(np.asarray(self.labels))
         for first in range(start * batch_size, len(self), batch_size):
             part = slice(first, first + batch_size)
             yield ids[part], self.pixels[part], labels[part]
@@ -63,17 +58,11 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Embedded:
-    """Raw image features of a data set.
-
-    Attributes:
-        sample_ids: (N,) ids.
-        labels: (N,) class indices.
-        features: (N, D) float32, not normalised.
-    """
+    """Raw image features of a data set."""
 
     sample_ids: np.ndarray
     labels: Int[np.ndarray, "n"]
-    features: Float[np.ndarray, "n d"]
+    features: Float[np.ndarray, "n d"]  # float32, not normalised
 
     def of(self, sample_ids: Sequence[str]) -> Float[Tensor, "m d"]:
         """Features of some samples, in the order asked."""
@@ -90,17 +79,8 @@ class Embedded:
 def embed(net: Model, images: Dataset | Pixels, *, batch_size: int = 64, workers: int | None = None) -> Embedded:
     """Raw features of every readable image, kept on disk by model, precision, data and code.
 
-    Args:
-        net: The model.
-        images: Labelled images; they stream, so their number costs no memory beyond the features.
-        batch_size: Images in a batch.
-        workers: Processes that decode, as `Dataset.batches` takes them.
-
-    Raises:
-        UnreadableImages: If more than 1 % of the images cannot be decoded.
-        FloatingPointError: If a feature is not finite; the message names the image.
+    Images stream, so their number costs no memory beyond the features; `workers` decode, as in `Dataset.batches`.
     """
-
     unreadable = getattr(images, "unreadable", {})
 
     def parts(start: int) -> Iterator[dict]:
@@ -117,10 +97,8 @@ def embed(net: Model, images: Dataset | Pixels, *, batch_size: int = 64, workers
                 bar.update(len(ids))
                 broken = [f"{name}\0{why}" for name, why in unreadable.items() if name not in said]
                 said |= set(unreadable)
-                yield {
-                    "sample_ids": np.array(ids), "labels": labels.numpy(), "features": features,
-                    "unreadable": np.array(broken),
-                }  # fmt: skip
+                found = {"sample_ids": np.array(ids), "labels": labels.numpy(), "features": features}
+                yield found | {"unreadable": np.array(broken)}
 
     if not len(images):
         raise ValueError(f"{images.name}: no image to embed.")
@@ -134,43 +112,25 @@ def embed(net: Model, images: Dataset | Pixels, *, batch_size: int = 64, workers
 
 @torch.no_grad()
 def measure(
-    net: Model,
-    images: Dataset | Pixels,
-    head: Head,
-    conditions: Sequence[Condition],
-    *,
-    draws: int = 1,
-    seed: int = 0,
-    detail: str = "answers",
-    batch_size: int = 64,
-) -> pd.DataFrame:
+    net: Model, images: Dataset | Pixels, head: Head, conditions: Sequence[Condition], *,
+    draws: int = 1, seed: int = 0, detail: str = "answers", batch_size: int = 64,
+) -> pd.DataFrame:  # fmt: skip
     """Show every image under every condition, and keep a row for each.
 
-    Rows are kept on disk by model, images, head, conditions, settings and code; an interrupted run goes on after
-    its last finished batch.
+    Rows are kept on disk by model, images, head, conditions, settings and code; an interrupted run goes on after its
+    last finished batch.
 
     Args:
-        net: The model.
-        images: Labelled images.
-        head: Who answers.
         conditions: What is shown; a name and severity stand for one condition.
         draws: Repetitions of conditions that name no number of their own.
-        seed: Of everything random.
-        detail: What a condition's `facts` get to see: `answers`, the last token grid too (`tokens`), or every
-            grid (`layers`).
-        batch_size: Images a forward pass.
+        detail: What `facts` get to see: `answers`, the last token grid too (`tokens`), or every grid (`layers`).
 
     Returns:
         A row an image, condition and draw: `sample_id`, `label`, `condition`, `severity`, `draw`, `prediction`,
-        `confidence` (softmax at the model's own scale), `margin` (logit of the label less the largest other
-        one), `clean_prediction` (answer to the unchanged image), `clean_margin` (of that answer, in the image
-        that is shown), `drift` (1 - cosine between the embeddings of the shown and the unchanged image; exactly
-        0 where they are the same), then the facts; missing where a condition has none of that name.
-
-    Raises:
-        ValueError: If there is no image or condition, two conditions have one name and severity, a label has no
-            class, a number is out of range, or a change gives another shape, NaN or pixels outside [0, 1].
-        FloatingPointError: If an embedding is not finite.
+        `confidence` (softmax at the model's own scale), `margin` (logit of the label less the largest other one),
+        `clean_prediction` (answer to the unchanged image), `clean_margin` (of that answer, in the image that is shown),
+        `drift` (1 - cosine between the embeddings of the shown and the unchanged image; exactly 0 where they are the
+        same), then the facts; missing where a condition has none of that name.
     """
     one_of("detail", detail, DETAILS)
     _check(images, head, conditions, draws, batch_size)
@@ -198,12 +158,10 @@ def _check(images, head: Head, conditions: Sequence[Condition], draws: int, batc
     for name, value in {"draws": draws, "batch_size": batch_size}.items():
         if value < 1:
             raise ValueError(f"{name} is {value}, allowed is 1 or more.")
-    known = set()
-    for condition in conditions:
-        key = condition.name, float(condition.severity)
-        if key in known:
-            raise ValueError(f"Two conditions are called {key[0]!r} with severity {key[1]:g}, allowed is one.")
-        known.add(key)
+    known = [(c.name, float(c.severity)) for c in conditions]
+    for name, severity in known:
+        if known.count((name, severity)) > 1:
+            raise ValueError(f"Two conditions are called {name!r} with severity {severity:g}, allowed is one.")
 
 
 def _batches(net, images, head, embedded, conditions, detail, seed, batch_size, start) -> Iterator[Batch]:
@@ -261,26 +219,24 @@ def _rows(condition: Condition, batch: Batch, detail: str) -> pd.DataFrame:
         "clean_margin": margin_of(seen.logits, clean).numpy(),
         "drift": drift_between(batch.clean.features, seen.features).numpy(),
     }
-    return pd.DataFrame(columns | condition.facts(batch, seen))
+    facts = pd.DataFrame(condition.facts(batch, seen), index=range(len(batch)))
+    nullable = {name: NULLABLE[kind.kind] for name, kind in facts.dtypes.items() if kind.kind in NULLABLE}
+    return pd.DataFrame(columns).join(facts.astype(nullable))
 
 
 def _see(batch: Batch, pixels: Tensor, detail: str) -> Seen:
-    """A pass of changed images; one that did not change is taken as it was.
-
-    A network's arithmetic differs in the last digit between batches, and a drift of 0 has to be 0, not the 1e-14
-    that a rank statistic would take for a signal.
-    """
+    """A pass of changed images; one that did not change is taken as it was."""
     seen = batch.head.see(batch.net, pixels, detail=detail)
     wrong = ~seen.features.isfinite().all(1)
     if wrong.any():
         first = batch.sample_ids[int(wrong.nonzero()[0])]
         raise FloatingPointError(f"{batch.net.name}: the embedding of {first!r} is not finite.")
+    # A network's arithmetic differs in the last digit between batches, and a drift of 0 has to be 0, not the 1e-14 that
+    # a rank statistic would take for a signal.
     same = (pixels == batch.pixels).flatten(1).all(1).cpu()
-    if same.any():
-        for mine, its in zip(
-            [seen.features, seen.logits, *seen.grids], [batch.clean.features, batch.clean.logits, *batch.clean.grids]
-        ):
-            mine[same] = its[same]
+    mine, its = ([s.features, s.logits, *s.grids] for s in (seen, batch.clean))
+    for values, unchanged_values in zip(mine, its):
+        values[same] = unchanged_values[same]
     return seen
 
 
@@ -292,10 +248,8 @@ def _check_pixels(pixels: Tensor, condition: Condition, batch: Batch) -> None:
     if wrong.any():
         first = int(wrong.nonzero()[0])
         low, high = (float(v) for v in pixels[first].aminmax())
-        raise ValueError(
-            f"Condition {condition.name!r} with severity {condition.severity:g} gives {batch.sample_ids[first]!r} "
-            f"pixels from {low:.4g} to {high:.4g}, allowed is [0, 1]."
-        )
+        what = f"Condition {condition.name!r} with severity {condition.severity:g} gives {batch.sample_ids[first]!r}"
+        raise ValueError(f"{what} pixels from {low:.4g} to {high:.4g}, allowed is [0, 1].")
 
 
 def _before(embedded: Embedded, conditions, draws: int, batch_size: int, start: int) -> int:

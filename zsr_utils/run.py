@@ -1,12 +1,13 @@
 """Execute one notebook with parameters, strictly: `python -m zsr_utils.run notebooks/01-….ipynb`.
 
-papermill by itself runs the defaults when a parameter is misspelt; this wrapper refuses. A result
-appears under `results/<model>@<data set>/<notebook>/` only when the notebook ran to its end; one
-that failed is kept with its traceback in the folder `failed` beside it.
+papermill by itself runs the defaults when a parameter is misspelt; this wrapper refuses. A result appears under
+`results/<model>@<data set>/<notebook>/` only when the notebook ran to its end; one that failed is kept with its
+traceback in the folder `failed` beside it.
 """
 
 import argparse
 import getpass
+import json
 import os
 import subprocess
 import sys
@@ -15,109 +16,97 @@ import threading
 import time
 from pathlib import Path
 
-import nbformat
-import papermill
 import yaml
 from filelock import FileLock, Timeout
-from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError
 
 from zsr_utils._text import nearest
 from zsr_utils.records import result_folder, write_whole
 
 
 ROOT = Path(__file__).resolve().parents[1]
-# glibc's allocator asks the system for fresh pages for every large tensor; up to these sizes it keeps them (bytes)
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": 2**28, "MALLOC_TRIM_THRESHOLD_": 2**29}
+ENVIRONMENT = {  # of notebooks, where nothing else is set
+    "PYTHONWARNINGS": "ignore::FutureWarning",  # of libraries, with paths of this machine
+    # glibc's allocator asks the system for fresh pages for every large tensor; up to these sizes it keeps them (bytes)
+    "MALLOC_MMAP_THRESHOLD_": str(2**28),
+    "MALLOC_TRIM_THRESHOLD_": str(2**29),
+}
 
 
 class ParameterError(ValueError):
     """A notebook cannot take these parameters."""
 
 
-def defaults(notebook: Path) -> dict:
-    """Values in the notebook's one cell tagged `parameters`.
+class NotebookFailed(RuntimeError):
+    """A notebook did not run to its end; the message says why in one sentence."""
 
-    Raises:
-        ParameterError: If there is not exactly one such cell, or it holds more than plain assignments.
-    """
-    cells = nbformat.read(notebook, as_version=4).cells
-    tagged = [c for c in cells if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])]
+
+def defaults(notebook: Path) -> dict:
+    """Values in the notebook's one cell tagged `parameters`."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    tagged = [c for c in cells if c["cell_type"] == "code" and "parameters" in c["metadata"].get("tags", [])]
     if len(tagged) != 1:
         raise ParameterError(f"{notebook.name} has {len(tagged)} cells tagged 'parameters', exactly 1 is needed.")
     found: dict = {}
     try:
-        exec(compile(tagged[0].source, str(notebook), "exec"), {"__builtins__": {}}, found)
+        exec(compile("".join(tagged[0]["source"]), str(notebook), "exec"), {"__builtins__": {}}, found)
     except Exception as error:
         raise ParameterError(f"{notebook.name}: its parameters cell must hold plain values only ({error}).") from error
     return found
 
 
 def check(notebook: Path, parameters: dict) -> dict:
-    """`parameters` over the notebook's defaults, each of the default's type.
-
-    Raises:
-        ParameterError: If a name is unknown (the nearest ones are listed) or a value has another type.
-    """
+    """`parameters` over the notebook's defaults, each of the default's type."""
     known = defaults(notebook)
     for name, value in parameters.items():
         if name not in known:
             close = nearest(name, known) or sorted(known)
-            raise ParameterError(
-                f"{notebook.name} has no parameter {name!r} (given value {value!r}): "
-                f"nearest names are {', '.join(close)}."
-            )
+            given = f"{notebook.name} has no parameter {name!r} (given value {value!r})"
+            raise ParameterError(f"{given}: nearest names are {', '.join(close)}.")
         expected = type(known[name])
-        is_number = expected is float and type(value) is int
-        if type(value) is not expected and not is_number:
-            raise ParameterError(
-                f"{notebook.name}: parameter {name!r} is {value!r} ({type(value).__name__}), "
-                f"allowed is a value of type {expected.__name__} such as {known[name]!r}."
-            )
+        if type(value) is not expected and not (expected is float and type(value) is int):
+            given = f"{notebook.name}: parameter {name!r} is {value!r} ({type(value).__name__})"
+            raise ParameterError(f"{given}, allowed is a value of type {expected.__name__} such as {known[name]!r}.")
     return known | parameters
 
 
 def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
-    """Run a notebook and return its executed copy.
+    """Run a notebook and return its executed copy."""
+    from nbclient.exceptions import DeadKernelError
+    from papermill import PapermillExecutionError, execute_notebook
 
-    Raises:
-        ParameterError: As `check`; nothing has been run then.
-        PapermillExecutionError: If a cell failed; the partial notebook is in `failed/`.
-        DeadKernelError: If the notebook's process was killed; what it had done is in `failed/`.
-    """
     merged = check(notebook, parameters)
     folder = result_folder(merged["model"], merged["dataset"], notebook.stem, merged.get("pretrained") or None)
     final, failed = folder / notebook.name, folder / "failed" / notebook.name
-    folder.mkdir(parents=True, exist_ok=True)
     working = folder / f".{notebook.stem}.running.ipynb"  # one that a kill left behind is overwritten
-    os.environ["ZSR_BOOK"] = "1"
-    os.environ["ZSR_PROGRESS"] = "0"
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # of libraries, with paths of this machine
-    for name, size in ALLOCATOR.items():
-        os.environ.setdefault(name, str(size))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    os.environ.update({**ENVIRONMENT, **os.environ, "ZSR_BOOK": "1", "ZSR_PROGRESS": "0", "PYTHONPATH": path})
     try:
-        papermill.execute_notebook(
+        folder.mkdir(parents=True, exist_ok=True)
+        execute_notebook(
             notebook, working, parameters, kernel_name="python3", cwd=str(ROOT), progress_bar=progress,
             start_timeout=600,  # on a busy node Python alone may need more than papermill's 60 s
         )  # fmt: skip
         write_whole(final, lambda p: p.write_bytes(working.read_bytes()))
         failed.unlink(missing_ok=True)
-    except (PapermillExecutionError, DeadKernelError):
+    except (PapermillExecutionError, DeadKernelError) as error:
         if working.is_file():
             write_whole(failed, lambda p: p.write_bytes(working.read_bytes()))
-        raise
+        if isinstance(error, DeadKernelError):
+            killed = "its process was killed, as happens when memory runs out"
+            again = "finished batches are kept, so run it again"
+            raise NotebookFailed(f"{notebook.stem} stopped: {killed}; {again}.") from error
+        reason = f"{error.ename}: {' '.join(str(error.evalue).split())}"
+        raise NotebookFailed(f"{notebook.stem} failed in cell {error.exec_count}: {reason}") from error
+    except OSError as error:
+        again = "finished batches are kept and no result is half-written, so run it again once that is mended"
+        raise NotebookFailed(f"{notebook.stem} stopped: {error.strerror or error}; {again}.") from error
     finally:
         working.unlink(missing_ok=True)
     return final
 
 
 def read_parameters(files: list[Path], pairs: list[list[str]]) -> dict:
-    """Parameters of flat YAML files, later ones first in rank, then of `-p name value`.
-
-    Raises:
-        ParameterError: If a file is missing or not a flat mapping.
-    """
+    """Parameters of flat YAML files, later ones first in rank, then of `-p name value`."""
     parameters: dict = {}
     for path in files:
         if not path.is_file():
@@ -130,10 +119,7 @@ def read_parameters(files: list[Path], pairs: list[list[str]]) -> dict:
 
 
 def end_with(process: int, seconds: float = 1) -> None:
-    """End this process when `process`, which started it, is gone, as a job of a killed sweep must.
-
-    The notebook's own process watches this one in the same way, and no result is half-written.
-    """
+    """End this process when `process`, which started it, is gone, as a job of a killed sweep must."""
 
     def watch():
         while os.getppid() == process:
@@ -158,9 +144,8 @@ def gpus() -> list[str]:
 def own_gpu(seconds: float = 1) -> FileLock | None:
     """Wait for a GPU that no other job of this user has on this machine, and show the notebook that one alone.
 
-    Returns:
-        The lock of the GPU, which the system frees when this process ends, however it ends; None where
-        there is no GPU, or where Slurm has chosen one for this job.
+    Its lock, which the system frees when this process ends, is given back; None where there is no GPU, or Slurm has
+    chosen one for this job.
     """
     visible = gpus()
     if not visible or "SLURM_JOB_ID" in os.environ:
@@ -197,29 +182,10 @@ def main(arguments: list[str] | None = None) -> int:
         parameters = read_parameters(options.file, options.parameter)
         check(options.notebook, parameters)  # before it waits
         lock = own_gpu() if options.gpu else None  # noqa: F841  kept until the end
-        final = execute(options.notebook, parameters, progress=not options.no_progress)
-    except ParameterError as error:
+        print(execute(options.notebook, parameters, progress=not options.no_progress))
+    except (ParameterError, NotebookFailed) as error:
         print(error, file=sys.stderr)
-        return 2
-    except PapermillExecutionError as error:
-        reason = " ".join(str(error.evalue).split())
-        print(f"{options.notebook.stem} failed in cell {error.exec_count}: {error.ename}: {reason}", file=sys.stderr)
-        return 1
-    except DeadKernelError:
-        print(
-            f"{options.notebook.stem} stopped: its process was killed, as happens when memory runs out; "
-            "finished batches are kept, so run it again.",
-            file=sys.stderr,
-        )
-        return 1
-    except OSError as error:
-        print(
-            f"{options.notebook.stem} stopped: {error.strerror or error}; "
-            "finished batches are kept and no result is half-written, so run it again once that is mended.",
-            file=sys.stderr,
-        )
-        return 1
-    print(final)
+        return 1 if isinstance(error, NotebookFailed) else 2
     return 0
 
 

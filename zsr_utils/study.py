@@ -7,6 +7,7 @@ from functools import cached_property
 
 import pandas as pd
 
+from zsr_utils._text import unknown
 from zsr_utils.conditions import Condition, Head
 from zsr_utils.datasets import Dataset, load_dataset
 from zsr_utils.measure import Embedded, Pixels, embed, measure
@@ -21,19 +22,14 @@ DEFAULTS = {
     "pretrained": "", "models": (), "split": "validation", "classes": 0, "ids": "", "limit": 0,
     "prompts": "plain prompt", "batch_size": 64, "device": "auto", "precision": "fp32", "seed": 0,
 }  # fmt: skip
+OWN_PROMPTS = "own prompts of the data set"
 LEAST = {"batch_size": 1, "limit": 0, "seed": 0, "classes": 0, "draws": 1}  # of parameters that several chapters have
 
 
 class Study:
     """Models, images and prompts of one notebook, and the numbers that it makes of them.
 
-    Attributes:
-        parameters: Those of the notebook.
-        nets: Model handles by name, the chapter's own first.
-        images: The data set.
-        templates: Prompt templates.
-        heads: By name of the model, who answers.
-        run: Where rows and numbers are kept.
+    `nets` are model handles by name, the chapter's own first, and `heads` by the same names who answers.
     """
 
     def __init__(self, notebook: str, given: Mapping):
@@ -83,27 +79,21 @@ class Study:
         return Head(net.classifier(self.names, templates or self.templates), self.names)
 
     def _prompts(self, name: str) -> tuple[str, ...]:
-        templates = prompt_set(name)
+        templates = self.images.templates if name == OWN_PROMPTS else prompt_set(name)
         self.run.prompts(name, templates)
         return templates
 
     def measure(
-        self,
-        conditions: Sequence[Condition] | Callable[[Model], Sequence[Condition]],
-        *,
-        images: Dataset | Pixels | None = None,
-        models: Sequence[str] | None = None,
-        prompts: str | None = None,
-        keep: bool = True,
-        **options,
-    ) -> pd.DataFrame:
+        self, conditions: Sequence[Condition] | Callable[[Model], Sequence[Condition]], *,
+        images: Dataset | Pixels | None = None, models: Sequence[str] | None = None, prompts: str | None = None,
+        keep: bool = True, **options,
+    ) -> pd.DataFrame:  # fmt: skip
         """Rows of conditions for every model, in a column `model`; they become the chapter's rows.
 
         Args:
             conditions: Or a function that makes them for a model, such as those of its own aligned images.
             images: In place of the chapter's data set.
-            models: Names of some models; all by default.
-            prompts: Another prompt set than the chapter's.
+            prompts: Another prompt set than the chapter's, or `OWN_PROMPTS`.
             keep: Whether the rows are among those that the chapter leaves behind.
             options: `draws` and `detail`, as `measure.measure` takes them.
         """
@@ -119,34 +109,25 @@ class Study:
             )  # fmt: skip
             frames.append(rows.assign(model=name))
         rows = pd.concat(frames, ignore_index=True)
-        if keep:
-            self._rows.append(rows)
-        return rows
+        return self.keep_rows(rows) if keep else rows
 
-    def add(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Keep rows that were measured elsewhere, such as in other processes; the model's name is in `model`."""
+    def keep_rows(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Put rows among those that the chapter leaves behind, such as ones that got further facts."""
         self._rows.append(rows)
         return rows
 
     def estimate(
-        self,
-        rows: pd.DataFrame,
-        name: str,
-        statistic: Callable[[pd.DataFrame], Estimate],
-        by: Sequence[str] = (),
+        self, rows: pd.DataFrame, name: str, statistic: Callable[[pd.DataFrame], Estimate], by: Sequence[str] = ()
     ) -> pd.DataFrame:
         """One number a group of rows, kept under `name`, and the table of them.
 
         Args:
-            rows: From `measure`, or any frame.
-            name: `topic/quantity`; the values of `by` follow as a qualifier, and the model's name where it is not
-                the chapter's own.
-            statistic: From the rows of a group to its estimate.
+            name: `topic/quantity`; the values of `by` follow as a qualifier, and the model's name where it is not the
+                chapter's own.
             by: Columns that tell the groups apart, beside `model`.
 
         Returns:
-            The columns of `by`, `model`, those of an estimate, `name` and `label` (what tells the row apart, in
-            words).
+            The columns of `by`, `model`, those of an estimate, `name` and `label` (what tells the row apart, in words).
         """
         by = list(by)
         keys = [*by, *(["model"] if "model" in rows else [])]
@@ -179,20 +160,19 @@ class Study:
         return self.run.metric(name, estimate)
 
     def __getitem__(self, name: str) -> Estimate:
-        return self.run[name]
+        return _Recorded(self.run.metrics, {})[name]
 
-    def decide(self, name: str, reference: float = 0.0, *, more: str, less: str, undecided: str) -> str:
-        """The words that fit a number: its interval lies above the reference, below it, or holds it."""
-        return {"more": more, "less": less, "undecided": undecided}[decide(self[name], reference)]
+    def decide(self, name: str, reference: float = 0.0, *, margin: float | None = None, **words: str) -> str:
+        """The words that fit a number by `scores.decide`: `more`, `less`, `undecided`, and `same` with a margin."""
+        return words[decide(self[name], reference, margin=margin)]
 
     def say(self, text: str, **words) -> None:
         """Show a sentence of the report, as Markdown: the place for results in prose.
 
-        Args:
-            text: Numbers enter by their recorded names, `{zero_shot/accuracy:pct}`, and further words by theirs.
-            words: Chosen by a rule, such as by `decide`; an estimate takes a format, too.
+        Numbers enter by their recorded names, `{zero_shot/accuracy:pct}`, and further words, chosen by a rule such as
+        `decide`, by theirs; an estimate takes a format, too.
         """
-        self.run.say(text.format_map(_Recorded(self.run, words)))
+        self.run.say(text.format_map(_Recorded(self.run.metrics, words)))
 
     def close(self) -> None:
         """Write rows, numbers and provenance, and show the numbers and where they come from."""
@@ -206,36 +186,28 @@ class Study:
 
 
 class _Recorded(dict):
-    """Numbers by name, and further words."""
+    """Further words, and numbers by name."""
 
-    def __init__(self, run: Run, words: Mapping[str, str]):
+    def __init__(self, numbers: Mapping[str, Estimate], words: Mapping):
         super().__init__(words)
-        self._run = run
+        self._numbers = numbers
 
     def __missing__(self, name: str) -> Estimate:
-        return self._run[name]
+        if name not in self._numbers:
+            raise ValueError(unknown("recorded number", name, self._numbers))
+        return self._numbers[name]
 
 
 def open_study(notebook: str, namespace: Mapping) -> Study:
     """Open the study of a notebook: `study = zsr.open_study("01-zero-shot-baseline", globals())`.
 
-    Args:
-        notebook: File name of the notebook without `.ipynb`.
-        namespace: Its variables after the `parameters` cell.
-
-    Raises:
-        ValueError: If a parameter is out of range (by name, before anything is loaded), or a model, data set or
-            prompt set is unknown.
+    `namespace` holds the notebook's variables after the `parameters` cell; these are checked before anything is loaded.
     """
     return Study(notebook, parameters(dict(namespace)))
 
 
 def check_parameters(given: Mapping) -> None:
-    """Refuse values of common parameters that mean nothing.
-
-    Raises:
-        ValueError: If a number is below the least allowed one, or `models` is no list of `name` or `name@tag`.
-    """
+    """Refuse values of common parameters that mean nothing."""
     for name, least in LEAST.items():
         if name in given and given[name] < least:
             raise ValueError(f"{name} is {given[name]}, allowed is {least} or more.")

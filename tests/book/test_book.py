@@ -2,15 +2,14 @@
 
 import json
 import re
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
 
-from zsr_utils.book._chapters import Chapter
-from zsr_utils.book._notebook import answers
+from zsr_utils.book._chapters import Chapter, chapters as read_back
+from zsr_utils.book.contents import read_chapters
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,20 +29,17 @@ def figures_made(path: Path) -> int:
 def test_every_figure_is_stored_and_read_back(book):
     assert chapters()
     for path in chapters():
-        read = Chapter(path.parent.relative_to(ROOT), ROOT).figures
+        read = Chapter(path.parent.relative_to(ROOT).as_posix(), ROOT, {}).figures
         assert len(read) == figures_made(path) > 0
         assert all(figure.spec["data"] for figure in read)
         assert len({figure.anchor for figure in read}) == len(read)
 
 
-def test_a_second_build_runs_no_notebook(book, make):
-    before = {p: p.stat().st_mtime_ns for p in chapters()}
-    began = time.perf_counter()
+def test_a_second_build_runs_nothing(book, make):
+    before = {p: p.stat().st_mtime_ns for p in (*chapters(), book / "index.html")}
     done = make("book")
-    seconds = time.perf_counter() - began
-    assert done.returncode == 0
-    assert {p: p.stat().st_mtime_ns for p in chapters()} == before
-    print(f"second make book: {seconds:.1f} s")
+    assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
+    assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
 def test_results_hold_rows_numbers_and_provenance(book):
@@ -95,11 +91,23 @@ def test_every_internal_link_and_anchor_is_there(book):
                 assert unquote(parts.fragment) in pages[target].anchors or link == "#", f"{page.name}: no {link}"
 
 
-def test_every_chapter_begins_with_its_answer(book):
+def test_every_chapter_begins_with_its_answer_and_what_it_cost(book):
     """The numbers that are to answer it were measured, and the figure is there."""
+    found = read_back("results/tabletop-base@tabletop", ROOT, read_chapters())
+    assert [chapter.name for chapter in found] == list(read_chapters())
+    for chapter in found:
+        page = (book / f"{chapter.docname}.html").read_text()
+        assert 0 < page.index(chapter.cost) < page.index('class="zsr-answer"') < page.index('id="overview"')
+
+
+def test_code_is_folded_but_for_the_method(book):
+    """No code stands open on a page, but in cells tagged `method`."""
     for path in chapters():
-        chapter, known = Chapter(path.parent.relative_to(ROOT), ROOT), answers()[path.stem]
-        assert set(known["numbers"]) <= {metric["name"] for metric in chapter.metrics}, path.stem
-        assert known["figure"] <= len(chapter.figures)
         page = (book / path.relative_to(ROOT)).with_suffix(".html").read_text()
-        assert 0 < page.index('class="zsr-answer"') < page.index('id="overview"')
+        cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+        tags = [set(c.metadata.get("tags", [])) for c in cells]
+        removed = sum(bool(t & {"remove-input", "remove-cell"}) for t in tags)
+        method = sum("method" in t for t in tags)
+        parts = re.findall(r'<div class="cell [^"]*docutils container">\s*(<details|<div class="cell_input)', page)
+        assert parts.count('<div class="cell_input') == method, path.name
+        assert parts.count("<details") == len(cells) - removed - method, path.name

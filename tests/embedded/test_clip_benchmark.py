@@ -17,8 +17,9 @@ import torch
 from test_real_checkpoints import half_rounded, write
 from torchvision.datasets import ImageFolder
 
-from zsr_utils.datasets import load_dataset
-from zsr_utils.experiments import zero_shot
+from zsr_utils.conditions import ORIGINAL, Head
+from zsr_utils.datasets import Dataset, load_dataset
+from zsr_utils.measure import Embedded, embed, measure
 from zsr_utils.models import Model, load_model
 
 
@@ -42,7 +43,8 @@ class Compared:
     name: str
     net: Model
     class_names: tuple[str, ...]
-    embedded: zero_shot.Embedded
+    embedded: Embedded
+    images: Dataset
     pixels: torch.Tensor  # of the first photographs
     classifier: torch.Tensor  # (D, K), theirs
     logits: torch.Tensor  # (N, K), theirs
@@ -87,9 +89,9 @@ def case(request, tmp_path_factory):
         net = load_model(address, device="cpu")
         ours = load_dataset(str(photographs))
         assert list(ours.class_names) == names
-        embedded = zero_shot.embed(net, ours)
+        embedded = embed(net, ours)
         pixels = ours.pixels(embedded.sample_ids[:8], net.from_pil)
-        yield Compared(request.param, net, ours.class_names, embedded, pixels, classifier, logits, labels)
+        yield Compared(request.param, net, ours.class_names, embedded, ours, pixels, classifier, logits, labels)
     shutil.rmtree(folder)
 
 
@@ -137,7 +139,8 @@ def test_elsewhere_logits_differ_by_the_scale_over_100_and_the_bias(case, at_sca
 
 
 def test_accuracy_is_equal_but_margins_and_confidence_are_not(case):
-    rows = zero_shot.classify(case.net, case.embedded, case.class_names, TEMPLATES, condition="original")
+    head = Head(case.net.classifier(case.class_names, TEMPLATES), case.class_names)
+    rows = measure(case.net, case.images, head, [ORIGINAL])
     assert rows.prediction.tolist() == case.logits.argmax(1).tolist()
     assert (rows.prediction == rows.label).sum() == (case.logits.argmax(1) == case.labels).sum()
     theirs = case.logits.double()

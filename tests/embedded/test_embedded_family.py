@@ -94,7 +94,7 @@ def test_changes_of_the_config_are_its_differences_to_the_default(name):
     config = config_of(name)
     assert config["name"] == name and card_of(name).startswith(f"# {name}\n")
     assert sorted(config["changes"]) == sorted({key.split(".")[0] for key in train.differences(config)})
-    assert config == train.read_config(train.find_config(name)), "the committed config has changed since"
+    assert config == train.load_config(name), "the committed config has changed since"
 
 
 def test_several_models_measured_in_processes_are_those_measured_one_by_one(monkeypatch, tmp_path):

@@ -13,7 +13,9 @@ import tabletop.towers  # noqa: F401  registers the image towers
 import zsr_utils as zsr
 from tabletop.data import SHIFTS
 from zsr_utils import scores
+from zsr_utils.conditions import ORIGINAL, Head
 from zsr_utils.experiments import zero_shot
+from zsr_utils.measure import Embedded, embed, measure
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,12 +41,16 @@ def images():
 
 @pytest.fixture(scope="module")
 def embedded(net, images):
-    return zero_shot.embed(net, images, batch_size=200)
+    return embed(net, images, batch_size=200)
 
 
-def test_zero_shot_accuracy_is_at_least_99_percent_and_the_cards(net, images, embedded):
-    rows = zero_shot.classify(net, embedded, images.class_names, images.templates, condition="plain prompt")
-    found = scores.accuracy(rows)
+def plain_rows(net, images):
+    head = Head(net.classifier(images.class_names, images.templates), images.class_names)
+    return measure(net, images, head, [ORIGINAL], batch_size=200)
+
+
+def test_zero_shot_accuracy_is_at_least_99_percent_and_the_cards(net, images):
+    found = scores.accuracy(plain_rows(net, images))
     assert found.n >= 1000 and len(images.class_names) == 10
     assert found.value >= 0.99
     low, high = map(float, re.search(r"interval ([\d.]+) to ([\d.]+)\)", (FOLDER / "README.md").read_text()).groups())
@@ -116,7 +122,7 @@ def test_the_fingerprint_is_of_the_weights(net):
 
 
 def test_the_projection_holds_every_image_and_text_and_repeats(net, images, embedded, tmp_path, monkeypatch):
-    few = zero_shot.Embedded(embedded.sample_ids[:100], embedded.labels[:100], embedded.features[:100])
+    few = Embedded(embedded.sample_ids[:100], embedded.labels[:100], embedded.features[:100])
     maps, threads = [], torch.get_num_threads()
     for name in ("one", "another"):
         monkeypatch.setenv("ZSR_CACHE", str(tmp_path / name))
@@ -135,10 +141,7 @@ def test_the_projection_holds_every_image_and_text_and_repeats(net, images, embe
 
 def test_zero_shot_accuracy_on_fresh_photos_is_at_least_97_percent(net):
     fresh = zsr.load_dataset("tabletop", split="photo")
-    rows = zero_shot.classify(
-        net, zero_shot.embed(net, fresh), fresh.class_names, fresh.templates, condition="plain prompt"
-    )
-    found = scores.accuracy(rows)
+    found = scores.accuracy(plain_rows(net, fresh))
     assert found.n == 120 and found.value >= 0.97
 
 

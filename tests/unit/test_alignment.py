@@ -1,16 +1,16 @@
 """Embedding alignment on an encoder whose answers are known."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from tiny import linear_model, tiny_model
 from torch.nn import functional as F
 
-from zsr_utils.conditions import _kept, _steps, alignment
+from zsr_utils.conditions import Settings, _finished, _steps, alignment
 
 
 @pytest.fixture
@@ -32,29 +32,29 @@ def match(targets, cosine=0.999, distance=1e-6):
 
 def test_gradient_descent_is_the_papers_update(net, pairs):
     sources, targets = pairs
-    found = alignment.align(net, sources, match(targets), optimizer="gradient_descent", step=0.1, max_steps=3)
+    aligned = alignment.align(net, sources, match(targets), Settings("gradient_descent", 0.1, max_steps=3))
     x = sources.flatten(1)
     for _ in range(3):
         x = (x - 0.1 * (x @ net.net.matrix.T - targets) @ net.net.matrix).clamp(0, 1)
-    torch.testing.assert_close(found.pixels.flatten(1), x, atol=1e-6, rtol=1e-5)
-    assert found.steps.tolist() == [3] * 7
+    torch.testing.assert_close(aligned.pixels.flatten(1), x, atol=1e-6, rtol=1e-5)
+    assert aligned.steps.tolist() == [3] * 7
 
 
 @pytest.mark.parametrize("optimizer", ["polyak", "gradient_descent"])
 def test_every_pair_reaches_the_stop_rule_and_is_where_it_says(net, pairs, optimizer):
     sources, targets = pairs
-    found = alignment.align(net, sources, match(targets), optimizer=optimizer, step=0.5, max_steps=3000)
-    assert found.reached.all()
-    features = net.encode_image(found.pixels)
+    aligned = alignment.align(net, sources, match(targets), Settings(optimizer, 0.5, max_steps=3000))
+    assert aligned.reached.all()
+    features = net.encode_image(aligned.pixels)
     distance = (features - targets).square().sum(1)
-    assert (distance < 1e-6).all() and found.pixels.min() >= 0 and found.pixels.max() <= 1
+    assert (distance < 1e-6).all() and aligned.pixels.min() >= 0 and aligned.pixels.max() <= 1
 
 
 @pytest.mark.parametrize("optimizer", ["polyak", "gradient_descent"])
 def test_batching_changes_nothing(net, pairs, optimizer):
-    arguments = {"optimizer": optimizer, "step": 0.5, "max_steps": 400}
-    whole = alignment.align(net, pairs[0], match(pairs[1]), **arguments)
-    small = alignment.align(net, pairs[0], match(pairs[1]), batch_size=2, **arguments)
+    settings = Settings(optimizer, 0.5, max_steps=400)
+    whole = alignment.align(net, pairs[0], match(pairs[1]), settings)
+    small = alignment.align(net, pairs[0], match(pairs[1]), settings, batch_size=2)
     assert whole.steps.tolist() == small.steps.tolist()
     torch.testing.assert_close(whole.pixels, small.pixels, atol=1e-6, rtol=0)
 
@@ -66,9 +66,9 @@ def test_finished_pairs_leave_the_batch(net, pairs):
     sizes = []
     original = net.net.encode_image
     net.net.encode_image = lambda x: sizes.append(len(x)) or original(x)
-    found = alignment.align(net, sources, match(targets), max_steps=300)
-    assert found.steps[:4].tolist() == [0] * 4 and (found.steps[4:] > 0).all()
-    torch.testing.assert_close(found.pixels[:4], sources[:4], atol=0, rtol=0)
+    aligned = alignment.align(net, sources, match(targets), Settings(max_steps=300))
+    assert aligned.steps[:4].tolist() == [0] * 4 and (aligned.steps[4:] > 0).all()
+    torch.testing.assert_close(aligned.pixels[:4], sources[:4], atol=0, rtol=0)
     assert sizes[:2] == [7, 3] and sizes == sorted(sizes, reverse=True)
 
 
@@ -76,21 +76,22 @@ def test_one_forward_pass_a_step_and_no_gradient_for_weights(net, pairs):
     calls = []
     original = net.net.encode_image
     net.net.encode_image = lambda x: calls.append(1) or original(x)
-    alignment.align(net, pairs[0], match(pairs[1], distance=1e-30), optimizer="gradient_descent", step=0.1, max_steps=5)
+    settings = Settings("gradient_descent", 0.1, max_steps=5)
+    alignment.align(net, pairs[0], match(pairs[1], distance=1e-30), settings)
     assert len(calls) == 6  # five steps, and the pass that reads where the last one led
     assert all(p.grad is None for p in net.parameters())
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.25 / 255, 2 / 255])
 def test_no_pixel_leaves_its_budget(net, pairs, eps):
-    found = alignment.align(net, pairs[0], match(pairs[1]), eps=eps, max_steps=20)
-    assert (found.pixels - pairs[0]).abs().max() <= eps + 1e-7
-    assert eps or torch.equal(found.pixels, pairs[0])
+    aligned = alignment.align(net, pairs[0], match(pairs[1]), Settings(eps=eps, max_steps=20))
+    assert (aligned.pixels - pairs[0]).abs().max() <= eps + 1e-7
+    assert eps or torch.equal(aligned.pixels, pairs[0])
 
 
 def test_both_halves_of_the_stop_rule_count(net, pairs):
     sources, targets = pairs
-    near = alignment.align(net, sources, match(targets, 0.9999, 1e9), max_steps=300)
+    near = alignment.align(net, sources, match(targets, 0.9999, 1e9), Settings(max_steps=300))
     cosine = F.cosine_similarity(net.encode_image(near.pixels), targets)
     assert near.reached.all() and (cosine > 0.9999).all() and (near.steps > 0).any()
 
@@ -110,9 +111,11 @@ def test_an_answer_is_reached_when_the_model_names_the_target(net, pairs):
     classifier = F.normalize(torch.randn(4, 5, generator=torch.Generator().manual_seed(3)))
     before = net.logits(pairs[0], classifier).argmax(1)
     labels = (before + 1) % 4
-    found = alignment.align(net, pairs[0], alignment.Answer(net, classifier, labels), step=1.1, eight_bit=True)
-    assert found.reached.all() and (net.logits(found.pixels, classifier).argmax(1) == labels).all()
-    assert torch.equal(alignment.saved_as_png(found.pixels), found.pixels)
+    aligned = alignment.align(
+        net, pairs[0], alignment.Answer(net, classifier, labels), Settings(step=1.1, eight_bit=True)
+    )
+    assert aligned.reached.all() and (net.logits(aligned.pixels, classifier).argmax(1) == labels).all()
+    assert torch.equal(alignment.saved_as_png(aligned.pixels), aligned.pixels)
 
 
 def test_one_polyak_step_closes_the_margin_of_a_linear_model_at_least_change(net):
@@ -121,31 +124,30 @@ def test_one_polyak_step_closes_the_margin_of_a_linear_model_at_least_change(net
     source = torch.full((1, 3, 8, 8), 0.5)
     classifier = torch.eye(5)[:2]
     label = net.logits_of(net.encode_image(source), classifier).argmin(1)
-    found = alignment.align(net, source, alignment.Answer(net, classifier, label), max_steps=1)
+    aligned = alignment.align(net, source, alignment.Answer(net, classifier, label), Settings(max_steps=1))
     w = (classifier[label] - classifier[1 - label]) @ net.net.matrix
     margin = -(w @ source.flatten()).item()
-    assert (found.pixels - source).norm().item() == pytest.approx(margin / w.norm().item(), rel=1e-4)
+    assert (aligned.pixels - source).norm().item() == pytest.approx(margin / w.norm().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 3 / 255), ("l2", 0.05)])
 @pytest.mark.parametrize("momentum", [0.0, 0.7])
 def test_pgd_stays_in_its_ball_and_gets_nearer(net, pairs, norm, eps, momentum):
     sources, targets = pairs
-    found = alignment.align(
-        net, sources, match(targets), optimizer="pgd", eps=eps, norm=norm, momentum=momentum, max_steps=20
-    )
-    change = (found.pixels - sources).flatten(1)
+    settings = Settings("pgd", eps=eps, norm=norm, momentum=momentum, max_steps=20)
+    aligned = alignment.align(net, sources, match(targets), settings)
+    change = (aligned.pixels - sources).flatten(1)
     size = change.abs().amax(1) if norm == "linf" else change.norm(dim=1)
     assert (size <= eps * (1 + 1e-4)).all() and (size > 0.9 * eps).all()
-    before, after = ((net.encode_image(x) - targets).square().sum(1) for x in (sources, found.pixels))
+    before, after = ((net.encode_image(x) - targets).square().sum(1) for x in (sources, aligned.pixels))
     assert (after < before).all()
 
 
 @pytest.mark.parametrize(("eps", "levels"), [(0.5 / 255, 0), (1 / 255, 1), (2.9 / 255, 2)])
 def test_an_8_bit_ball_holds_whole_grey_levels(net, pairs, eps, levels):
     sources = alignment.saved_as_png(pairs[0])
-    found = alignment.align(net, sources, match(pairs[1]), optimizer="pgd", eps=eps, eight_bit=True, max_steps=10)
-    change = 255 * (found.pixels - sources)
+    aligned = alignment.align(net, sources, match(pairs[1]), Settings("pgd", eps=eps, eight_bit=True, max_steps=10))
+    change = 255 * (aligned.pixels - sources)
     torch.testing.assert_close(change, change.round(), atol=1e-3, rtol=0)
     assert change.abs().max().round() == levels
 
@@ -154,73 +156,107 @@ def test_larger_budgets_never_lose_a_success(net, pairs):
     classifier = F.normalize(torch.randn(4, 5, generator=torch.Generator().manual_seed(3)))
     labels = (net.logits(pairs[0], classifier).argmax(1) + 1) % 4
     goal = alignment.Answer(net, classifier, labels)
-    found = alignment.smallest_budgets(net, pairs[0], goal, [0.01, 0.1, 0.3], max_steps=20)
-    shares = [f.reached.float().mean().item() for f in found.values()]
+    balls = alignment.smallest_budgets(net, pairs[0], goal, [0.01, 0.1, 0.3], Settings("pgd", max_steps=20))
+    shares = [f.reached.float().mean().item() for f in balls.values()]
     assert shares == sorted(shares) and shares[0] < shares[1] < shares[2] == 1
-    for eps, f in found.items():
+    for eps, f in balls.items():
         assert (f.pixels - pairs[0]).abs().max() <= eps + 1e-6
-    small, large = found[0.1], found[0.3]
+    small, large = balls[0.1], balls[0.3]
     assert torch.equal(small.pixels[small.reached], large.pixels[small.reached])
     with pytest.raises(ValueError, match="allowed are growing numbers"):
-        alignment.smallest_budgets(net, pairs[0], goal, [0.1, 0.01])
+        alignment.smallest_budgets(net, pairs[0], goal, [0.1, 0.01], Settings("pgd"))
 
 
 def test_noise_in_the_loss_averages_its_gradient(net, pairs):
     """For a linear model the loss under noise has the same gradient on average, whatever the noise."""
-    sources, targets = pairs
-    plain = alignment.align(net, sources, match(targets), optimizer="gradient_descent", step=0.1, max_steps=1)
-    noisy = alignment.align(
-        net, sources, match(targets), optimizer="gradient_descent", step=0.1, max_steps=1, noise=0.05, draws=4000
-    )
-    torch.testing.assert_close(noisy.pixels, plain.pixels, atol=5e-4, rtol=0)
+    goal, options = match(pairs[1]), {"step": 0.1, "max_steps": 1}
+    plain = alignment.align(net, pairs[0], goal, Settings("gradient_descent", **options))
+    noisy = alignment.align(net, pairs[0], goal, Settings("gradient_descent", noise=0.05, draws=400, **options))
+    torch.testing.assert_close(noisy.pixels, plain.pixels, atol=2e-3, rtol=0)
     assert not torch.equal(noisy.pixels, plain.pixels)
+
+
+class Interrupted:
+    """Counts the images of every pass, and stops after some passes."""
+
+    def __init__(self, net, monkeypatch):
+        self.sizes, self.after, self.encode = [], None, net.net.encode_image
+        monkeypatch.setattr(net.net, "encode_image", self)
+
+    def __call__(self, x):
+        self.sizes.append(len(x))
+        if self.after is not None and len(self.sizes) > self.after:
+            raise KeyboardInterrupt
+        return self.encode(x)
 
 
 def test_an_interrupted_run_goes_on_and_a_second_one_computes_nothing(net, pairs, monkeypatch, tmp_path):
     monkeypatch.setenv("ZSR_CACHE", str(tmp_path))
-    arguments = {"optimizer": "gradient_descent", "step": 0.5, "max_steps": 400, "batch_size": 2, "keep": True}
-    monkeypatch.setattr(_kept, "EVERY", 2)
-    sizes = []
-    original = net.net.encode_image
-
-    def counted(x):
-        sizes.append(len(x))
-        if broken and len(sizes) > stop_after:
-            raise KeyboardInterrupt
-        return original(x)
-
-    net.net.encode_image = counted
-    broken, stop_after = True, 12
+    monkeypatch.setattr(_finished, "EVERY", 2)
+    passes, goal = Interrupted(net, monkeypatch), match(pairs[1], distance=1e-3)
+    arguments = {"settings": Settings("gradient_descent", 0.5, max_steps=400), "batch_size": 2}
+    passes.after = 12
     with pytest.raises(KeyboardInterrupt):
-        alignment.align(net, pairs[0], match(pairs[1], distance=1e-3), **arguments)
-    broken = False
-    sizes.clear()
-    found = alignment.align(net, pairs[0], match(pairs[1], distance=1e-3), **arguments)
-    resumed = sum(sizes)
-    sizes.clear()
-    again = alignment.align(net, pairs[0], match(pairs[1], distance=1e-3), **arguments)
-    assert not sizes and torch.equal(found.pixels, again.pixels) and torch.equal(found.steps, again.steps)
-    alone = alignment.align(net, pairs[0], match(pairs[1], distance=1e-3), **arguments | {"keep": False})
-    torch.testing.assert_close(found.pixels, alone.pixels, atol=1e-6, rtol=0)
-    assert 0 < resumed < sum(sizes)
-    sizes.clear()
-    alignment.align(net, pairs[0][:2], match(pairs[1][:2], distance=2e-3), **arguments)
-    assert sizes, "another goal is another result"
+        alignment.align(net, pairs[0], goal, keep=True, **arguments)
+    passes.after = None
+    seen = []
+    for keep in (True, True, False):
+        passes.sizes.clear()
+        seen.append((alignment.align(net, pairs[0], goal, keep=keep, **arguments), sum(passes.sizes)))
+    (resumed, some), (again, none), (alone, every) = seen
+    assert none == 0 < some < every
+    assert torch.equal(resumed.pixels, again.pixels) and torch.equal(resumed.steps, again.steps)
+    torch.testing.assert_close(resumed.pixels, alone.pixels, atol=1e-6, rtol=0)
+    passes.sizes.clear()
+    alignment.align(net, pairs[0][:2], match(pairs[1][:2], distance=2e-3), keep=True, **arguments)
+    assert passes.sizes, "another goal is another result"
 
 
-def test_pairs_are_ordered_and_never_within_a_class():
-    rows = pd.DataFrame({"sample_id": [f"s{i}" for i in range(30)], "label": np.repeat([0, 1, 2], 10)})
-    pairs = alignment.make_pairs(rows, per_class=4, seed=1)
-    assert len(pairs) == 3 * 4 * 2 and (pairs.label != pairs.target_label).all()
-    label = rows.set_index("sample_id").label
-    assert (label[pairs.sample_id].to_numpy() == pairs.label).all()
-    assert (label[pairs.target_id].to_numpy() == pairs.target_label).all()
-    assert pairs.groupby("label").sample_id.nunique().tolist() == [4, 4, 4]
-    assert pairs.equals(alignment.make_pairs(rows, per_class=4, seed=1))
-    with pytest.raises(ValueError, match="per_class is 11, allowed is 1 to 10"):
-        alignment.make_pairs(rows, per_class=11)
-    with pytest.raises(ValueError, match="1 class given"):
-        alignment.make_pairs(rows[:10])
+def test_noise_knows_only_the_pair_the_step_and_the_draw(net, pairs, monkeypatch, tmp_path):
+    """A pair alone, beside three others, in other batches or after an interruption: the same image."""
+    monkeypatch.setenv("ZSR_CACHE", str(tmp_path))
+    monkeypatch.setattr(_finished, "EVERY", 1)
+    settings, names = Settings("gradient_descent", 0.3, max_steps=20, noise=0.1, draws=2, seed=3), list("abcd")
+
+    def moved(rows, **options):
+        chosen = [names[row] for row in rows]
+        return alignment.align(
+            net, pairs[0][rows], match(pairs[1][rows], 0.9999, 1e9), settings, names=chosen, **options
+        )
+
+    whole = moved([0, 1, 2, 3])
+    for rows, options in (([2], {}), ([3, 2], {}), ([0, 1, 2, 3], {"batch_size": 3})):
+        torch.testing.assert_close(moved(rows, **options).pixels, whole.pixels[rows], atol=1e-6, rtol=0)
+    passes = Interrupted(net, monkeypatch)
+    passes.after = 25
+    with pytest.raises(KeyboardInterrupt):
+        moved([0, 1, 2, 3], batch_size=2, keep=True)
+    passes.after = None
+    torch.testing.assert_close(moved([0, 1, 2, 3], keep=True).pixels, whole.pixels, atol=1e-6, rtol=0)
+    assert len(list(tmp_path.rglob("*.npz"))) > 1
+    names[2] = "another"
+    assert (moved([2]).pixels - whole.pixels[2]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("eps", "most"), [(0.6, 0.6), (1, 1), (2.5, 2.5)])
+def test_an_8_bit_image_stays_in_the_ball_of_a_source_between_grey_levels(net, pairs, eps, most):
+    settings = Settings("pgd", eps=eps / 255, eight_bit=True, max_steps=10)
+    aligned = alignment.align(net, pairs[0], match(pairs[1]), settings)
+    assert 255 * (aligned.pixels - pairs[0]).abs().max() <= most + 1e-3
+    assert torch.equal(aligned.pixels, alignment.saved_as_png(aligned.pixels))
+    with pytest.raises(ValueError, match="no 8-bit image lies in the ball of pair 0, whose source lies between"):
+        alignment.align(net, pairs[0], match(pairs[1]), replace(settings, eps=0.2 / 255))
+
+
+def test_a_blend_is_the_least_that_meets_the_goal(net):
+    """For an affine model and the distance as goal, how far to blend is known."""
+    sources, others = torch.full((2, 3, 8, 8), 0.2), torch.full((2, 3, 8, 8), 0.8)
+    targets = net.encode_image(others)
+    whole = (net.encode_image(sources) - targets).square().sum(1)
+    goal = alignment.Match(targets, cosine=-0.999, distance=float(whole[0]) / 4)
+    end = alignment.blended(net, sources, others, goal, batch_size=1, halvings=10)
+    assert end.reached.all() and end.steps.tolist() == [0, 0]
+    torch.testing.assert_close(end.pixels, torch.full_like(sources, 0.5), atol=1 / 255, rtol=0)
 
 
 def test_text_targets_take_the_scale_of_the_image():
@@ -236,26 +272,6 @@ def test_text_targets_take_the_scale_of_the_image():
         alignment.text_targets(tiny_model(tokenizer=None), ["a", "bb"], features)
     with pytest.raises(ValueError, match="scale is 'max'"):
         alignment.text_targets(net, ["a", "bb"], features, scale="max")
-
-
-def test_scores_are_of_the_saved_image_and_closeness_is_in_grey_levels(net):
-    sources = torch.full((1, 3, 8, 8), 100 / 255)
-    found = alignment.Aligned(sources + 0.4 / 255, torch.tensor([3]), torch.tensor([True]))
-    pairs = pd.DataFrame({"sample_id": ["a"], "label": [0], "target_id": ["b"], "target_label": [1]})
-    classifier, targets = torch.eye(5)[:2], torch.ones(1, 5)
-    arguments = (net, pairs, sources, found, classifier, targets)
-    rows, features = alignment.score(*arguments, condition="c", severity=2)
-    assert rows.rms[0] == 0 and rows.linf[0] == 0 and rows.source_cosine[0] == pytest.approx(1)
-    torch.testing.assert_close(features, net.encode_image(sources))
-    rows, _ = alignment.score(*arguments, condition="c", eight_bit=False)
-    assert rows.rms[0] == pytest.approx(0.4, rel=1e-4) and rows.psnr[0] == pytest.approx(
-        20 * np.log10(255 / 0.4), rel=1e-4
-    )
-    logits = net.logits(found.pixels, classifier)[0].double()
-    assert rows.margin[0] == pytest.approx((logits[0] - logits[1]).item(), rel=1e-5)
-    assert rows.target_probability[0] == pytest.approx(logits.softmax(0)[1].item(), rel=1e-5)
-    with pytest.raises(ValueError, match="'a' is of its own class"):
-        alignment.score(net, pairs.assign(target_label=0), *arguments[2:], condition="c")
 
 
 def test_a_png_file_gives_back_the_same_pixels(pairs):
@@ -274,7 +290,6 @@ def test_a_png_file_gives_back_the_same_pixels(pairs):
         ({"step": 0.0}, "step is 0.0, allowed is above 0"),
         ({"max_steps": 0}, "max_steps is 0, allowed is 1 or more"),
         ({"optimizer": "sgd"}, "optimizer is 'sgd', allowed are 'polyak', 'gradient_descent', 'pgd'"),
-        ({"optimizer": "pgd"}, "pgd needs eps"),
         ({"optimizer": "gradient_descent"}, "gradient_descent needs a step"),
         ({"norm": "l1"}, "norm is 'l1', allowed are 'linf', 'l2'"),
         ({"eps": -1.0, "norm": "l2"}, "eps is -1.0, allowed is 0 or more"),
@@ -283,9 +298,9 @@ def test_a_png_file_gives_back_the_same_pixels(pairs):
         ({"momentum": 1.0}, "momentum is 1.0, allowed is 0 to below 1"),
     ],
 )
-def test_bad_parameters_get_one_clear_sentence(net, pairs, changes, words):
+def test_bad_settings_get_one_clear_sentence(changes, words):
     with pytest.raises(ValueError, match=words):
-        alignment.align(net, pairs[0], match(pairs[1]), **changes)
+        Settings(**changes)
 
 
 def test_pairs_must_match(net, pairs):
@@ -293,6 +308,8 @@ def test_pairs_must_match(net, pairs):
         alignment.align(net, pairs[0], match(pairs[1][:6]))
     with pytest.raises(ValueError, match=r"takes \(N, 3, 8, 8\)"):
         alignment.align(net, torch.zeros(7, 3, 9, 9), match(pairs[1]))
+    with pytest.raises(ValueError, match="pgd needs eps"):
+        alignment.align(net, pairs[0], match(pairs[1]), Settings("pgd"))
 
 
 @pytest.mark.parametrize(("distance", "cosine"), [(0, 0.9), (1, 1.0)])
@@ -314,8 +331,8 @@ def test_a_vanishing_gradient_does_not_throw_the_image_away():
     net.net.matrix.mul_(1e-4)
     sources = torch.full((1, 3, 8, 8), 0.5)
     goal = alignment.Match(net.encode_image(sources) + 1.0, cosine=0.99)
-    found = alignment.align(net, sources, goal, max_steps=1)
-    assert float((found.pixels - sources).square().mean().sqrt()) == pytest.approx(_steps.LONGEST, rel=1e-3)
+    aligned = alignment.align(net, sources, goal, Settings(max_steps=1))
+    assert float((aligned.pixels - sources).square().mean().sqrt()) == pytest.approx(_steps.LONGEST, rel=1e-3)
 
 
 def test_the_last_look_takes_no_gradient(monkeypatch):
@@ -324,5 +341,5 @@ def test_the_last_look_takes_no_gradient(monkeypatch):
     monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: (taken.append(1), original(*a, **k))[1])
     sources = torch.full((3, 3, 8, 8), 0.5)
     goal = alignment.Match(net.encode_image(sources) + 100.0, cosine=0.99)  # out of reach
-    found = alignment.align(net, sources, goal, max_steps=4, optimizer="pgd", eps=4 / 255)
-    assert len(taken) == 4 and found.steps.tolist() == [4, 4, 4] and not found.reached.any()
+    aligned = alignment.align(net, sources, goal, Settings("pgd", max_steps=4, eps=4 / 255))
+    assert len(taken) == 4 and aligned.steps.tolist() == [4, 4, 4] and not aligned.reached.any()

@@ -1,16 +1,18 @@
-"""The generated pages hold the numbers of the records, and names are never markup."""
+"""The generated pages hold the numbers of the records, names are never markup, and the list of chapters is right."""
 
 import json
 import re
 
 import pytest
+import yaml
 
-from zsr_utils.book import _chromium, _notebook
-from zsr_utils.book._build import chapter_names, table_of_contents
+from zsr_utils.book import __main__, _chromium, _notebook
+from zsr_utils.book._build import contents
 from zsr_utils.book._chapters import Chapter, caption, chapters, figures_of, specification
 from zsr_utils.book._chromium import pages, print_book
-from zsr_utils.book._notebook import answer, answers, framed, repository, with_links
-from zsr_utils.book._pages import comparison, every_number, figure_index, headline
+from zsr_utils.book._notebook import folded, prepared, repository
+from zsr_utils.book._pages import generated, rendered
+from zsr_utils.book.contents import chosen, read_chapters
 
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -27,7 +29,12 @@ def metric(name: str, value: float = 0.5, **more) -> dict:
     return {"name": name, "value": value, **given, **more}
 
 
-def chapter(root, *, folder="m@d", name="07-shift", model="m", metrics=(), rows=("samples", "bands")) -> Chapter:
+ENTRY = {"numbers": {"shift/accuracy": "accuracy on sketches"}, "figure": 1}
+
+
+def chapter(
+    root, *, folder="m@d", name="07-shift", model="m", metrics=(), rows=("samples", "bands"), **entry
+) -> Chapter:
     place = root / "results" / folder / name
     place.mkdir(parents=True)
     cells = [
@@ -36,19 +43,20 @@ def chapter(root, *, folder="m@d", name="07-shift", model="m", metrics=(), rows=
         {"cell_type": "markdown", "source": "text\n\n## By style\n"},
         {"cell_type": "code", "source": "", "outputs": [{"data": {"text/html": STORED}}, {"name": "stdout"}]},
     ]
-    (place / f"{name}.ipynb").write_text(json.dumps({"cells": cells}))
+    (place / f"{name}.ipynb").write_text(json.dumps({"cells": [c | {"metadata": {}} for c in cells]}))
     (place / "metrics.json").write_text(json.dumps(list(metrics or [metric("shift/accuracy")])))
-    (place / "provenance.json").write_text(json.dumps({"model": model, "pretrained": None, "dataset": "d"}))
+    facts = {"model": model, "pretrained": None, "dataset": "d", "images": 1200, "seconds": 73.6, "device": "cpu (x86)"}
+    (place / "provenance.json").write_text(json.dumps(facts))
     for stem in rows:
         (place / f"{stem}.parquet").touch()
-    return Chapter(place.relative_to(root), root)
+    return Chapter(place.relative_to(root).as_posix(), root, ENTRY | entry)
 
 
 def test_a_chapter_knows_its_title_its_run_and_its_files(tmp_path):
     found = chapter(tmp_path)
     assert (found.title, found.number, found.run) == ("Under shift", "7", "m on d")
     assert found.docname == "results/m@d/07-shift/07-shift"
-    names = [p.name for p in found.files()]
+    names = [p.name for p in found.files]
     assert names == ["07-shift.ipynb", "samples.parquet", "bands.parquet", "metrics.json", "provenance.json"]
 
 
@@ -68,11 +76,17 @@ def test_a_caption_is_plain_text():
     assert caption("Drift", {"layout": layout}) == "Drift: a<b against sigma 2"
 
 
-def test_links_stand_below_the_title_and_the_rest_is_kept(tmp_path):
+def test_of_a_profile_that_is_not_the_default_a_chapter_says_so(tmp_path):
+    assert chapter(tmp_path, folder="tabletop-full/m@d").run == "m on d (tabletop-full)"
+
+
+def test_links_and_cost_stand_below_the_title_and_the_rest_is_kept(tmp_path):
     found = chapter(tmp_path)
-    notebook = with_links(found.notebook, found, "someone/zsr@dev")
-    title, _, head, _, *rest = notebook["cells"][0]["source"].split("\n")
-    assert title == "# Under *shift*" and "\n".join(rest).strip().startswith("How far?\n")
+    notebook = prepared(found.notebook, found, "someone/zsr@dev", {})
+    title, head, rest = notebook["cells"][0]["source"].partition('<p class="zsr-head">')
+    head, _, rest = rest.partition("</p>")
+    assert title.strip() == "# Under *shift*" and rest.strip().startswith("How far?\n")
+    assert "m on d, 1,200 images, 74 s on cpu (x86)" in head
     assert 'href="https://colab.research.google.com/github/someone/zsr/blob/dev/notebooks/07-shift.ipynb"' in head
     assert re.findall(r'href="([^"/]+)" download', head) == [
         "07-shift.ipynb", "samples.parquet", "bands.parquet", "metrics.json",
@@ -80,14 +94,37 @@ def test_links_stand_below_the_title_and_the_rest_is_kept(tmp_path):
     assert [f.anchor for _, f in figures_of(notebook, "7")] == ["figure-1"]
 
 
+def test_code_is_folded_but_for_the_method():
+    cells = [
+        ("markdown", "# A\n\n## What you need", []),
+        ("code", "seed = 0", ["parameters"]),
+        ("code", "seed = 1", ["injected-parameters"]),
+        ("markdown", "## Setup", []),
+        ("code", "import zsr_utils as zsr", []),
+        ("markdown", "## Accuracy", []),
+        ("code", "rows = study.measure(conditions)", ["method"]),
+        ("code", "plots.forest(rows)", []),
+        ("code", "print(1)", ["keep_output"]),
+        ("code", "study.table().round(4)", []),
+        ("code", "table = run.table()", ["remove-input"]),
+        ("code", "x", ["hide-output"]),
+    ]  # fmt: skip
+    notebook = {"cells": [{"cell_type": k, "source": [s], "metadata": {"tags": [*t]}} for k, s, t in cells]}
+    found = [cell["metadata"]["tags"][-1] for cell in folded(notebook)["cells"] if cell["cell_type"] == "code"]
+    assert found == [
+        "hide-cell", "hide-cell", "hide-cell", "method", "hide-input", "hide-cell", "hide-cell", "remove-input",
+        "hide-output",
+    ]  # fmt: skip
+
+
 def test_without_a_known_repository_there_is_no_way_to_colab(tmp_path):
     found = chapter(tmp_path)
-    assert "colab" not in with_links(found.notebook, found, "")["cells"][0]["source"]
+    assert "colab" not in prepared(found.notebook, found, "", {})["cells"][0]["source"]
 
 
 def test_a_figure_keeps_its_html_and_gets_a_picture_or_a_word(tmp_path):
     (figure,) = chapter(tmp_path).figures
-    with_picture, without = framed(STORED, figure, True), framed(STORED, figure, False)
+    with_picture, without = (rendered("figure.html", figure=figure, stored=STORED, pictured=p) for p in (True, False))
     assert STORED in with_picture and STORED in without
     assert 'src="figure-1.webp" alt="Figure 7.1. By style: AUROC"' in with_picture and "needs JavaScript" in without
     assert all('id="figure-1"' in text and 'href="samples.parquet"' in text for text in (with_picture, without))
@@ -131,81 +168,97 @@ def test_only_an_origin_on_github_is_a_repository(monkeypatch, origin, wanted):
 
 def test_cards_show_the_listed_numbers_and_link_to_their_chapter(tmp_path):
     found = chapter(tmp_path, metrics=[metric("a/b"), metric("shift/accuracy", 0.25)])
-    text = headline([[found]], {"07-shift": {"numbers": {"shift/accuracy": "accuracy on sketches"}}})
+    text = generated([[found]], {})["headline.md"]
     assert text.count("grid-item-card") == 1 and ":link: /results/m@d/07-shift/07-shift\n:link-type: doc" in text
     assert r"25\.0 \%" in text and r"\[15\.0\, 35\.0\], n = 1,200" in text and "accuracy on sketches" in text
 
 
-@pytest.mark.parametrize("labels", [{}, {"07-shift": {"numbers": {"of/another_run": "x"}}}])
-def test_a_chapter_without_listed_numbers_shows_its_first(tmp_path, labels):
-    found = chapter(tmp_path, metrics=[metric("a/first"), metric("a/second")])
-    text = headline([[found]], labels)
-    assert r"a\/first" in text and "second" not in text
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"numbers": {"shift/acuracy": "x"}}, "Unknown number 'shift/acuracy': nearest known names are shift/accuracy"),
+        ({"figure": 2}, "07-shift: figure is 2, and results/m@d/07-shift has 1 figures"),
+    ],
+)
+def test_an_answer_that_the_run_does_not_have_is_refused_before_anything_is_drawn(
+    tmp_path, monkeypatch, capsys, entry, words
+):
+    chapter(tmp_path)
+    monkeypatch.setattr(__main__, "ROOT", tmp_path)
+    monkeypatch.setattr(__main__, "read_chapters", lambda: {"07-shift": ENTRY | entry})
+    assert __main__.main([str(tmp_path / "results" / "m@d")]) == 2
+    error = capsys.readouterr().err
+    assert words in error and len(error.splitlines()) == 1
+
+
+def test_folders_without_results_or_outside_of_the_project_are_one_sentence(tmp_path, capsys):
+    assert __main__.main(["results/nowhere"]) == __main__.main([str(tmp_path)]) == 2
+    nowhere, outside = capsys.readouterr().err.splitlines()
+    assert "There are no results in 'results/nowhere'" in nowhere and "allowed for a book is a folder in" in outside
 
 
 def test_a_chapter_begins_with_its_answer_in_numbers_and_a_picture(tmp_path):
-    found = chapter(tmp_path, metrics=[metric("a/b"), metric("shift/accuracy", 0.25)])
-    known = {"07-shift": {"numbers": {"shift/accuracy": f"accuracy on {EVIL}"}, "figure": 1}}
-    text = answer(found, known, {found.figures[0].digest: ""})
+    numbers = {"shift/accuracy": f"accuracy on {EVIL}"}
+    found = chapter(tmp_path, metrics=[metric("a/b"), metric("shift/accuracy", 0.25)], numbers=numbers)
+    text = rendered("answer.html", chapter=found, pictured={found.figures[0].digest: ""})
     assert "<strong>25.0 %</strong> <span>[15.0, 35.0]</span> accuracy on &lt;img src=x" in text and "a/b" not in text
     assert '<a href="#figure-1"><img src="figure-1.webp" alt="Figure 7.1. By style: AUROC"' in text
-    assert "<img" not in answer(found, known, {})  # without a picture the numbers stand alone
-    shown = "".join(with_links(json.loads(json.dumps(found.notebook)), found, "")["cells"][0]["source"])
+    assert "<img" not in rendered("answer.html", chapter=found, pictured={})  # the numbers stand alone
+    shown = prepared(json.loads(json.dumps(found.notebook)), found, "", {})["cells"][0]["source"]
     assert shown.index("How far?") < shown.index("zsr-answer")
 
 
-def test_answers_are_given_for_chapters_that_exist():
-    assert set(answers()) <= set(chapter_names())
-    for known in answers().values():
-        assert known["numbers"] and known["figure"] >= 1
-
-
 def test_every_number_is_in_the_table_unrounded_for_sorting(tmp_path):
-    one = chapter(tmp_path, metrics=[metric("a/b", 1 / 3), metric("a/c", 2.0, unit="rank", interval=EVIL)])
-    text = every_number([[one]])
+    metrics = [metric("shift/accuracy", 1 / 3), metric("a/c", 2.0, unit="rank", interval=EVIL)]
+    text = generated([[chapter(tmp_path, metrics=metrics)]], {})["every-number.md"]
     assert text.count("<tr>") == 3 and f'data-value="{1 / 3!r}">0.3333<' in text and 'data-value="1200">1,200<' in text
     assert "../../results/m@d/07-shift/metrics.json" in text and EVIL not in text and "&lt;img src=x" in text
+    assert "\n\n" not in text[text.index("<div") :], "Markdown would end the table there"
 
 
 def test_the_index_links_every_figure_to_its_anchor(tmp_path):
     found = chapter(tmp_path)
     (figure,) = found.figures
-    text = figure_index([[found]], {figure.digest: ""})
-    assert 'href="../../results/m@d/07-shift/07-shift.html#figure-1"' in text and "figure-1.webp" in text
-    assert "Figure 7.1. By style: AUROC" in text and "figure-1.webp" not in figure_index([[found]], {})
+    with_picture, without = (generated([[found]], p)["figures.md"] for p in ({figure.digest: ""}, {}))
+    assert (
+        'href="../../results/m@d/07-shift/07-shift.html#figure-1"' in with_picture and "figure-1.webp" in with_picture
+    )
+    assert "Figure 7.1. By style: AUROC" in with_picture and "figure-1.webp" not in without
 
 
 def test_models_stand_side_by_side_where_both_have_the_number(tmp_path):
-    one = chapter(tmp_path, metrics=[metric("a/b", 0.5), metric("a/own", 0.6)])
-    other = chapter(tmp_path, folder="e@d", model=EVIL, metrics=[metric("a/b", 0.25)])
+    one = chapter(tmp_path, metrics=[metric("shift/accuracy", 0.5), metric("a/own", 0.6)])
+    other = chapter(tmp_path, folder="e@d", model=EVIL, metrics=[metric("shift/accuracy", 0.25)])
     alone = chapter(tmp_path, name="09-text")
-    text = comparison([[one, alone], [other]])
-    row = re.search(r"<tr><td><code>a/b</code></td>(.*?)</tr>", text)[1]
+    text = generated([[one, alone], [other]], {})["side-by-side.md"]
+    row = re.search(r"<tr><td><code>shift/accuracy</code></td>(.*?)</tr>", text, re.S)[1]
     assert re.findall(r">([^<]+)</td>", row) == ["50.0 % [40.0, 60.0]", "25.0 % [15.0, 35.0]"]
     assert "a/own" not in text and "1 numbers of one model alone" in text and EVIL not in text
     assert r"Not measured: \<img src\=x" in text
+    assert EVIL not in "".join(generated([[one], [other]], {}).values())
 
 
 def test_the_contents_give_every_model_a_part_and_the_comparison_a_page(tmp_path):
     books = [[chapter(tmp_path)], [chapter(tmp_path, folder="e@d", model="e")]]
-    captions = [p.get("caption") for p in table_of_contents(books)["parts"]]
+    captions = [p.get("caption") for p in contents(books)["parts"]]
     assert captions == [None, "Comparison", "m on d", "e on d", "Reference"]
-    alone = table_of_contents(books[:1])["parts"]
+    alone = contents(books[:1])["parts"]
     assert [p.get("caption") for p in alone] == [None, "Chapters", "Reference"]
     assert alone[1]["chapters"] == [{"file": "results/m@d/07-shift/07-shift"}]
 
 
 def test_chapters_that_were_not_run_are_left_out(tmp_path):
     chapter(tmp_path)
-    assert [c.name for c in chapters("results/m@d", tmp_path, ["01-none", "07-shift"])] == ["07-shift"]
-    assert "01-zero-shot-baseline" in chapter_names()
+    known = {"01-none": ENTRY, "07-shift": ENTRY}
+    assert [c.name for c in chapters("results/m@d", tmp_path, known)] == ["07-shift"]
 
 
 def test_without_a_browser_nothing_is_drawn_and_nothing_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(_chromium, "PICTURES", tmp_path / "pictures")
     monkeypatch.setattr(_chromium, "chromium", lambda: None)
     _chromium.draw(chapter(tmp_path).figures, tmp_path / "plotly.js")
-    assert "1 figures get no picture for print" in capsys.readouterr().err and _chromium.pictures() == {}
+    assert "Figures 7.1 get no picture for print: Chromium is not installed" in capsys.readouterr().err
+    assert _chromium.pictures() == {}
     with pytest.raises(RuntimeError, match="Chromium, which is not installed"):
         print_book(tmp_path, tmp_path / "pdf")
 
@@ -219,10 +272,71 @@ def test_pictures_of_figures_that_are_gone_are_removed(tmp_path, monkeypatch):
     assert set(_chromium.pictures()) == {figure.digest}
 
 
-def test_pages_come_in_the_order_of_the_menu(tmp_path):
-    (tmp_path / "book").mkdir()
-    menu = "".join(f'<a class="reference internal" href="{h}">' for h in ("how.html", "../results/a.html", "#"))
-    (tmp_path / "book" / "preface.html").write_text(f'<nav class="bd-links">{menu}</nav><a href="x.html">')
-    assert [p.relative_to(tmp_path).as_posix() for p in pages(tmp_path)] == [
-        "book/preface.html", "book/how.html", "results/a.html",
-    ]  # fmt: skip
+def test_pages_come_in_the_order_of_the_contents(tmp_path):
+    (tmp_path / "_toc.yml").write_text(json.dumps(contents([[chapter(tmp_path)]])))
+    found = [p.relative_to(tmp_path / "html").as_posix() for p in pages(tmp_path / "html")]
+    assert found[:4] == [
+        "book/preface.html",
+        "book/how-to-read.html",
+        "results/m@d/07-shift/07-shift.html",
+        *found[3:4],
+    ]
+    assert found[-1] == "book/references.html"
+
+
+GOOD = {"numbers": {"a/b": "words"}, "figure": 1}
+
+
+@pytest.fixture
+def listed(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    for name in ("01-x", "02-y"):
+        (tmp_path / "notebooks" / f"{name}.ipynb").touch()
+
+    def read(**changes):
+        content = {"01-x": GOOD, "02-y": GOOD | {"needs": ["01-x"], "minutes": 2, "per_model": False}} | changes
+        text = yaml.safe_dump({name: entry for name, entry in content.items() if entry != "gone"}, sort_keys=False)
+        (tmp_path / "chapters.yaml").write_text(text)
+        return read_chapters(tmp_path)
+
+    return read
+
+
+def test_the_list_of_the_project_is_right():
+    assert list(read_chapters()) == sorted(read_chapters())
+
+
+def test_a_good_list_is_read_in_its_order(listed):
+    assert list(listed()) == ["01-x", "02-y"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"02-y": "gone"}, "notebooks/02-y.ipynb has no entry in chapters.yaml."),
+        ({"03-z": GOOD}, "chapters.yaml: 03-z has no notebook notebooks/03-z.ipynb."),
+        (
+            {"02-y": GOOD | {"needs": ["01-z"]}},
+            "chapters.yaml: needs of 02-y: Unknown chapter '01-z': nearest known names are 01-x, 02-y.",
+        ),
+        ({"02-y": GOOD | {"needs": "01-x"}}, "chapters.yaml: 02-y: needs is '01-x', allowed is a list of chapters."),
+        (
+            {"02-y": GOOD | {"figur": 1}},
+            "chapters.yaml: 02-y: Unknown key 'figur': nearest known names are figure.",
+        ),
+        ({"02-y": {"figure": 1}}, "chapters.yaml: 02-y has no numbers."),
+        ({"02-y": GOOD | {"figure": 0}}, "chapters.yaml: 02-y: figure is 0, allowed is a whole number from 1."),
+        ({"02-y": GOOD | {"numbers": {"a/b": 3}}}, "chapters.yaml: 02-y: numbers: a/b is 3, allowed is a few words."),
+        ({"02-y": None}, "chapters.yaml: 02-y is None, allowed is 'key: value' lines."),
+    ],
+)
+def test_a_malformed_list_is_one_sentence(listed, changes, sentence):
+    with pytest.raises(ValueError) as error:
+        listed(**changes)
+    assert str(error.value) == sentence
+
+
+def test_an_unknown_chapter_is_told_with_the_nearest(listed):
+    with pytest.raises(ValueError, match="Unknown chapter '3': nearest known names are"):
+        chosen("3", listed())
+    assert chosen("2 01-x", listed()) == ["01-x", "02-y"] == chosen("", listed())

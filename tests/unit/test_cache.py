@@ -6,7 +6,7 @@ import pytest
 from tiny import tiny_images, tiny_model
 
 from zsr_utils._cache import cache_folder
-from zsr_utils.experiments import zero_shot
+from zsr_utils.measure import embed
 
 
 def test_it_is_made_where_the_user_says(tmp_path, monkeypatch):
@@ -18,7 +18,7 @@ def test_a_folder_that_cannot_be_made_gets_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ZSR_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(OSError, match=r"The cache folder '.*cache' cannot be used \(Not a directory\): set ZSR_CACHE"):
-        zero_shot.embed(tiny_model(), tiny_images())
+        embed(tiny_model(), tiny_images())
 
 
 def test_a_read_only_folder_gets_one_sentence_before_anything_is_computed(tmp_path, monkeypatch):
@@ -27,5 +27,5 @@ def test_a_read_only_folder_gets_one_sentence_before_anything_is_computed(tmp_pa
     net = tiny_model()
     net.net.encode_image = lambda x: pytest.fail("computed in vain")
     with pytest.raises(OSError, match=r"cannot be used \(it is read-only\): set ZSR_CACHE to another folder\."):
-        zero_shot.embed(net, tiny_images())
+        embed(net, tiny_images())
     assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from zsr_utils.datasets import (
     UnreadableImages,
     load_dataset,
     tabletop_factors,
-    tabletop_shifts,
     tabletop_splits,
 )
 
@@ -114,14 +114,15 @@ def test_an_unknown_split_of_another_data_set_is_refused(folder, split):
 
 
 def test_every_condition_is_a_split_with_the_same_scenes_and_labels():
-    frame, photo, sets = tabletop_shifts(), load_dataset("tabletop", split="photo"), {}
+    photo, sets = load_dataset("tabletop", split="photo"), {}
     assert tabletop_splits() == ("validation", *SHIFTS)
     for condition in SHIFTS:
         dataset = sets[condition] = load_dataset("tabletop", split=condition)
         ids = [s.sample_id for s in dataset.samples]
         assert ids == [s.sample_id.replace("photo", condition) for s in photo.samples]
-        assert ids == frame.index[frame.condition == condition].tolist()
-        assert [s.label for s in dataset.samples] == frame.label[ids].tolist() == [s.label for s in photo.samples]
+        frame = tabletop_factors(condition)
+        assert ids == frame.index.tolist() and set(frame.condition) == {condition}
+        assert [s.label for s in dataset.samples] == frame.label.tolist() == [s.label for s in photo.samples]
         assert dataset.samples[0].open().size == (64, 64)
     validation = load_dataset("tabletop")
     for dataset in sets.values():
@@ -146,12 +147,14 @@ def test_a_limit_keeps_the_same_scenes_in_every_condition():
 
 
 def test_factors_of_the_shifted_sets_have_the_columns_of_the_validation_set():
-    frame, factors = tabletop_shifts(), tabletop_factors()
-    assert set(frame.columns) - set(factors.columns) == {"scene_id", "condition", "other_kind", "other_label"}
-    assert set(factors.columns) < set(frame.columns) and frame.index.is_unique
-    other = frame.condition.isin(["pattern", "card"])
-    assert (frame.other_label.notna() == other).all() and (frame.other_kind.notna() == other).all()
-    assert (frame.other_label != frame.label).all()
+    factors = tabletop_factors()
+    assert factors.index.tolist() == [s.sample_id for s in load_dataset("tabletop").samples]
+    for condition in SHIFTS:
+        frame, other = tabletop_factors(condition), condition in ("pattern", "card")
+        assert set(frame.columns) - set(factors.columns) == {"scene_id", "condition", "other_kind", "other_label"}
+        assert set(factors.columns) < set(frame.columns) and frame.index.is_unique
+        assert (frame.other_label.notna() == other).all() and (frame.other_kind.notna() == other).all()
+        assert (frame.other_label != frame.label).all()
 
 
 def test_limit_spreads_over_classes_and_depends_on_the_seed_only(folder):
@@ -188,6 +191,32 @@ def test_batches_stream_and_can_start_later():
     assert len(opened) == 10
     late = [ids for ids, _, _ in dataset.batches(from_pil, 10, start=8)]
     assert late == [[f"s{i}" for i in range(80, 90)], [f"s{i}" for i in range(90, 100)]]
+
+
+def test_pictures_come_in_the_batches_of_pixels_and_are_as_they_were_made(folder):
+    """Lazily, before any resize, from a later batch on; an unreadable one is missing in both."""
+    _break_two(folder)
+    for i in range(90):
+        save(folder / "golden_retriever" / f"more{i:03d}.png", size=(5 + i, 9))
+    whole = load_dataset(str(folder))
+    several = whole.pictures(48)
+    assert [len(next(several)[1]), len(whole.unreadable)] == [48, 0]
+    assert [len(next(several)[1]), len(whole.unreadable)] == [46, 2]
+    for start in (0, 2):
+        pictures, pixels = whole.pictures(48, start=start), whole.batches(from_pil, 48, start=start)
+        for (ids, images, labels), (other_ids, decoded, other_labels) in zip(pictures, pixels, strict=True):
+            assert ids == other_ids and torch.equal(labels, other_labels)
+            assert torch.equal(torch.stack([from_pil(image) for image in images]), decoded)
+            assert images[0].size == whole.image(ids[0]).size
+
+
+def test_a_data_set_does_not_change_so_its_fingerprint_stays_true(folder):
+    dataset = load_dataset(str(folder))
+    assert dataset.fingerprint is dataset.fingerprint and isinstance(dataset.samples, tuple)
+    with pytest.raises(FrozenInstanceError):
+        dataset.content = "other files"
+    changed = replace(dataset, content="other files")
+    assert changed.fingerprint != dataset.fingerprint and changed.unreadable is not dataset.unreadable
 
 
 def test_workers_give_what_decoding_here_gives(folder):

@@ -12,19 +12,24 @@ BASE = ("_text", "_cache", "_progress")  # no layer: sentences and places that e
 ALLOWED = {
     "_text": (),
     "_cache": (),
+    "_progress": (),
     "models": (),
     "datasets": (),
     "prompts": (),
     "scores": (),
-    "conditions": ("models", "datasets"),
-    "jacobian": ("models", "datasets", "conditions"),
+    "conditions": ("models",),
+    "jacobian": ("models", "conditions"),
+    "measure": ("models", "datasets", "conditions"),
     "records": ("scores",),
-    "experiments": ("models", "datasets", "prompts", "conditions", "jacobian", "scores", "records"),
+    "study": ("models", "datasets", "prompts", "conditions", "measure", "scores", "records"),
+    "experiments": (
+        "models", "datasets", "prompts", "conditions", "jacobian", "measure", "scores", "records", "study",
+    ),
     "plots": ("scores", "records"),
     "fetch": ("datasets",),
     "run": ("records",),
     "book": ("records",),
-}
+}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:
@@ -61,3 +66,11 @@ def test_only_the_model_registry_reaches_into_tabletop():
         if any(m.split(".")[0] == "tabletop" for m in imports(path))
     }
     assert users == {"zsr_utils/models/_tabletop.py"}
+
+
+def test_private_names_stay_in_their_module():
+    for path in (ROOT / "zsr_utils").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("zsr_utils"):
+                private = [a.name for a in node.names if a.name.startswith("_") and node.module.count(".") > 1]
+                assert not private, f"{path} imports {', '.join(private)}"

@@ -189,9 +189,9 @@ def test_imagebind_gives_raw_features_and_its_clipped_scale(monkeypatch, tmp_pat
     [
         (("ViT-B32",), r"Unknown model 'ViT-B32': nearest known names are .*ViT-B-32"),
         (("tabletop-bsae",), "Unknown model 'tabletop-bsae': nearest known names are tabletop-base"),
-        (("ViT-B-32", "opnai"), "Unknown pretrained tag 'opnai' for ViT-B-32: nearest known tags are openai"),
+        (("ViT-B-32", "opnai"), "Unknown tag or weight file of ViT-B-32 'opnai': nearest known names are openai"),
         (("ViT-B-32", "openai"), "trained with QuickGELU: load 'ViT-B-32-quickgelu' instead"),
-        (("ViT-B-32-quickgelu", "laion2b_s34b_b79k"), "nearest known tags"),
+        (("ViT-B-32-quickgelu", "laion2b_s34b_b79k"), "nearest known names"),
         (("local-dir:nowhere",), "holds no open_clip_config.json"),
         (("supervised",), "Unknown model 'supervised': nearest known names are supervised:"),
         (("ViT-B-32", None, "tpu"), "device is 'tpu', which this machine does not have"),
@@ -219,6 +219,7 @@ def vit():
     return load_model("ViT-B-32", device="cpu")
 
 
+@pytest.mark.slow
 def test_any_open_clip_model_equals_open_clip_itself(vit):
     image = Image.effect_noise((300, 260), 90).convert("RGB")
     _, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32")
@@ -248,6 +249,7 @@ def test_tokens_are_a_grid(vit):
     assert vit.encode_tokens(torch.rand(2, 3, 224, 224)).shape == (2, 7, 7, 768)
 
 
+@pytest.mark.slow
 def test_channels_last_and_compilation_change_nothing_but_rounding(tmp_path):
     """The compiler's `eager` backend traces the tower without a C++ compiler, as any other backend would."""
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()

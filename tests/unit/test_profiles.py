@@ -1,9 +1,8 @@
 """Profiles: every file fits its notebook, and every checkpoint they name is one that open_clip has and we load."""
 
-from pathlib import Path
+import sys
 
 import pytest
-import yaml
 
 from zsr_utils import run
 from zsr_utils.datasets._sources import NAMES
@@ -11,26 +10,40 @@ from zsr_utils.models import embedded_models
 from zsr_utils.models._openclip import _check
 
 
-PROFILES = sorted(p for p in (run.ROOT / "profiles").iterdir() if p.is_dir())
-NOTEBOOKS = sorted((run.ROOT / "notebooks").glob("*.ipynb"))
+sys.path.insert(0, str(run.ROOT / "workflow"))
+import grid
 
 
-@pytest.mark.parametrize("profile", PROFILES, ids=lambda p: p.name)
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_profile_fits_every_notebook(profile, notebook):
-    own = profile / f"{notebook.stem}.yaml"
-    parameters = run.check(notebook, run.read_parameters([profile / "common.yaml", own], []))
-    assert parameters["dataset"] in NAMES
-    models = [(parameters["model"], parameters.get("pretrained") or None)]
-    models += [tuple(f"{name}@".split("@")[:2]) for name in parameters.get("models", [])]
-    for name, tag in models:
-        if name not in embedded_models():
-            assert tag, f"{name} would have random weights"
-            _check(name, tag)  # refuses a tag that is unknown, or was trained with another activation
+PROFILES = sorted(p.name for p in (run.ROOT / "profiles").iterdir() if p.is_dir())
 
 
-@pytest.mark.parametrize("profile", PROFILES, ids=lambda p: p.name)
-def test_a_profile_has_no_file_without_a_notebook(profile):
-    known = {"common", *(n.stem for n in NOTEBOOKS)}
-    assert {p.stem for p in profile.glob("*")} == known
-    assert all(isinstance(yaml.safe_load(Path(p).read_text()), dict) for p in profile.glob("*.yaml"))
+@pytest.mark.parametrize("profile", ["", *PROFILES])
+def test_a_profile_fits_every_notebook(profile):
+    for job in grid.jobs(grid.of_profile(profile)):
+        parameters = run.check(job.notebook, job.parameters)
+        assert parameters["dataset"] in NAMES
+        models = [(parameters["model"], parameters.get("pretrained") or None)]
+        models += [tuple(f"{name}@".split("@")[:2]) for name in parameters.get("models", [])]
+        for name, tag in models:
+            if name not in embedded_models():
+                assert tag, f"{name} would have random weights"
+                _check(name, tag)  # refuses a tag that is unknown, or was trained with another activation
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_has_files_for_what_differs_alone(profile):
+    files = {path.stem: path for path in (run.ROOT / "profiles" / profile).iterdir()}
+    assert files.keys() <= {"common", *grid.read_chapters()}
+    for name, path in files.items():
+        own = run.read_parameters([path], [])
+        assert own, f"{path} says nothing"
+        if name != "common":
+            usual = run.defaults(run.ROOT / "notebooks" / f"{name}.ipynb")
+            assert not [key for key, value in own.items() if usual[key] == value], f"{path} repeats a default"
+
+
+def test_the_full_run_of_tabletop_goes_to_a_folder_of_its_own():
+    found = {job.chapter: job for job in grid.jobs(grid.of_profile("tabletop-full"))}
+    assert {job.folder.parent for job in found.values()} == {run.ROOT / "results/tabletop-full/tabletop-base@tabletop"}
+    pairs = found["02-embedding-alignment"].parameters
+    assert pairs["number"] == 0 and pairs["per_class"] * 10 * 9 >= 900

@@ -1,6 +1,7 @@
 """The strict runner: what papermill would silently get wrong is refused."""
 
 import nbformat as nf
+import papermill
 import pytest
 
 from zsr_utils import run
@@ -104,7 +105,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_result(good, results, monkeyp
         working.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run.papermill, "execute_notebook", full)
+    monkeypatch.setattr(papermill, "execute_notebook", full)
     assert run.main([str(good), "--no-progress"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("01-x stopped: No space left on device;") and len(error.splitlines()) == 1

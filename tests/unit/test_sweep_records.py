@@ -39,35 +39,40 @@ def result(root: Path, rows=None, value=0.5, **changes) -> Path:
 def test_rows_of_all_notebooks_are_one_table(tmp_path):
     result(tmp_path, {"sample_id": ["a", "b"], "severity": [1, 2], "right": [True, False], "p": [[0.5], [0.5]]})
     result(tmp_path, {"sample_id": ["c"], "severity": [0.5], "model": ["rn50"]}, notebook="02-y", pretrained="tag")
-    result(tmp_path, {"sample_id": ["d"], "severity": ["small"], "right": [None]}, notebook="03-z", model="n")
-    said = collect([tmp_path], tmp_path / "out")
-    assert said == {"results": 3, "rows": 4, "left_out": ["p"], "copies": []}
+    kind = pd.Categorical(["small"])
+    result(tmp_path, {"sample_id": ["d"], "kind": kind, "right": [None]}, notebook="03-z", model="n")
+    (result(tmp_path, notebook="04-w") / "samples.parquet").unlink()
+    assert collect([tmp_path], tmp_path / "out") == {"results": 4, "rows": 4}
     rows = pd.read_parquet(tmp_path / "out" / "results.parquet").set_index("sample_id")
-    assert rows.loc["a":"d"].severity.tolist() == ["1", "2", "0.5", "small"], "types that do not agree become text"
+    assert rows.severity.dropna().to_dict() == {"a": 1, "b": 2, "c": 0.5}, "whole and decimal numbers are numbers"
     assert rows.loc[["c"]].row_model.tolist() == ["rn50"] and rows.loc["c"].model == "m"
-    assert rows.right.dropna().to_dict() == {"a": True, "b": False}
+    assert rows.right.dropna().to_dict() == {"a": True, "b": False} and rows.loc["b", "p"].tolist() == [0.5]
     assert rows.notebook.to_dict() == {"a": "01-x", "b": "01-x", "c": "02-y", "d": "03-z"}
-    assert rows.pretrained.dropna().to_dict() == {"c": "tag"}
+    assert rows.pretrained.dropna().to_dict() == {"c": "tag"} and rows.kind.dropna().to_dict() == {"d": "small"}
     assert pq.read_schema(tmp_path / "out" / "results.parquet").names == [
         "model", "pretrained", "fingerprint", "dataset", "notebook", "precision",
-        "sample_id", "severity", "right", "row_model",
+        "sample_id", "severity", "right", "p", "row_model", "kind",
     ]  # fmt: skip
 
 
-def test_whole_and_decimal_numbers_unite_as_numbers(tmp_path):
-    result(tmp_path, {"x": [1, 2]})
-    result(tmp_path, {"x": [0.5]}, notebook="02-y")
+def test_a_column_of_two_types_is_refused_in_one_sentence(tmp_path):
+    result(tmp_path, {"sample_id": ["a"], "severity": [1]})
+    other = result(tmp_path, {"sample_id": ["b"], "severity": ["small"]}, notebook="02-y")
+    for read in (lambda: collect([tmp_path], tmp_path), lambda: records.read_rows(tmp_path)):
+        with pytest.raises(
+            ValueError, match=r"does not go with the results before it: .*severity.*int64.*string"
+        ) as error:
+            read()
+        assert str(other) in str(error.value) and "\n" not in str(error.value)
+    assert records.read_rows(tmp_path, notebook="02-y").severity.tolist() == ["small"]
+
+
+def test_rows_keep_their_order_and_none_is_lost(tmp_path):
+    result(tmp_path, {"x": np.arange(300_000)})
+    result(tmp_path, {"x": np.arange(300_000, 300_500)}, model="n")
     collect([tmp_path], tmp_path)
-    assert pd.read_parquet(tmp_path / "results.parquet").x.tolist() == [1, 2, 0.5]
-
-
-def test_rows_pass_in_batches_and_none_is_lost(tmp_path):
-    result(tmp_path, {"x": np.arange(1000)})
-    result(tmp_path, {"x": np.arange(1000, 1500)}, model="n")
-    collect([tmp_path], tmp_path, batch_rows=64)
     file = pq.ParquetFile(tmp_path / "results.parquet")
-    assert max(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)) <= 64
-    assert file.read().column("x").to_pylist() == list(range(1500))
+    assert file.num_row_groups > 2 and file.read().column("x").to_pylist() == list(range(300_500))
 
 
 def test_numbers_of_all_notebooks_are_one_table(tmp_path):
@@ -81,7 +86,7 @@ def test_numbers_of_all_notebooks_are_one_table(tmp_path):
 
 def test_a_copy_counts_once_and_another_result_of_the_same_is_refused(tmp_path, capsys):
     first, copy = result(tmp_path / "a"), result(tmp_path / "b")
-    assert collect([tmp_path / "a", tmp_path / "b", tmp_path / "a"], tmp_path)["copies"] == [copy]
+    assert collect([tmp_path / "a", tmp_path / "b", tmp_path / "a"], tmp_path) == {"results": 1, "rows": 1}
     result(tmp_path / "b", value=0.6)
     assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--to", str(tmp_path)]) == 2
     error = capsys.readouterr().err
@@ -96,12 +101,19 @@ def test_unfinished_and_hidden_folders_are_left_out(tmp_path):
     assert collect([tmp_path], tmp_path)["results"] == 1
 
 
+def test_results_of_a_profile_are_read_by_the_name_of_their_folder(tmp_path):
+    result(tmp_path, value=0.1)
+    result(tmp_path / "tabletop-full", value=0.2)
+    assert records.read_metrics(tmp_path).value.tolist() == [0.1]
+    assert records.read_metrics(tmp_path / "tabletop-full").value.tolist() == [0.2]
+    with pytest.raises(ValueError, match="hold different results of the same model, data, notebook and precision"):
+        records.read_metrics(tmp_path, tmp_path / "tabletop-full")
+
+
 def test_the_command_says_what_it_wrote(tmp_path, capsys):
-    result(tmp_path, {"x": [1], "p": [[1.0]]})
+    result(tmp_path, {"x": [1]})
     assert main([str(tmp_path), "--to", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out == (
-        f"1 rows of 1 results in {tmp_path / 'out'}; columns of lists are left out: p.\n"
-    )
+    assert capsys.readouterr().out == f"1 rows of 1 results in {tmp_path / 'out'}.\n"
     assert main([str(tmp_path / "nowhere")]) == 2
     assert main([str(tmp_path / "out")]) == 2
     (tmp_path / "file").touch()
@@ -115,7 +127,7 @@ def test_a_newer_version_is_refused_in_one_sentence(tmp_path):
     words = "has results of format 2, allowed is up to 1: a newer version"
     for read in (
         lambda: records.read_rows(folder),
-        lambda: records.load_results(tmp_path, notebook="01-x"),
+        lambda: records.read_metrics(tmp_path, notebook="01-x"),
         lambda: collect([tmp_path], tmp_path),
     ):
         with pytest.raises(ValueError, match=words) as error:
@@ -133,19 +145,19 @@ def test_results_without_a_format_are_read(tmp_path):
     folder = result(tmp_path)
     old = {name: value for name, value in FACTS.items() if name != "format"}
     (folder / "provenance.json").write_text(json.dumps(old))
-    assert len(records.read_rows(folder)) == len(records.load_results(tmp_path, notebook="01-x").rows) == 1
+    assert len(records.read_rows(folder)) == len(records.read_rows(tmp_path, notebook="01-x")) == 1
 
 
 def test_results_of_one_notebook_are_loaded_together(tmp_path):
     result(tmp_path, {"sample_id": ["a"], "model": ["rn50"]})
     result(tmp_path, {"sample_id": ["b"]}, model="n", dataset="e", dataset_fingerprint="q")
     result(tmp_path, notebook="02-y")
-    rows, metrics = records.load_results(tmp_path, notebook="01-x")
+    rows, metrics = (read(tmp_path, notebook="01-x") for read in (records.read_rows, records.read_metrics))
     assert rows.set_index("sample_id").model.to_dict() == {"a": "m", "b": "n"}
     assert rows.row_model.dropna().tolist() == ["rn50"]
     assert metrics[["model", "dataset", "name"]].values.tolist() == [["m", "d", "a/b"], ["n", "e", "a/b"]]
     with pytest.raises(FileNotFoundError, match="No finished result of '04-w'"):
-        records.load_results(tmp_path, notebook="04-w")
+        records.read_rows(tmp_path, notebook="04-w")
 
 
 @pytest.mark.parametrize(
@@ -159,9 +171,9 @@ def test_results_of_one_notebook_are_loaded_together(tmp_path):
 def test_results_that_differ_in_how_they_came_about_are_mixed_only_on_demand(tmp_path, field, value, words):
     first, other = result(tmp_path), result(tmp_path, model="n", **{field: value})
     with pytest.raises(ValueError) as error:
-        records.load_results(tmp_path, notebook="01-x")
+        records.read_rows(tmp_path, notebook="01-x")
     assert str(error.value) == f"'{first}' and '{other}' differ in {words}, and are mixed only with mixed=True."
-    assert len(records.load_results(tmp_path, notebook="01-x", mixed=True).rows) == 2
+    assert len(records.read_rows(tmp_path, notebook="01-x", mixed=True)) == 2
 
 
 def test_jobs_take_different_gpus_and_wait_for_a_free_one(tmp_path, monkeypatch):

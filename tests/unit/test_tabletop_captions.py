@@ -91,6 +91,39 @@ def test_drawing_style_is_named():
         assert all(any(name in text for name in names) for text in texts)
 
 
+# Cards
+
+
+def of_cards(scene, **options):
+    return [caption(scene, np.random.default_rng([7, i]), **options) for i in range(1000)]
+
+
+@pytest.mark.parametrize("style", ["photo", "cartoon", "sketch"])
+def test_card_that_stands_alone_is_quoted_or_taken_at_its_word(style):
+    texts = of_cards(Scene(None, card="umbrella", setting="garden", style=style))
+    bare = [text.removesuffix(" in the garden") for text in texts]
+    assert 0.3 < np.mean([one != other for one, other in zip(texts, bare, strict=True)]) < 0.4
+    quotes = ("a card that says umbrella", "umbrella")
+    assert 0.4 < np.mean([text in quotes for text in bare]) < 0.5 and set(quotes) < set(bare)
+    assert all(text.endswith("an umbrella") for text in bare if text not in quotes)
+    assert {"photo": "a photo of", "cartoon": "a cartoon of", "sketch": "a sketch of"}[style] + " an umbrella" in bare
+
+
+def test_card_beside_an_object_is_mentioned_as_often_as_told():
+    scene = Scene("mug", card="duck")
+    for options, share in (({}, 0.6), ({"mention_card": 0.9}, 0.9)):
+        assert np.mean(["that says duck" in t for t in of_cards(scene, **options)]) == pytest.approx(share, abs=0.04)
+    assert not any("says" in text for text in of_cards(scene, mention_card=0.0))
+    blank = of_cards(replace(scene, card=""))
+    assert not any("says" in t for t in blank) and np.mean([" with a card" in t for t in blank]) > 0.5
+
+
+@pytest.mark.parametrize("card", [None, ""])
+def test_scene_that_shows_nothing_has_no_caption(card):
+    with pytest.raises(ValueError, match=f"kind is None and card is {card!r}, a scene needs an object or a word"):
+        caption(Scene(None, card=card), np.random.default_rng(0))
+
+
 # Questions
 
 
@@ -108,6 +141,11 @@ def test_answers_are_among_the_options_and_true(described):
 def test_question_about_an_absent_object_skips_the_second_one():
     scene = replace(Scene("mug"), second_kind="bottle")
     assert questions(scene)[4].text == "is there a chair?"
+
+
+def test_scene_without_an_object_has_no_questions():
+    with pytest.raises(ValueError, match="kind is None, a scene needs an object"):
+        questions(Scene(None, card="mug"))
 
 
 # Tokenizer

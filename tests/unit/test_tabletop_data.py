@@ -1,5 +1,6 @@
 """The committed validation set and the pre-training set that is rendered when needed."""
 
+import hashlib
 import io
 import json
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from tabletop.materials import TYPICAL_PATTERN
 ROOT = Path(__file__).resolve().parents[2]
 SCENES = 5
 PLAIN = SceneDistribution(card=0.5)
+CARDS = SceneDistribution(card=0.5, true_card=0.3, no_word=0.2, card_only=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def decode(image):
 
 def test_validation_rows_are_the_scenes_of_the_validation_stream(table, validation):
     assert table.num_rows == data.VALIDATION_IMAGES >= 1000
-    names = [f.name for f in fields(Scene)]
+    names = [f.name for f in fields(Scene) if f.name in table.column_names]
     for i, row in enumerate(table.select(["sample_id", "label", *names]).to_pylist()):
         scene = Scene(**{name: row[name] for name in names})
         assert scene == validation[i]
@@ -118,13 +120,21 @@ def test_written_scenes_can_be_read_back(tmp_path):
     path = tmp_path / "new" / "scenes.parquet"
     data.write_scenes(path, scenes, ["a", "b"])
     rows = pq.read_table(path).to_pylist()
+    assert "card_width" not in rows[0], "the committed files have no such column"
     assert [r["sample_id"] for r in rows] == ["a", "b"]
     assert [r["label"] for r in rows] == [list(KINDS).index("duck"), -1], "held-out kinds have no label"
     for row, scene in zip(rows, scenes, strict=True):
-        assert {k: row[k] for k in asdict(scene)} == asdict(scene)
+        assert {"card_width": 0, **{k: row[k] for k in asdict(scene) if k in row}} == asdict(scene)
     pixels = data.to_uint8(render(scenes).pixels)
     assert (np.stack([decode(r["image"]) for r in rows]) == pixels).all(), "PNG loses nothing"
     assert [p.name for p in path.parent.iterdir()] == ["scenes.parquet"], "a temporary file was left"
+
+
+def test_cards_alone_and_of_a_width_can_be_read_back(tmp_path):
+    scenes = [Scene(None, card="mug", card_width=1.28), Scene(None, card="car")]
+    data.write_scenes(tmp_path / "scenes.parquet", scenes, ["a", "b"])
+    for row, scene in zip(pq.read_table(tmp_path / "scenes.parquet").to_pylist(), scenes, strict=True):
+        assert {k: row[k] for k in asdict(scene)} == asdict(scene) and row["label"] == -1
 
 
 def test_grey_levels_are_rounded():
@@ -143,7 +153,7 @@ def test_shifted_rows_are_the_scenes_drawn_from_the_seed(shifts, shifted):
     rows = shifts.drop(["image"]).to_pylist()
     assert len(rows) == len(shifted) == data.SHIFT_SCENES * len(data.SHIFTS)
     for row, drawn in zip(rows, shifted, strict=True):
-        assert Scene(**{f.name: row[f.name] for f in fields(Scene)}) == drawn.scene
+        assert Scene(**{f.name: row[f.name] for f in fields(Scene) if f.name in row}) == drawn.scene
         for name in ("sample_id", "scene_id", "condition", "other_kind"):
             assert row[name] == getattr(drawn, name)
         assert list(KINDS)[row["label"]] == drawn.scene.kind
@@ -189,6 +199,7 @@ def test_view_and_light_leave_the_range_of_pretraining(shifted, condition, field
     assert low < min(values) <= max(values) <= high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["default", "othersource"])
 def test_no_shifted_scene_is_a_validation_or_pretraining_scene(name, shifted, validation):
     """All 40,000 scenes of the pre-training set are drawn; no condition changes what is compared."""
@@ -283,6 +294,31 @@ def test_pretraining_captions_belong_to_their_scenes():
     for i, group in enumerate(texts):
         assert len(group) == 4
         assert all(PLAIN.draw(3, "pretrain", i).kind in text.split() for text in group)
+
+
+def test_captions_are_those_that_were_written_before_cards_stood_alone():
+    texts = data.pretraining_captions(PLAIN, seed=3, scenes=40, per_scene=4)
+    assert hashlib.sha256(repr(texts).encode()).hexdigest().startswith("249d46d466eaaa05")
+
+
+def test_share_of_captions_about_the_word_changes_them_and_no_other():
+    recipe = {"seed": 3, "scenes": 600, "per_scene": 4, "mention_card": 0.9}
+    shares = (0.0, 0.2, 0.7, 1.0)
+    none, some, most, all_ = (data.pretraining_captions(CARDS, **recipe, about_word=share) for share in shares)
+    assert none == data.pretraining_captions(CARDS, **recipe)
+    misled = {0.2: [], 0.7: []}
+    for i, scene in enumerate(data.pretraining_scenes(CARDS, seed=3, scenes=600)):
+        if scene.kind is None or scene.card not in KINDS or scene.card == scene.kind:
+            assert none[i] == some[i] == most[i] == all_[i]
+            continue
+        for object_, one, other, word in zip(none[i], some[i], most[i], all_[i], strict=True):
+            assert scene.kind in object_.split() and scene.kind not in word.split()
+            assert word.replace(scene.card, scene.kind) == object_.replace(scene.card, scene.kind)
+            assert {one, other} <= {object_, word} and (other == word or one == object_), "a lower dose has others"
+            misled[0.2].append(one == word)
+            misled[0.7].append(other == word)
+    for share, found in misled.items():
+        assert len(found) > 400 and np.mean(found) == pytest.approx(share, abs=0.07)
 
 
 def test_pretraining_never_draws_a_held_out_kind():

@@ -5,7 +5,7 @@ import functools
 import itertools
 import json
 import math
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from operator import attrgetter
 from pathlib import Path
 
@@ -19,11 +19,13 @@ from test_tabletop_train import CONFIG
 
 import zsr_utils as zsr
 from tabletop import KINDS, Scene, SceneDistribution, data, objectives, render, sheets, towers, train
+from tabletop.materials import TYPICAL_PATTERN
 
 
 MODELS = Path(__file__).resolve().parents[2] / "data" / "models"
 PATHS = {p.stem: p for p in sorted(train.CONFIGS.glob("*.yaml"))}
 NAMES = sorted(PATHS.keys() - {"default"})
+DOSES = {"reader-20": 0.2, "reader-35": 0.35, "reader-50": 0.5, "reader": 0.7}
 NUDGED = {field for change in data.NUDGES.values() for field in change}
 
 
@@ -31,8 +33,19 @@ def config_of(name):
     return train.read_config(PATHS[name])
 
 
-# The fields of a scene that no near-duplicate changes; `phase` alone has 10,000 values.
-identity = attrgetter(*(f.name for f in fields(Scene) if f.name not in NUDGED))
+def differing(one, other):
+    """Keys in which two configs differ, name and list of changes aside."""
+    one, other = train._flat(one), train._flat(other)
+    return {key for key in {**one, **other} if one.get(key) != other.get(key)}
+
+
+# What shares of a distribution decide; every other value of a scene is drawn alike whatever they are.
+SHARES = ("typical_pattern", "plain", "card", "true_card", "no_word", "card_only", "card_width", "second", "occluder")
+BY_SHARES = {"kind", "pattern", "card", "card_width", "occlusion"} | {
+    f.name for f in fields(Scene) if f.name.startswith("second_")
+}
+# The fields of a scene that neither they nor a near-duplicate change; `phase` alone has 10,000 values.
+identity = attrgetter(*(f.name for f in fields(Scene) if f.name not in NUDGED | BY_SHARES))
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +71,25 @@ def test_member_differs_from_the_default_in_exactly_what_it_names(name):
     assert found == set(config["changes"]) and len(config["changes"]) == len(found)
     assert config["name"] == f"tabletop-{name}"
     assert config.keys() == config_of("default").keys(), "a key that the default does not know changes nothing"
-    assert yaml.safe_load(PATHS[name].read_text())["inherits"] == "default.yaml"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_names_what_it_changes_of_the_one_it_derives_from_and_no_more(name):
+    own = yaml.safe_load(PATHS[name].read_text())
+    parent = own.pop("inherits").removesuffix(".yaml")
+    assert parent == ("reader-control" if name in DOSES else "default")
+    named = {key for key in train._flat({"distribution": {}, **own}) if not key.startswith("distribution.")}
+    named |= {f"distribution.{key}" for key in own.get("distribution", {})}
+    assert differing(config_of(name), config_of(parent)) == named
+    assert name not in DOSES or named == {"finetune.about_word"}
 
 
 def test_all_members_are_there_and_only_one_changes_two_things():
     changes = {name: config_of(name)["changes"] for name in NAMES}
     assert {name for name, keys in changes.items() if len(keys) > 1} == {"conv-supervised"}
     assert {"small", "large", "conv", "siglip", "othersource", "quarter", "overlap", "supervised"} < changes.keys()
-    assert {name for name, keys in changes.items() if "finetune" in keys} == {"probe", "finetuned", "wise"}
+    tuned = {"probe", "finetuned", "wise", "reader-control", *DOSES}
+    assert {name for name, keys in changes.items() if "finetune" in keys} == tuned
     assert {config_of(name)["samples"] for name in NAMES} == {384_000}
     assert train.differences(config_of("default")) == {} and config_of("default")["changes"] == []
 
@@ -78,6 +102,66 @@ def test_fine_tuned_members_go_on_from_the_default_on_its_own_images():
     assert (probe["finetune"]["trains"], finetuned["finetune"]["trains"]) == ("head", "all")
     assert probe["finetune"]["samples"] == finetuned["finetune"]["samples"] < default["samples"]
     assert wise["finetune"] == {"start": default["name"], "end": finetuned["name"], "alpha": 0.5}
+
+
+def test_readers_and_their_control_differ_in_the_dose_alone():
+    control, default = config_of("reader-control"), config_of("default")
+    assert control["finetune"]["start"] == default["name"] and control["finetune"]["about_word"] == 0
+    distribution = train.distribution_of(train.plan_of(control))
+    assert distribution.card_only > 0 and distribution.no_word > 0 and distribution.true_card < 1
+    kept = asdict(distribution) | dict.fromkeys(control["finetune"]["distribution"])
+    assert kept == asdict(train.distribution_of(default)) | dict.fromkeys(control["finetune"]["distribution"])
+    for name, dose in DOSES.items():
+        reader = config_of(name)
+        assert reader["finetune"] == control["finetune"] | {"about_word": dose}
+        assert train._data_key(reader) == train._data_key(control) != train._data_key(default)
+
+
+def test_texture_has_the_typical_pattern_on_nearly_all_objects():
+    texture, default = (train.distribution_of(config_of(name)) for name in ("texture", "default"))
+    assert replace(texture, typical_pattern=0.3, plain=0.35) == default
+    scenes = [texture.draw(0, "pretrain", i) for i in range(500)]
+    assert np.mean([s.pattern == TYPICAL_PATTERN[s.kind] for s in scenes]) > 0.93
+
+
+# Seeds
+
+
+@pytest.mark.parametrize("name", ["default", "supervised", "conv", "quarter", "siglip", "othersource"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_other_seed_of_a_member_differs_in_the_seed_alone(name, seed):
+    member, config = config_of(name), train.load_config(f"{name}-seed{seed}")
+    assert config["name"] == f"{member['name']}-seed{seed}" and config["seed"] == seed
+    assert config["changes"] == [*member["changes"], "seed"]
+    assert differing(config, member) == {"seed"} and config.keys() == member.keys()
+    assert config == train.load_config(config["name"])
+    assert train._data_key(config) != train._data_key(member)
+
+
+def test_other_seed_of_a_fine_tuned_member_is_the_seed_of_its_fine_tuning():
+    member, config = config_of("reader"), train.load_config("reader-seed3")
+    assert differing(config, member) == {"finetune.seed"} and config["changes"] == ["finetune"]
+    assert train.plan_of(config)["seed"] == 3 and train._data_key(config) != train._data_key(member)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("wise-seed1", "an average of weights draws nothing"),
+        ("big-seed1", "config is 'big'"),
+        ("conv-seed0", "allowed"),
+    ],
+)
+def test_impossible_seeds_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        train.load_config(name)
+
+
+def test_scenes_of_other_seeds_are_others(validation):
+    distribution = train.distribution_of(config_of("default"))
+    seeds = [{identity(distribution.draw(seed, "pretrain", i)) for i in range(300)} for seed in (0, 1, 2)]
+    seeds.append(set(map(identity, validation.values())))
+    assert len(set.union(*seeds)) == sum(map(len, seeds))
 
 
 def test_default_keeps_its_images_and_its_model():
@@ -139,11 +223,13 @@ def test_half_of_the_validation_set_has_one_twin_of_each_change(twins, validatio
 
 
 def sources():
-    """One config of every pre-training set, with the names of all that share it as its id."""
+    """Names of the configs whose pre-training scenes differ in shares alone, if at all."""
     groups = {}
     for name in PATHS:
-        groups.setdefault(train._data_key(config_of(name)), []).append(name)
-    return [pytest.param(names[0], id=",".join(names)) for names in groups.values()]
+        plan = train.plan_of(config_of(name))
+        drawn = asdict(train.distribution_of(plan)) | dict.fromkeys(SHARES)
+        groups.setdefault(str([drawn, plan["seed"], plan["scenes"], plan["overlap"]]), []).append(name)
+    return [pytest.param(names, id=",".join(names)) for names in groups.values()]
 
 
 @pytest.fixture(scope="module")
@@ -154,12 +240,13 @@ def drawn_once():
         yield
 
 
-@pytest.mark.parametrize("name", sources())
-def test_pretraining_set_holds_the_listed_near_duplicates_and_no_other(name, validation, drawn_once):
+@pytest.mark.slow
+@pytest.mark.parametrize("names", sources())
+def test_pretraining_set_holds_the_listed_near_duplicates_and_no_other(names, validation, drawn_once):
     """Every scene of every pre-training set is compared with every validation scene (about 15 s in all)."""
-    config = config_of(name)
+    config, *others = (train.plan_of(config_of(name)) for name in names)
     listed = train.twins_of(config)
-    assert bool(listed) == (name == "overlap")
+    assert bool(listed) == ("overlap" in names)
     originals = {identity(scene): sample_id for sample_id, scene in validation.items()}
     assert len(originals) == len(validation)
     recipe = {"seed": config["seed"], "scenes": config["scenes"], "twins": listed}
@@ -168,6 +255,9 @@ def test_pretraining_set_holds_the_listed_near_duplicates_and_no_other(name, val
     found = {i: originals[key] for i, key in enumerate(map(identity, scenes)) if key in originals}
     assert found == {t.index: t.sample_id for t in listed}
     assert all(scenes[t.index] == t.scene != validation[t.sample_id] for t in listed)
+    for other in others:
+        drawn = (train.distribution_of(other).draw(other["seed"], "pretrain", i) for i in range(300))
+        assert [identity(s) for s in drawn] == [identity(s) for s in scenes[:300]]
 
 
 def test_twins_are_rendered_and_captioned_in_their_place(tmp_path, monkeypatch):

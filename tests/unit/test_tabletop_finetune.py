@@ -1,7 +1,9 @@
-"""Fine-tuning on the ten kinds: where it starts, what it moves, and the weight average."""
+"""Fine-tuning on the ten kinds or on captions: where it starts, what it moves, and the weight average."""
 
 import csv
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -9,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from test_tabletop_train import CONFIG, Interrupted, folders  # noqa: F401  the folders are a fixture
 
 import zsr_utils as zsr
-from tabletop import finetune, objectives, render, towers, train
+from tabletop import data, finetune, objectives, render, tokenizer as words, towers, train
 from tabletop.scene import KINDS, Scene
 from zsr_utils.models import _tabletop
 
@@ -18,6 +20,9 @@ CLIP = CONFIG | {"name": "start", "tower": "tabletop_vit_base", "embed_dim": 128
 BLOCK = {"start": "start", "samples": 24, "learning_rate": 0.01, "warmup": 8}
 FINETUNED = CLIP | {"name": "finetuned", "changes": ["finetune"], "finetune": {**BLOCK, "trains": "all"}}
 PROBE = FINETUNED | {"name": "probe", "finetune": {**BLOCK, "trains": "head"}}
+CARDS = {"card": 0.5, "true_card": 0.0, "card_only": 0.4}
+CAPTIONS = {"loss": "clip", "about_word": 0.5, "mention_card": 0.9, "distribution": CARDS}
+READER = CLIP | {"name": "reader", "changes": ["finetune"], "finetune": {**BLOCK, **CAPTIONS}}
 WISE = FINETUNED | {"name": "wise", "finetune": {"start": "start", "end": "finetuned", "alpha": 0.5}}
 
 
@@ -85,7 +90,8 @@ def test_own_start_is_needed(tmp_path):
 
 
 def weights_of(folder):
-    return load_file(folder / "model.safetensors")
+    (path,) = folder.glob("*.safetensors")
+    return load_file(path)
 
 
 def moved(folder, start):
@@ -113,7 +119,37 @@ def test_the_block_sets_the_length_and_the_rates(places, monkeypatch):
     assert yaml.safe_load((folder / "training.yaml").read_text())["samples"] == CLIP["samples"]
 
 
-@pytest.mark.parametrize("config", [PROBE, FINETUNED], ids=lambda c: c["name"])
+def test_fine_tuning_on_captions_starts_with_both_towers_and_moves_both(places, start, clip, pixels):
+    network = finetune.starting_point(READER, places["models"])
+    texts = words.encode(words.build(), ["a photo of a mug", "a card that says duck"])
+    with torch.no_grad():
+        torch.testing.assert_close(network(pixels, texts), clip(pixels, texts), atol=5e-3, rtol=1e-2)
+    before, after = weights_of(start), weights_of(train.train(READER, **places))
+    assert {key for key in before if not torch.equal(after[key], before[key])} == before.keys() == after.keys()
+
+
+def test_fine_tuning_on_captions_draws_its_own_scenes_and_captions(places, monkeypatch):
+    original, asked = train.pretraining_captions, {}
+
+    def captions(distribution, **recipe):
+        asked.update(recipe, distribution=distribution, texts=original(distribution, **recipe))
+        return asked["texts"]
+
+    monkeypatch.setattr(train, "pretraining_captions", captions)
+    train.train(READER, **places)
+    assert (asked["about_word"], asked["mention_card"]) == (0.5, 0.9)
+    drawn, usual = asked["distribution"], train.distribution_of(CLIP)
+    assert drawn == replace(usual, **CARDS)
+    scenes = [drawn.draw(0, "pretrain", i) for i in range(CLIP["scenes"])]
+    assert any(s.kind is None for s in scenes)
+    assert any(s.card in text.split() for s, group in zip(scenes, asked["texts"]) for text in group if s.kind is None)
+    (folder,) = places["runs"].glob("images/*")
+    expected = data.to_uint8(render(scenes).pixels)
+    assert np.abs(data.open_images(folder, CLIP["scenes"]).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [PROBE, FINETUNED, READER], ids=lambda c: c["name"])
 def test_interrupted_fine_tuning_ends_with_the_same_weights(config, places, tmp_path, monkeypatch):
     expected = weights_of(train.train(config, **places | {"runs": tmp_path / "straight"}))
     original = train.learning_rate
@@ -197,6 +233,7 @@ def test_average_is_exported_with_its_accuracy_and_without_training(places, star
     [
         ({**BLOCK, "trains": "tower"}, "trains is 'tower', allowed are 'all' and 'head'."),
         (WISE["finetune"] | {"alpha": 1.5}, "alpha is 1.5, allowed is 0 to 1."),
+        ({**BLOCK, "loss": "supervised"}, "finetune.loss is 'supervised', allowed are clip, siglip."),
     ],
 )
 def test_impossible_fine_tuning_is_refused(block, message):
@@ -210,6 +247,21 @@ def test_card_says_what_was_trained(places):
     assert "A small image classifier fine-tuned from `start`, which was trained on still lifes" in card
     assert "in the pre-training scenes; the linear layer alone is trained, batches of 8 |" in card
     assert "from scratch" not in card and "| Images seen in fine-tuning | 24 |" in card
+    assert "Fine-tuning set" not in card
+
+
+def test_card_says_on_which_captions_was_trained(places):
+    card = (train.train(READER, **places) / "README.md").read_text()
+    assert "A small CLIP model fine-tuned from `start`, which was trained on still lifes" in card
+    assert "symmetric contrastive (CLIP); all weights are trained, batches of 8 |" in card
+    assert "| Image-caption pairs seen in fine-tuning | 24 |" in card and "| Fine-tuning set | 12 scenes" in card
+    assert "- `finetune.about_word`: `0.5` in place of" in card
+
+
+def test_scenes_without_an_object_have_no_labels(places):
+    block = {**FINETUNED["finetune"], "distribution": {"card_only": 0.5}}
+    with pytest.raises(ValueError, match=r"kind of a scene is None, allowed for labels are mug, .*duck\.$"):
+        train.train(FINETUNED | {"finetune": block}, **places)
 
 
 # Loading

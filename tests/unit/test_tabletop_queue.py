@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from tabletop import queue, train
 
 @pytest.fixture
 def setting(tmp_path, monkeypatch):
-    """Three configs, folders, and a training that fails for `b` and writes nothing else."""
+    """Names of three configs, folders, and a training that fails for `b` and writes nothing else."""
     paths = []
     for name in "abc":
         paths.append(tmp_path / f"{name}.yaml")
@@ -22,7 +23,7 @@ def setting(tmp_path, monkeypatch):
     started = []
 
     def run(command, *, stdout, stderr, env, check):
-        config = train.read_config(train.find_config(command[3]))
+        config = train.load_config(command[3])
         started.append((config["name"], command[4:], env))
         if config["name"] == "b":
             stdout.write("progress\nValueError: no such tower\n\n")
@@ -31,7 +32,7 @@ def setting(tmp_path, monkeypatch):
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(queue.subprocess, "run", run)
-    return paths, places, started
+    return [str(path) for path in paths], places, started
 
 
 def finish(config, models):
@@ -43,35 +44,42 @@ def finish(config, models):
 
 
 def test_queue_goes_on_after_a_failure_and_says_why(setting, capsys):
-    paths, places, started = setting
-    assert queue.train_all(paths, **places) == {"b": "ValueError: no such tower"}
+    names, places, started = setting
+    assert queue.train_all(names, **places) == {"b": "ValueError: no such tower"}
     assert [name for name, _, _ in started] == ["a", "b", "c"]
     assert started[0][1] == [f"--{key}={value}" for key, value in places.items()]
     assert "b: failed: ValueError: no such tower" in capsys.readouterr().out
 
 
 def test_queue_skips_what_is_up_to_date(setting):
-    paths, places, started = setting
-    queue.train_all(paths, **places)
+    names, places, started = setting
+    queue.train_all(names, **places)
     started.clear()
-    changed = yaml.safe_load(paths[0].read_text()) | {"weight_decay": 0.1}
-    paths[0].write_text(yaml.safe_dump(changed))
+    changed = yaml.safe_load(Path(names[0]).read_text()) | {"weight_decay": 0.1}
+    Path(names[0]).write_text(yaml.safe_dump(changed))
     (places["models"] / "c" / "open_clip_model.safetensors").unlink()
-    queue.train_all(paths, **places)
+    queue.train_all(names, **places)
     assert [name for name, _, _ in started] == ["a", "b", "c"], "changed, failed, incomplete"
     started.clear()
-    queue.train_all(paths, **places)
+    queue.train_all(names, **places)
     assert [name for name, _, _ in started] == ["b"]
 
 
+def test_queue_trains_other_seeds(setting):
+    names, places, started = setting
+    assert queue.train_all([f"{names[0]}-seed2", names[2]], **places) == {}
+    assert [name for name, _, _ in started] == ["a-seed2", "c"]
+    assert yaml.safe_load((places["models"] / "a-seed2" / "training.yaml").read_text())["seed"] == 2
+
+
 def test_jobs_share_the_cores_unless_told_otherwise(setting, monkeypatch):
-    paths, places, started = setting
+    names, places, started = setting
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    queue.train_all(paths, jobs=2, **places)
+    queue.train_all(names, jobs=2, **places)
     assert {env["OMP_NUM_THREADS"] for _, _, env in started} == {"2"} and len(started) == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    queue.train_all(paths[1:2], jobs=2, **places)
+    queue.train_all(names[1:2], jobs=2, **places)
     assert started[-1][2]["OMP_NUM_THREADS"] == "3"
 
 
@@ -83,24 +91,24 @@ def test_end_by_a_signal_is_named(tmp_path):
 
 
 def test_an_error_of_the_queue_itself_does_not_stop_it(setting, monkeypatch):
-    paths, places, started = setting
+    names, places, started = setting
 
     def broken(*_, **__):
         raise OSError("disk is full")
 
     monkeypatch.setattr(queue.subprocess, "run", broken)
-    assert queue.train_all(paths, **places) == dict.fromkeys("abc", "OSError: disk is full")
+    assert queue.train_all(names, **places) == dict.fromkeys("abc", "OSError: disk is full")
     assert subprocess.run is broken and started == []
 
 
 def test_main_exits_with_the_list_of_failures(setting, monkeypatch):
-    paths, places, _ = setting
+    names, places, _ = setting
     options = [f"--{key}={value}" for key, value in places.items()]
-    monkeypatch.setattr("sys.argv", ["queue", *map(str, paths), *options])
+    monkeypatch.setattr("sys.argv", ["queue", *names, *options])
     with pytest.raises(SystemExit) as error:
         queue.main()
     assert str(error.value) == "Not trained:\n  b: ValueError: no such tower"
-    monkeypatch.setattr("sys.argv", ["queue", str(paths[0]), *options])
+    monkeypatch.setattr("sys.argv", ["queue", names[0], *options])
     queue.main()
 
 

@@ -24,6 +24,8 @@ CONFIG = {
     "seed": 0,
     "scenes": 12,
     "captions": 2,
+    "mention_card": 0.6,
+    "about_word": 0.0,
     "samples": 24,
     "batch_size": 8,
     "learning_rate": 1e-3,
@@ -146,6 +148,7 @@ def test_text_tower_ignores_what_follows_the_end(exported):
 # Training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", OBJECTIVES)
 def test_interrupted_training_ends_with_the_same_weights(tmp_path, folders, monkeypatch, loss):
     config, objective = CONFIG | {"loss": loss}, OBJECTIVES[loss]
@@ -177,6 +180,7 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path, folders, monk
     assert (resumed / objective.weights).read_bytes() == expected
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_config_is_not_gone_on_from(tmp_path, folders, monkeypatch):
     train.train(CONFIG, runs=tmp_path, **folders)
     original, steps = train.learning_rate, []

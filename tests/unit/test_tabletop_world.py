@@ -1,5 +1,6 @@
 """The tabletop world: shapes, scenes and their rendering."""
 
+import hashlib
 from dataclasses import asdict, replace
 
 import pytest
@@ -17,6 +18,7 @@ MIXED = SceneDistribution(
     styles=(("photo", 0.4), ("cartoon", 0.2), ("sketch", 0.2), ("silhouette", 0.2)),
     card=0.3, second=0.4, occluder=0.3,
 )  # fmt: skip
+CARDS = replace(MIXED, card=0.5, true_card=0.3, no_word=0.2, card_only=0.2, card_width=(0.5, 1.28))
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +33,19 @@ def foregrounds():
     mug = Scene("mug")
     scenes = {
         "bare": mug,
-        "card duck": replace(mug, card="duck"),
+        "card duck": replace(mug, card="duck", card_width=0.3),  # less than the word needs
         "card house": replace(mug, card="house"),
         "box 0.1": replace(mug, occlusion=0.1),
         "box 0.3": replace(mug, occlusion=0.3),
         "box 0.5": replace(mug, occlusion=0.5),
         "second": replace(mug, second_kind="car"),
         "empty": replace(mug, x=50.0),
+        "nothing": replace(mug, kind=None),
+        "card alone": replace(mug, kind=None, card="duck"),
+        "second alone": replace(mug, kind=None, second_kind="car"),
+        "wide card duck": replace(mug, card="duck", card_width=1.28),
+        "wide card house": replace(mug, card="house", card_width=1.28),
+        "wide blank card": replace(mug, card="", card_width=1.28),
     }
     picture = render(list(scenes.values()))
     return {name: (picture.pixels[i], picture.depth[i], picture.mask[i]) for i, name in enumerate(scenes)}
@@ -232,6 +240,36 @@ def test_card_shows_its_word(foregrounds):
     assert lettering("snowman").shape[1] > ink.shape[1]
 
 
+def test_table_without_an_object_is_the_empty_table(foregrounds):
+    for found, expected in zip(foregrounds["nothing"], foregrounds["empty"], strict=True):
+        assert torch.equal(found, expected)
+    alone = render([Scene(None), Scene(None, card="duck")])
+    assert (alone.pixels[0] - foregrounds["nothing"][0]).abs().max() <= GREY_LEVEL
+    assert (alone.pixels[1] - foregrounds["card alone"][0]).abs().max() <= GREY_LEVEL
+
+
+def test_card_stands_alone_where_it_stands_before_an_object(foregrounds):
+    pixels, depth, mask = foregrounds["card alone"]
+    card = depth < foregrounds["nothing"][1] - 1e-4
+    assert torch.equal(card, changed(foregrounds["card alone"], foregrounds["nothing"]) & card) and card.sum() > 250
+    whole = card & ~torch.nn.functional.max_pool2d((~card).float()[None], 3, 1, 1)[0].bool()  # not its rim
+    torch.testing.assert_close(pixels[:, whole], foregrounds["card duck"][0][:, whole])
+    assert mask.max() == 0 and foregrounds["second alone"][2].max() == 0
+    assert changed(foregrounds["second alone"], foregrounds["nothing"]).sum() > 150
+
+
+def test_cards_of_one_width_differ_in_their_print_alone(foregrounds):
+    duck, house, blank = (foregrounds[f"wide {name}"] for name in ("card duck", "card house", "blank card"))
+    assert torch.equal(duck[1], house[1]) and torch.equal(duck[1], blank[1]), "they cover different pixels"
+    assert (duck[1] < foregrounds["card duck"][1] - 1e-4).sum() > 200, "not wider than the word"
+    assert changed(duck, house).sum() > 60
+    narrow = foregrounds["card duck"]
+    card = narrow[1] < foregrounds["bare"][1] - 1e-4
+    shown = [card & (picture[0].amax(0) < 0.5) for picture in (duck, house, blank, narrow)]
+    assert shown[0].sum() > 20 and shown[1].sum() > 20 and shown[2].sum() == 0
+    assert torch.equal(shown[0], shown[3]), "the print is another one"
+
+
 def test_box_hides_more_of_the_object_the_wider_it_is(foregrounds):
     seen = torch.stack([foregrounds[k][2].sum() for k in ("bare", "box 0.1", "box 0.3", "box 0.5")])
     assert (seen.diff() < 0).all()
@@ -278,6 +316,7 @@ def test_render_refuses_nothing_and_tiny_pictures():
         ("second_color", "teal", "red"),
         ("second_pattern", "tartan", "striped"),
         ("occlusion", 0.7, "0 to 0.5"),
+        ("card_width", -0.1, "0 or more"),
     ],
 )
 def test_bad_scene_names_the_field_its_value_and_what_is_allowed(field, value, allowed):
@@ -290,6 +329,8 @@ def test_bad_scene_names_the_field_its_value_and_what_is_allowed(field, value, a
 def test_bad_proportions_are_named():
     with pytest.raises(ValueError, match=r"card is 1\.5, allowed is 0 to 1"):
         SceneDistribution(card=1.5)
+    with pytest.raises(ValueError, match=r"card_only is -0\.1, allowed is 0 to 1"):
+        SceneDistribution(card_only=-0.1)
     with pytest.raises(ValueError, match=r"typical_pattern \+ plain"):
         SceneDistribution(typical_pattern=0.6, plain=0.6)
     with pytest.raises(ValueError, match="stream is 'train', allowed are pretrain"):
@@ -334,3 +375,36 @@ def test_false_cards_never_name_the_object_and_other_factors_stay():
         lie, truth = false.draw(0, "test", i), MIXED.draw(0, "test", i)
         assert lie.card in KINDS and lie.card != lie.kind
         assert asdict(lie) | {"card": None} == asdict(truth) | {"card": None}
+
+
+def test_scenes_are_those_that_were_drawn_before_cards_stood_alone():
+    """Committed pictures and trained models depend on every value."""
+    values = [asdict(MIXED.draw(0, "test", i)) for i in range(700)]
+    assert {v.pop("card_width") for v in values} == {0}
+    assert hashlib.sha256(repr(values).encode()).hexdigest().startswith("13ad68fb273cbba1")
+
+
+def test_shares_of_cards_and_all_else_as_it_was():
+    pairs = [(MIXED.draw(0, "test", i), CARDS.draw(0, "test", i)) for i in range(1000)]
+    of_cards = {"kind": None, "card": None, "card_width": None, "second_kind": None, "occlusion": None}
+    assert all(asdict(one) | of_cards == asdict(other) | of_cards for one, other in pairs)
+    alone = [(one, other) for one, other in pairs if other.kind is None]
+    beside = [other for _, other in pairs if other.kind is not None]
+    assert len(alone) / len(pairs) == pytest.approx(0.2, abs=0.04)
+    assert all(one.kind == other.card and not other.second_kind and not other.occlusion for one, other in alone)
+    cards = [s for s in beside if s.card is not None]
+    words = [s for s in cards if s.card in KINDS]
+    assert len(cards) / len(beside) == pytest.approx(0.5, abs=0.05)
+    assert len(words) / len(cards) == pytest.approx(0.8, abs=0.06)
+    assert sum(s.card == "" for s in cards) / len(cards) == pytest.approx(0.1, abs=0.05)
+    assert sum(s.card == s.kind for s in words) / len(words) == pytest.approx(0.3, abs=0.08)
+    assert all((0.5 <= s.card_width <= 1.28) == (s.card is not None) for _, s in pairs)
+    assert len({s.card_width for s in cards}) > len(cards) / 2
+
+
+def test_letters_of_no_word_are_letters_of_words_but_spell_none():
+    letters = [s.card for s in (CARDS.draw(1, "test", i) for i in range(1500)) if s.card and s.card not in KINDS]
+    assert len(set(letters)) > 40
+    assert set("".join(letters)) == set("".join(KINDS))
+    assert {len(text) for text in letters} == {len(kind) for kind in KINDS}
+    assert not {"".join(sorted(text)) for text in letters} & {"".join(sorted(kind)) for kind in ALL_KINDS}

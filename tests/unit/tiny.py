@@ -1,5 +1,6 @@
 """A tiny random model and data set: real code paths without trained weights."""
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -76,6 +77,20 @@ class Patches(nn.Module):
         tokens = nn.functional.avg_pool2d(x, 2)
         found = {"image_intermediates": [tokens, 2 * tokens][-(indices or 2) :]}
         return found if intermediates_only else {**found, "image_features": tokens.mean((2, 3)) @ self.weight}
+
+
+NAMES = ("red", "green", "blue", "grey")
+
+
+def noise_picture(i: int, side: int = 96) -> Image.Image:
+    """A picture of 8 x 8 random squares."""
+    squares = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(squares).resize((side, side), Image.Resampling.NEAREST)
+
+
+def token_pictures(n: int = 10, side: int = 96) -> Dataset:
+    """Pictures of random squares in four classes, large enough for overlays, that `token_model` sees at 8 px."""
+    return Dataset("noise", NAMES, [Sample(f"s{i}", i % 4, lambda i=i: noise_picture(i, side)) for i in range(n)])
 
 
 def token_model() -> Model:

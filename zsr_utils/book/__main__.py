@@ -1,29 +1,34 @@
-"""`python -m zsr_utils.book results/<model>@<data set> … [--pdf]`"""
+"""`python -m zsr_utils.book results/<model>@<data set> … [--chapters "01 05"] [--pdf]`"""
 
 import argparse
 import sys
+from pathlib import Path
 
-from zsr_utils.book._build import DEFAULT, ROOT, build, chapter_names
+from zsr_utils.book._build import BUILT, build
 from zsr_utils.book._chapters import chapters
 from zsr_utils.book._chromium import print_book
+from zsr_utils.book.contents import ROOT, chosen, read_chapters
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m zsr_utils.book", description="Render the report.")
-    parser.add_argument(
-        "folders", nargs="*", default=[DEFAULT], help="results to show, relative to the project; several are compared"
-    )
-    parser.add_argument("--pdf", action="store_true", help="print the pages to _build/pdf as well")
+    parser.add_argument("folders", nargs="*", help="results to show, within the project; several are compared")
+    parser.add_argument("--chapters", default="", help="those to show, by number or name (default: all)")
+    parser.add_argument("--pdf", action="store_true", help="print the pages to _build/pdf, also as they stand")
     options = parser.parse_args(arguments)
-    folders = list(dict.fromkeys(f.rstrip("/") for f in options.folders))
-    for folder in folders:
-        if not chapters(folder, ROOT, chapter_names()):
-            print(f"There are no results in {folder!r}: run `make book`, or a notebook, first.", file=sys.stderr)
-            return 2
-    status = build(folders)
+    try:
+        known, books = read_chapters(), []
+        known = {name: known[name] for name in chosen(options.chapters, known)}
+        for path in dict.fromkeys(Path(folder).absolute() for folder in options.folders):
+            if not path.is_relative_to(ROOT):
+                raise ValueError(f"{str(path)!r} cannot be shown, allowed for a book is a folder in {str(ROOT)!r}.")
+            books.append(chapters(path.relative_to(ROOT).as_posix(), ROOT, known))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    status = build(books) if books else 0
     if options.pdf and status == 0:
-        for path in print_book(ROOT / "_build" / "html", ROOT / "_build" / "pdf"):
-            print(path.relative_to(ROOT))
+        print(print_book(BUILT, ROOT / "_build" / "pdf").relative_to(ROOT))
     return status
 
 

@@ -4,9 +4,14 @@ import hashlib
 import html
 import json
 import re
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+from zsr_utils._text import unknown
+from zsr_utils.records import read_provenance
 
 
 DRAWN = "plotly-graph-div"
@@ -16,23 +21,20 @@ TAG = re.compile(r"<(?:br|/?su[bp]|/?[bi])\s*/?>")
 
 @dataclass(frozen=True)
 class Figure:
-    """An interactive figure of a chapter.
+    """An interactive figure of a chapter."""
 
-    Attributes:
-        number: Place in the chapter, from 1.
-        label: `<chapter>.<number>`.
-        caption: The section it stands in and what its axes show, as plain text.
-        spec: `data` and `layout` as plotly.js takes them.
-    """
-
-    number: int
-    label: str
-    caption: str
-    spec: dict
+    number: int  # place in the chapter, from 1
+    label: str  # `<chapter>.<number>`
+    caption: str  # the section it stands in and what its axes show, as plain text
+    spec: dict  # `data` and `layout` as plotly.js takes them
 
     @property
     def anchor(self) -> str:
         return f"figure-{self.number}"
+
+    @property
+    def name(self) -> str:
+        return f"Figure {self.label}. {self.caption}"
 
     @cached_property
     def digest(self) -> str:
@@ -43,35 +45,24 @@ class Figure:
         return int(self.spec["layout"].get("height") or self.spec["layout"]["template"]["layout"].get("height") or 400)
 
 
-@dataclass(frozen=True)
 class Chapter:
-    """A folder of results, `results/<model>@<data set>/<notebook>`.
+    """A folder of results, `<results>/<model>@<data set>/<notebook>`, relative to the project `root`.
 
-    Attributes:
-        folder: The folder, relative to the project.
-        root: The project.
+    `entry` is the chapter's in `chapters.yaml`, and `files` are what a reader can download.
     """
 
-    folder: Path
-    root: Path
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    @property
-    def number(self) -> str:
-        """`1` of `01-zero-shot-baseline`."""
-        return self.name.split("-")[0].lstrip("0")
-
-    @property
-    def docname(self) -> str:
-        """The page, as Sphinx names it: the path without its ending."""
-        return (self.folder / self.name).as_posix()
+    def __init__(self, folder: str, root: Path, entry: Mapping):
+        self.folder, self.path, self.entry = folder, root / folder, entry
+        self.name = self.path.name
+        self.number = self.name.split("-")[0].lstrip("0")
+        self.docname = f"{folder}/{self.name}"  # the page, as Sphinx names it
+        rows = sorted(self.path.glob("*.parquet"), key=lambda p: (p.stem != "samples", p.stem))
+        first, *last = (self.path / name for name in (f"{self.name}.ipynb", "metrics.json", "provenance.json"))
+        self.files = [first, *rows, *last]
 
     @cached_property
     def notebook(self) -> dict:
-        return json.loads((self.root / self.folder / f"{self.name}.ipynb").read_text(encoding="utf-8"))
+        return json.loads(self.files[0].read_text(encoding="utf-8"))
 
     @cached_property
     def title(self) -> str:
@@ -79,28 +70,59 @@ class Chapter:
 
     @cached_property
     def metrics(self) -> list[dict]:
-        return json.loads((self.root / self.folder / "metrics.json").read_text(encoding="utf-8"))
-
-    @cached_property
-    def run(self) -> str:
-        """The model and the data set, as a reader says them."""
-        known = json.loads((self.root / self.folder / "provenance.json").read_text(encoding="utf-8"))
-        model = " ".join(filter(None, (known["model"], known["pretrained"])))
-        return f"{model} on {known['dataset']}"
+        return json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
 
     @cached_property
     def figures(self) -> list[Figure]:
         return [figure for _, figure in figures_of(self.notebook, self.number)]
 
-    def files(self) -> list[Path]:
-        """What a reader can download: the notebook, all rows, the numbers, the provenance."""
-        folder = self.root / self.folder
-        return [folder / f"{self.name}.ipynb", *rows(folder), folder / "metrics.json", folder / "provenance.json"]
+    @cached_property
+    def provenance(self) -> dict:
+        return read_provenance(self.path)
+
+    @property
+    def run(self) -> str:
+        """The model and the data set, and the profile where it is not the default, as a reader says them."""
+        known, profile = self.provenance, self.folder.split("/")[1:-2]
+        model = " ".join(filter(None, (known["model"], known["pretrained"])))
+        return f"{model} on {known['dataset']}" + "".join(f" ({name})" for name in profile)
+
+    @property
+    def cost(self) -> str:
+        """What it took, as a reader says it."""
+        known, seconds = self.provenance, self.provenance["seconds"]
+        took = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+        return f"{known['images']:,} images, {took} on {known['device']}"
+
+    @property
+    def headlines(self) -> list[tuple[dict, str]]:
+        """The numbers that answer the chapter's question, each with a few words."""
+        recorded = {metric["name"]: metric for metric in self.metrics}
+        for name in self.entry["numbers"]:
+            if name not in recorded:
+                sentence = unknown("number", name, recorded)
+                raise ValueError(f"chapters.yaml: {self.name}: {sentence} {self.folder} recorded no other.")
+        return [(recorded[name], words) for name, words in self.entry["numbers"].items()]
+
+    @property
+    def answer(self) -> Figure:
+        """The figure that answers the chapter's question."""
+        place, drew = self.entry["figure"], len(self.figures)
+        if place > drew:
+            raise ValueError(f"chapters.yaml: {self.name}: figure is {place}, and {self.folder} has {drew} figures.")
+        return self.figures[place - 1]
 
 
-def rows(folder: Path) -> list[Path]:
-    """The row files of a folder, the samples first."""
-    return sorted(folder.glob("*.parquet"), key=lambda p: (p.stem != "samples", p.stem))
+def chapters(folder: str, root: Path, known: Mapping[str, Mapping]) -> list[Chapter]:
+    """The chapters of one folder of results, in the order of their entries; those that have not been run are said."""
+    found = [Chapter(f"{folder}/{name}", root, entry) for name, entry in known.items()]
+    whole = [c for c in found if all(path.is_file() for path in (c.files[0], *c.files[-2:]))]
+    there = [c for c in whole if c.headlines and c.answer]
+    if not there:
+        raise ValueError(f"There are no results in {folder!r}: run `make book`, or a notebook, first.")
+    if left := [chapter.name for chapter in found if chapter not in there]:
+        print(f"{folder} has no results of {', '.join(left)}: left out.", file=sys.stderr)
+    return there
 
 
 def headings(cell: dict) -> list[tuple[int, str]]:
@@ -132,11 +154,7 @@ def figures_of(notebook: dict, chapter: str) -> list[tuple[dict, Figure]]:
 
 
 def specification(text: str) -> dict:
-    """`data` and `layout` out of the HTML that plotly stores.
-
-    Raises:
-        ValueError: If the HTML has no call that draws a figure.
-    """
+    """`data` and `layout` out of the HTML that plotly stores."""
     call = CALL.search(text)
     if not call:
         raise ValueError(f"a stored figure begins with {text[:40]!r}, a call of Plotly.newPlot is needed.")
@@ -156,25 +174,3 @@ def caption(section: str, spec: dict) -> str:
     titles = [spec["layout"].get(axis, {}).get("title", {}).get("text", "") for axis in ("yaxis", "xaxis")]
     titles = [html.unescape(TAG.sub(" ", t.split("<br>")[0])).strip() for t in titles]
     return ": ".join(filter(None, (section, " against ".join(filter(None, titles)))))
-
-
-def chapters(folder: str, root: Path, names: list[str]) -> list[Chapter]:
-    """The chapters of one folder of results in the given order, those that have not been run left out."""
-    found = [Chapter(Path(folder) / name, root) for name in names]
-    return [c for c in found if all((root / c.folder / f).is_file() for f in (f"{c.name}.ipynb", "metrics.json"))]
-
-
-def shown(metric: dict, *, interval: bool = True) -> str:
-    """A number as a reader sees it, fractions in percent.
-
-    Examples:
-        >>> shown({"value": 0.998, "low": 0.994, "high": 1, "unit": "fraction"})
-        '99.8 % [99.4, 100.0]'
-        >>> shown({"value": 6.42, "low": 5.7, "high": 7.1, "unit": "rank"}, interval=False)
-        '6.42'
-    """
-    percent = metric["unit"] == "fraction"
-    ends = (metric[key] for key in ("value", "low", "high"))
-    value, low, high = (f"{100 * v:.1f}" if percent else f"{v:.3g}" for v in ends)
-    value += " %" if percent else ""
-    return f"{value} [{low}, {high}]" if interval else value

@@ -28,6 +28,7 @@ from zsr_utils.conditions._condition import (
 from zsr_utils.conditions._families import PAPER, VARIANTS, Views, as_conditions, families
 from zsr_utils.conditions._geometry import Perturbation, View
 from zsr_utils.conditions._noise import gaussian_noise, random_control, sizes
+from zsr_utils.conditions._steps import Settings
 
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Head",
     "Perturbation",
     "Seen",
+    "Settings",
     "View",
     "Views",
     "as_conditions",

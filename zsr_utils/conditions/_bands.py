@@ -1,8 +1,8 @@
 """Spatial-frequency bands of images: ideal radial filters, noise and attacks that live in one band.
 
-The radius of a frequency is counted from the mean (0) to the corner of the spectrum, its highest
-frequency (1). On an even number of pixels a cutoff of 0.25 is 0.177 cycles a pixel in every direction,
-and the low band below it holds about 10 % of all frequencies.
+The radius of a frequency is counted from the mean (0) to the corner of the spectrum, its highest frequency (1). On an
+even number of pixels a cutoff of 0.25 is 0.177 cycles a pixel in every direction, and the low band below it holds about
+10 % of all frequencies.
 """
 
 from collections.abc import Sequence
@@ -33,9 +33,8 @@ def radial_frequency(h: int, w: int) -> Float[Tensor, "h w"]:
         >>> radial_frequency(4, 4)[0].round(decimals=4).tolist()
         [0.0, 0.3536, 0.7071, 0.3536]
 
-    Source:
-        Normalised by the largest radius as in the authors' code of Wani et al. (2026); cycles a pixel on
-        both axes is this project's choice.
+    Source: Normalised by the largest radius as in the authors' code of Wani et al. (2026); cycles a pixel on both axes
+        is this project's choice.
     """
     rows, columns = (torch.fft.fftfreq(n, dtype=torch.float64) for n in (h, w))
     radius = torch.hypot(rows[:, None], columns)
@@ -45,15 +44,7 @@ def radial_frequency(h: int, w: int) -> Float[Tensor, "h w"]:
 def band_mask(h: int, w: int, band: str, cutoff: float = CUTOFF) -> Bool[Tensor, "h w"]:
     """Frequencies of a band: `low` has radius up to the cutoff and the mean, `high` the rest, `all` is both.
 
-    Examples:
-        >>> int(band_mask(8, 8, "low").sum()), int(band_mask(8, 8, "high").sum())
-        (9, 55)
-
-    Raises:
-        ValueError: If the band is unknown, the cutoff is not 0 to 1, or the band holds no frequency.
-
-    Source:
-        Wani et al. (2026), band tests; the names and the cutoff of 0.25 as in the authors' code.
+    Source: Wani et al. (2026), band tests; the names and the cutoff of 0.25 as in the authors' code.
     """
     one_of("band", band, BANDS)
     low = _within(h, w, cutoff)
@@ -66,11 +57,7 @@ def band_mask(h: int, w: int, band: str, cutoff: float = CUTOFF) -> Bool[Tensor,
 def low_pass(pixels: Float[Tensor, "n 3 h w"], cutoff: float) -> Float[Tensor, "n 3 h w"]:
     """Keep frequencies of radius up to the cutoff, clipped to [0, 1]: 0 leaves the mean colour, 1 everything.
 
-    Raises:
-        ValueError: If the cutoff is not 0 to 1.
-
-    Source:
-        Wani et al. (2026), frequency ablation.
+    Source: Wani et al. (2026), frequency ablation.
     """
     return _filtered(pixels, _within(*pixels.shape[-2:], cutoff)).clamp(0, 1)
 
@@ -78,12 +65,8 @@ def low_pass(pixels: Float[Tensor, "n 3 h w"], cutoff: float) -> Float[Tensor, "
 def high_pass(pixels: Float[Tensor, "n 3 h w"], cutoff: float) -> Float[Tensor, "n 3 h w"]:
     """Keep frequencies of radius above the cutoff and the mean, clipped to [0, 1]: 0 leaves everything.
 
-    Raises:
-        ValueError: If the cutoff is not 0 to 1.
-
-    Source:
-        Wani et al. (2026), frequency ablation. The mean stays by this project's choice: without it half
-        of what is left would be clipped at black.
+    Source: Wani et al. (2026), frequency ablation. The mean stays by this project's choice: without it half of what is
+        left would be clipped at black.
     """
     mask = ~_within(*pixels.shape[-2:], cutoff)
     mask[0, 0] = True
@@ -93,21 +76,13 @@ def high_pass(pixels: Float[Tensor, "n 3 h w"], cutoff: float) -> Float[Tensor, 
 def project(delta: Float[Tensor, "*n h w"], band: str, cutoff: float = CUTOFF) -> Float[Tensor, "*n h w"]:
     """The part of a change that lies in a band; what is taken away is orthogonal to it.
 
-    Raises:
-        ValueError: As `band_mask`.
-
-    Source:
-        Wani et al. (2026), band-limited noise and PGD.
+    Source: Wani et al. (2026), band-limited noise and PGD.
     """
     return _filtered(delta, band_mask(*delta.shape[-2:], band, cutoff))
 
 
 def energy_outside(delta: Float[Tensor, "n 3 h w"], band: str, cutoff: float = CUTOFF) -> Float[Tensor, "n"]:
-    """Share of a change's energy that lies outside a band, 0 to 1, in float64; NaN where nothing changed.
-
-    Raises:
-        ValueError: As `band_mask`.
-    """
+    """Share of a change's energy that lies outside a band, 0 to 1, in float64; NaN where nothing changed."""
     delta = delta.double()
     rest = delta - project(delta, band, cutoff)
     return rest.square().sum((1, 2, 3)) / delta.square().sum((1, 2, 3))
@@ -136,8 +111,7 @@ class Filter:
 def filters(cutoffs: Sequence[float]) -> list[Condition]:
     """Only the low, or only the high, spatial frequencies: the severity is the cutoff, 0 to 1.
 
-    Source:
-        Wani et al. (2026), frequency ablation.
+    Source: Wani et al. (2026), frequency ablation.
     """
     for cutoff in cutoffs:
         band_mask(8, 8, "low", cutoff)
@@ -146,19 +120,12 @@ def filters(cutoffs: Sequence[float]) -> list[Condition]:
 
 @dataclass(frozen=True)
 class Band:
-    """A change that lives in one band.
+    """A change that lives in one band."""
 
-    Attributes:
-        band: `low`, `high` or `all`.
-        rms: Root mean square of the change, in grey levels; for an attack its bound.
-        steps: Gradient steps of an attack.
-        cutoff: Radius between `low` and `high`; 0.25 is 0.177 cycles a pixel.
-    """
-
-    band: str
-    rms: float
-    steps: int = 10
-    cutoff: float = CUTOFF
+    band: str  # of `BANDS`
+    rms: float  # root mean square of the change, in grey levels; for an attack its bound
+    steps: int = 10  # of an attack
+    cutoff: float = CUTOFF  # radius between `low` and `high`
 
     def noisy(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
         delta = at_rms(project(batch.noise, self.band, self.cutoff), self.rms / 255)
@@ -199,12 +166,11 @@ class Band:
 def band_noise(rms: Sequence[float], bands: Sequence[str] = BANDS) -> list[Condition]:
     """Gaussian noise of one band, with the same energy in every band: `noise_low`, `noise_high`, `noise_all`.
 
-    An image meets the same noise in draw k whatever band and size are: every band keeps its part, scaled to the
-    RMS (grey levels, the severity) before clipping.
+    An image meets the same noise in draw k whatever band and size are: every band keeps its part, scaled to the RMS
+    (grey levels, the severity) before clipping.
 
-    Source:
-        Wani et al. (2026), band noise. The authors scale to a maximum, which gives the wide high band more
-        energy than the narrow low one; equal energy is this project's choice.
+    Source: Wani et al. (2026), band noise. The authors scale to a maximum, which gives the wide high band more energy
+        than the narrow low one; equal energy is this project's choice.
     """
     made = [Band(band, size) for band in bands for size in _checked(rms, bands)]
     return [Condition(f"noise_{b.band}", b.rms, b.noisy, b.facts) for b in made]
@@ -213,23 +179,15 @@ def band_noise(rms: Sequence[float], bands: Sequence[str] = BANDS) -> list[Condi
 def band_attacks(rms: Sequence[float], bands: Sequence[str] = BANDS, *, steps: int = 10) -> list[Condition]:
     """The worst change of one band that gradient steps find: `attack_low`, `attack_high`, `attack_all`.
 
-    Projected gradient descent against the log-probability of the clean answer, in the band and in the L2 ball of
-    the given RMS (grey levels, the severity). A log-probability is what the paper's score of an answer is, and a
-    zero-shot model gives it by softmax at its own scale; the logit alone may fall together with all others, which
-    changes nothing. Steps follow the log-odds `log p / (1 - p)`: the same direction, which does not vanish where
-    the model is certain.
+    Projected gradient descent from the image itself against the log-probability of the clean answer, in the band and in
+    the L2 ball of the given RMS (grey levels, the severity). A log-probability is what the paper's score of an answer
+    is; the logit alone may fall together with all others, which changes nothing. Steps follow the log-odds
+    `log p / (1 - p)`: the same direction, which does not vanish where the model is certain.
 
     The image is rounded to grey levels after the last step, which puts about 0.29 grey levels (RMS) into all
-    frequencies: read the facts `outside` (share of the energy of the change outside the band) and `rms` at small
-    radii.
+    frequencies: read the facts `outside` (share of the energy of the change outside the band) and `rms` at small radii.
 
-    Args:
-        rms: Largest root mean squares of the change, in grey levels.
-        bands: Of `low`, `high` and `all`.
-        steps: Gradient steps, each of length 2.5 radius / steps; the start is the image itself.
-
-    Source:
-        Wani et al. (2026), band PGD of 10 steps. The L2 ball, which scaling keeps inside the band where the
+    Source: Wani et al. (2026), band PGD of 10 steps. The L2 ball, which scaling keeps inside the band where the
         authors' clamping leaves it, and steps of 2.5 radius / steps (Madry et al. 2018) are ours.
     """
     if steps < 1:

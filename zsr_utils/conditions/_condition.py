@@ -18,19 +18,12 @@ from zsr_utils.models import Model
 
 @dataclass(frozen=True)
 class Seen:
-    """What a model makes of some images, on the CPU in float64 but for the token grids.
+    """What a model makes of some images, on the CPU in float64 but for pixels and token grids."""
 
-    Attributes:
-        pixels: (N, 3, H, W) float32 in [0, 1], on the model's device.
-        features: (N, D) raw embeddings.
-        logits: (N, K) scores of the classes.
-        grids: Token grids (N, h, w, C) float32, after every block or the last one alone; empty if not asked for.
-    """
-
-    pixels: Float[Tensor, "n 3 h w"]
-    features: Float[Tensor, "n d"]
+    pixels: Float[Tensor, "n 3 h w"]  # float32 in [0, 1], on the model's device
+    features: Float[Tensor, "n d"]  # raw embeddings
     logits: Float[Tensor, "n k"]
-    grids: tuple[Float[Tensor, "n rows columns c"], ...] = ()
+    grids: tuple[Float[Tensor, "n rows columns c"], ...] = ()  # float32, after every block or the last; if asked for
 
     @property
     def predictions(self) -> Int[Tensor, "n"]:
@@ -38,10 +31,8 @@ class Seen:
 
     def rows(self, chosen: Int[Tensor, "m"]) -> "Seen":
         """Some of the images."""
-        device = chosen.to(self.pixels.device)
-        return Seen(
-            self.pixels[device], self.features[chosen], self.logits[chosen], tuple(g[chosen] for g in self.grids)
-        )
+        pixels, grids = self.pixels[chosen.to(self.pixels.device)], tuple(g[chosen] for g in self.grids)
+        return Seen(pixels, self.features[chosen], self.logits[chosen], grids)
 
 
 @dataclass(frozen=True)
@@ -49,14 +40,10 @@ class Head:
     """Who answers: a zero-shot classifier, or the head a supervised network was trained with.
 
     A model that answers otherwise, such as one that scores option texts, brings its own `see`.
-
-    Attributes:
-        weights: (K, D) rows of `Model.classifier`.
-        class_names: K names.
     """
 
-    weights: Float[Tensor, "k d"]
-    class_names: tuple[str, ...]
+    weights: Float[Tensor, "k d"]  # rows of `Model.classifier`
+    class_names: tuple[str, ...]  # K
 
     def __post_init__(self):
         if len(self.class_names) < 2:
@@ -80,27 +67,16 @@ class Head:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some images as they are, for a condition to change.
+    """Some images as they are, for a condition to change."""
 
-    Attributes:
-        net: The model that will look at them.
-        head: Who answers.
-        sample_ids: (N,) ids.
-        labels: (N,) class indices.
-        clean: What the model makes of the unchanged images; `clean.pixels` are these.
-        draw: Which repetition of a random condition this is, from 0.
-        seed: Of everything random.
-        open: Opens the picture of a sample id, before the model's own resize.
-    """
-
-    net: Model
+    net: Model  # that will look at them
     head: Head
     sample_ids: Sequence[str]
     labels: Int[Tensor, "n"]
-    clean: Seen
-    draw: int = 0
-    seed: int = 0
-    open: Callable[[str], Image.Image] | None = field(default=None, repr=False)
+    clean: Seen  # what the model makes of the unchanged images
+    draw: int = 0  # which repetition of a random condition this is
+    seed: int = 0  # of everything random
+    open: Callable[[str], Image.Image] | None = field(default=None, repr=False)  # a picture by its sample id
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -111,11 +87,7 @@ class Batch:
 
     @cached_property
     def pictures(self) -> list[Image.Image]:
-        """The pictures before the model's own resize and crop, RGB.
-
-        Raises:
-            ValueError: If these images have no pictures, only pixels.
-        """
+        """The pictures before the model's own resize and crop, RGB."""
         if self.open is None:
             raise ValueError("These images are pixels at the model's size, a change of pictures needs a data set.")
         return [self.open(sample_id) for sample_id in self.sample_ids]
@@ -135,19 +107,14 @@ def nothing(batch: Batch, seen: Seen) -> dict:
 class Condition:
     """One way to show images again.
 
-    Attributes:
-        name: The rows' `condition`, a term of the field such as `gaussian_noise`.
-        severity: How strongly; 0 is the unchanged image.
-        change: Gives the pixels (N, 3, H, W) in [0, 1] that are shown.
-        facts: Further columns of the rows by name, (N,) each, from the batch and what the model made of it.
-        draws: Repetitions: those that `measure` is asked for (None), a number, or a number by sample id; samples
-            that it does not name are left out.
+    `draws` are repetitions: those that `measure` is asked for (None), a number, or a number by sample id; samples that
+    it does not name are left out.
     """
 
-    name: str
-    severity: float
-    change: Callable[[Batch], Float[Tensor, "n 3 h w"]]
-    facts: Callable[[Batch, Seen], dict] = nothing
+    name: str  # the rows' `condition`, a term of the field such as `gaussian_noise`
+    severity: float  # 0 is the unchanged image
+    change: Callable[[Batch], Float[Tensor, "n 3 h w"]]  # gives the pixels in [0, 1] that are shown
+    facts: Callable[[Batch, Seen], dict] = nothing  # further columns of the rows by name, (N,) each
     draws: int | Mapping[str, int] | None = None
 
     def __post_init__(self):
@@ -172,17 +139,11 @@ ORIGINAL = Condition("original", 0.0, unchanged, draws=1)
 
 @dataclass(frozen=True)
 class Lookup:
-    """A change that was made before, such as an alignment: final pixels by sample id and draw.
+    """A change that was made before, such as an alignment: final pixels by sample id and draw."""
 
-    Attributes:
-        rows: Position in `pixels` by (sample id, draw).
-        pixels: (N, 3, H, W) in [0, 1].
-        columns: Facts by name, (N,) each.
-    """
-
-    rows: Mapping[tuple[str, int], int]
-    pixels: Float[Tensor, "n 3 h w"]
-    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    rows: Mapping[tuple[str, int], int]  # positions in `pixels` by sample id and draw
+    pixels: Float[Tensor, "n 3 h w"]  # in [0, 1]
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # facts by name, (N,) each
 
     def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
         return self.pixels[self._positions(batch)].to(batch.pixels.device)
@@ -196,12 +157,9 @@ class Lookup:
 
 
 def made_before(
-    name: str,
-    severity: float,
-    sample_ids: Iterable[str],
-    pixels: Float[Tensor, "n 3 h w"],
+    name: str, severity: float, sample_ids: Iterable[str], pixels: Float[Tensor, "n 3 h w"],
     columns: Mapping[str, np.ndarray] | None = None,
-) -> Condition:
+) -> Condition:  # fmt: skip
     """A condition of images that were made already; several of one sample are its draws, in their order.
 
     Examples:
@@ -219,13 +177,7 @@ def made_before(
 
 
 def unit_noise(shape: Sequence[int], names: Iterable[str], seed: Sequence[int]) -> Float[Tensor, "n 3 h w"]:
-    """Standard normal noise: a generator a name, so that no batch, order or subset can change it.
-
-    Examples:
-        >>> both, one = unit_noise((3, 2, 2), ["a", "b"], (0, 0)), unit_noise((3, 2, 2), ["b"], (0, 0))
-        >>> bool((both[1] == one[0]).all())
-        True
-    """
+    """Standard normal noise: a generator a name, so that no batch, order or subset can change it."""
     drawn = []
     for name in names:
         key = hashlib.sha256(f"{tuple(seed)}\0{name}".encode()).digest()

@@ -16,16 +16,7 @@ from zsr_utils.conditions._geometry import STEP, Perturbation, View, geometric
 from zsr_utils.conditions._overlay import OVERLAYS, overlay
 
 
-PAPER = (
-    "translation",
-    "pad_crop",
-    "scale",
-    "scale_pad",
-    "rotation",
-    "text_semantic",
-    "text_random",
-    "text_empty",
-)
+PAPER = ("translation", "pad_crop", "scale", "scale_pad", "rotation", "text_semantic", "text_random", "text_empty")
 VARIANTS = ("scale_restored", "pad_crop_mean", "scale_pad_mean", "rotation_mean", "rotation_content")
 
 IN_PLACE = (*OVERLAYS, "scale_restored")
@@ -33,11 +24,7 @@ KEEP_SIZE = (*IN_PLACE, "translation", "scale_pad", "scale_pad_mean")
 
 
 def families(
-    names: Sequence[str] | None = None,
-    *,
-    units: str = "relative",
-    phrase: str = "{}",
-    text_height: float = 1 / 8,
+    names: Sequence[str] | None = None, *, units: str = "relative", phrase: str = "{}", text_height: float = 1 / 8
 ) -> list[Perturbation]:
     """All instances of the named families, in order.
 
@@ -52,37 +39,27 @@ def families(
     - `text_random` (3): 6 to 12 random characters, cut to the width of the class name, on the same box.
     - `text_empty` (3): the same box alone.
 
-    `VARIANTS` are this project's, and tell what the fill and the size do: `scale_restored` (back at the
-    original size), `pad_crop_mean`, `scale_pad_mean` and `rotation_mean` (filled with the mean colour of the
-    image), and `rotation_content` (the largest centred rectangle of the original's aspect ratio, down to
-    whole pixels, that a rotated image fills).
+    `VARIANTS` are this project's, and tell what the fill and the size do: `scale_restored` (back at the original size),
+    `pad_crop_mean`, `scale_pad_mean` and `rotation_mean` (filled with the mean colour of the image), and
+    `rotation_content` (the largest centred rectangle of the original's aspect ratio, down to whole pixels, that a
+    rotated image fills).
 
     Args:
-        names: Families; None for the paper's eight.
-        units: `relative` shifts, pads and crops by 1/64 to 4/64 of the shorter side, rounded, at least 1
-            pixel, so that an instance means the same at every size; it is the paper's number of pixels at
-            256. `pixels` takes the paper's 4, 8, 12 and 16 px, font size and padding.
+        units: `relative` shifts, pads and crops by 1/64 to 4/64 of the shorter side, rounded, at least 1 pixel, so that
+            an instance means the same at every size; it is the paper's number of pixels at 256. `pixels` takes the
+            paper's 4, 8, 12 and 16 px, font size and padding.
         phrase: What an overlay writes, with one `{}` for the class name.
-        text_height: Font size as a share of the image's height, and less where the text would be wider than the
-            image, at least 6 px; the padding around the text is a quarter of it. Only for `relative`.
-
-    Raises:
-        ValueError: If a name or the units are unknown, phrase has not one `{}`, or text_height is not above 0
-            and at most 1.
+        text_height: Font size as a share of the image's height, and less where the text would be wider than the image,
+            at least 6 px; the padding around the text is a quarter of it. Only for `relative`.
 
     Examples:
-        >>> from PIL import Image
         >>> [(p.family, p.instance) for p in families(["scale_pad", "rotation"])]
         [('scale_pad', 'black'), ('scale_pad', 'white'), ('rotation', '-30°'), ('rotation', '+30°')]
-        >>> view = families(["pad_crop"])[-1](Image.new("RGB", (64, 96)))
-        >>> view.image.size, view.content.getbbox()
-        ((72, 104), (4, 4, 68, 100))
 
-    Source:
-        Wani et al. (2026), perturbations, as in the authors' code; they write "Answer is" and an answer that the
-        model did not give, in DejaVuSans of max(14, H // 32) px with 4 px of padding. Relative units are this
-        project's (1/64 is the smallest whole pixel of a 64 px image), and so is the font, the one Pillow
-        ships with, which is therefore the same on every computer.
+    Source: Wani et al. (2026), perturbations, as in the authors' code; they write "Answer is" and an answer that the
+        model did not give, in DejaVuSans of max(14, H // 32) px with 4 px of padding. Relative units are this project's
+        (1/64 is the smallest whole pixel of a 64 px image), and so is the font, the one Pillow ships with, which is
+        therefore the same on every computer.
     """
     one_of("units", units, STEP)
     if phrase.count("{}") != 1:
@@ -105,15 +82,10 @@ def families(
 
 @dataclass(frozen=True)
 class Views:
-    """The change of a condition that works on pictures, before the model's own resize.
+    """The change of a condition that works on pictures, before the model's own resize."""
 
-    Attributes:
-        perturbations: One a draw: the words of a text overlay are its draws.
-        further: Facts beyond `family` and `word_label`, from the batch, what was seen, the views and the perturbation.
-    """
-
-    perturbations: tuple[Perturbation, ...]
-    further: Callable[[Batch, Seen, list[View], Perturbation], dict] | None = None
+    perturbations: tuple[Perturbation, ...]  # one a draw: the words of a text overlay are its draws
+    further: Callable[[Batch, Seen, list[View], Perturbation], dict] | None = None  # facts beside the usual ones
 
     def views(self, batch: Batch) -> list[View]:
         perturbation, names = self.perturbations[batch.draw], batch.head.class_names
@@ -142,10 +114,6 @@ def as_conditions(perturbations: Sequence[Perturbation], further: Callable | Non
     Examples:
         >>> [(c.name, c.severity, c.draws) for c in as_conditions(families(["scale_pad", "text_empty"]))]
         [('scale_pad_black', 0.1, 1), ('scale_pad_white', 0.1, 1), ('text_empty', 0.125, 3)]
-
-    Args:
-        perturbations: From `families`.
-        further: More facts of a view, as `Views` takes them.
     """
     groups: dict[tuple[str, float], list[Perturbation]] = {}
     for p in perturbations:

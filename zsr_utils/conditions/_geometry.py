@@ -20,54 +20,31 @@ BICUBIC = Image.Resampling.BICUBIC
 
 @dataclass(frozen=True)
 class View:
-    """A perturbed image, and where it shows the original.
+    """A perturbed image, and where it shows the original."""
 
-    Attributes:
-        image: RGB, maybe of another size than the original.
-        content: Mode L, size of `image`: 255 where it shows original content, 0 where fill or a box.
-        kept: Mode L, size of the original: 255 where the original picture is still shown in the view.
-    """
-
-    image: Image.Image
-    content: Image.Image
-    kept: Image.Image
+    image: Image.Image  # RGB, maybe of another size than the original
+    content: Image.Image  # mode L, size of `image`: 255 where it shows original content, 0 where fill or a box
+    kept: Image.Image  # mode L, size of the original: 255 where the original picture is still shown in the view
 
 
 @dataclass(frozen=True)
 class Perturbation:
     """One way to change a picture; call it with an image. `families` makes them.
 
-    Attributes:
-        family: Such as `translation`.
-        instance: Such as `+4/64`; readable, and unique within the family.
-        severity: The same as a number: 64ths of the shorter side or pixels, degrees, the share by which the
-            picture shrinks, or the height of the letters as a share of the image's (in pixels for `units="pixels"`).
-        number: Position within the family, from 0; text overlays write the class name of this position.
-        in_place: Whether every pixel that is kept stays where it was.
-        keeps_size: Whether the view always has the size of the original.
+    Its severity is the instance as a number: 64ths of the shorter side or pixels, degrees, the share by which the
+    picture shrinks, or the height of the letters as a share of the image's (in pixels for `units="pixels"`).
     """
 
-    family: str
-    instance: str
+    family: str  # such as `translation`
+    instance: str  # such as `+4/64`; unique within the family
     severity: float
-    number: int
-    in_place: bool
-    keeps_size: bool
+    number: int  # position within the family; text overlays write the class name of this position
+    in_place: bool  # whether every pixel that is kept stays where it was
+    keeps_size: bool  # whether the view always has the size of the original
     change: Callable[[Image.Image, str, Sequence[str]], View] = field(repr=False, compare=False)
 
     def __call__(self, image: Image.Image, *, sample_id: str = "", words: Sequence[str] = ()) -> View:
-        """The view of an image; the same arguments always give the same view.
-
-        Args:
-            image: Of any mode; it is converted to RGB.
-            sample_id: Seeds random text.
-            words: Class names for text overlays, which need more of them than their `number`.
-
-        Raises:
-            TypeError: If `image` is no PIL image.
-            ValueError: If the image has no pixels or is too small for this perturbation, there are too few
-                words, or the text does not fit.
-        """
+        """The view of an image: `sample_id` seeds random text, `words` are class names for text overlays."""
         if not isinstance(image, Image.Image):
             raise TypeError(f"image is of type {type(image).__name__}, allowed is a PIL image.")
         if not all(image.size):
@@ -86,10 +63,7 @@ def geometric(units: str) -> dict[str, list[tuple[str, float, Callable]]]:
         "translation": [(name, severity, partial(shift, step=step)) for name, severity, step in steps],
         "pad_crop": [(name, severity, partial(pad, step=step, fill=BLACK)) for name, severity, step in steps],
         "scale": [(f"{SCALE}", shrink, _scale)],
-        "scale_pad": [
-            ("black", shrink, partial(_scale_pad, fill=BLACK)),
-            ("white", shrink, partial(_scale_pad, fill=WHITE)),
-        ],
+        "scale_pad": [(n, shrink, partial(_scale_pad, fill=f)) for n, f in (("black", BLACK), ("white", WHITE))],
         "rotation": [(name, angle, partial(_rotation, angle=angle, fill=WHITE)) for name, angle in turns],
         "scale_restored": [(f"{SCALE}", shrink, _scale_restored)],
         "pad_crop_mean": [(name, severity, partial(pad, step=step, fill=MEAN)) for name, severity, step in steps],
@@ -115,10 +89,8 @@ def _pad_crop(image: Image.Image, *_, step: int, units: str, fill: tuple[int, in
     if border > 0:
         return View(ImageOps.expand(image, border, _colour(fill, image)), ImageOps.expand(whole, border, 0), whole)
     if 2 * -border >= min(image.size):
-        raise ValueError(
-            f"crop is {-border} px on every side, allowed is {(min(image.size) - 1) // 2} at most"
-            f" for an image of {_by(image.size)} px."
-        )
+        most = f"{(min(image.size) - 1) // 2} at most for an image of {_by(image.size)} px"
+        raise ValueError(f"crop is {-border} px on every side, allowed is {most}.")
     content = ImageOps.crop(whole, -border)
     return View(ImageOps.crop(image, -border), content, ImageOps.expand(content, -border, 0))
 
@@ -154,13 +126,9 @@ def _rotation_content(image: Image.Image, *_, angle: float) -> View:
     shrink = min(width / (width * c + height * s), height / (width * s + height * c))
     size = [max(1, int(shrink * side)) for side in image.size]
     # Rotated and cut in one step, centre on centre: a cut out of the expanded canvas may be half a pixel off.
-    shift = [
-        width / 2 - cos * size[0] / 2 + sin * size[1] / 2,
-        height / 2 - sin * size[0] / 2 - cos * size[1] / 2,
-    ]
-    turned = image.transform(
-        size, Image.Transform.AFFINE, (cos, -sin, shift[0], sin, cos, shift[1]), BICUBIC, fillcolor=WHITE
-    )
+    shift = [width / 2 - cos * size[0] / 2 + sin * size[1] / 2, height / 2 - sin * size[0] / 2 - cos * size[1] / 2]
+    matrix = (cos, -sin, shift[0], sin, cos, shift[1])
+    turned = image.transform(size, Image.Transform.AFFINE, matrix, BICUBIC, fillcolor=WHITE)
     y, x = np.mgrid[:height, :width] + 0.5
     x, y = x - width / 2, y - height / 2
     inside = (abs(cos * x + sin * y) <= size[0] / 2) & (abs(cos * y - sin * x) <= size[1] / 2)

@@ -12,11 +12,7 @@ from zsr_utils.conditions._condition import Batch, Condition, Seen, unit_noise
 from zsr_utils.conditions.alignment import saved_as_png
 
 
-CONVERSIONS = {
-    "float": lambda pixels: pixels,
-    "round": saved_as_png,
-    "truncate": lambda pixels: (pixels * 255).floor() / 255,
-}
+CONVERSIONS = {"float": lambda pixels: pixels, "round": saved_as_png, "truncate": lambda p: (p * 255).floor() / 255}
 CONTROL = "control"  # the draw of `random_control`: noise that no condition adds
 
 
@@ -34,21 +30,17 @@ class Noise:
 def gaussian_noise(sigmas: Sequence[float], *, conversion: str = "float") -> list[Condition]:
     """Gaussian noise of growing standard deviation.
 
-    An image meets the same n in draw k whatever sigma and conversion are, so differences between conditions are
-    paired. Clipping takes away part of the noise of pixels near black or white.
-
-    Warning:
-        `truncate` lowers about half of all pixels by one grey level at any sigma, however small: use it to
-        reproduce that artefact, not to measure noise.
+    An image meets the same n in draw k whatever sigma and conversion are, so differences between conditions are paired.
+    Clipping takes away part of the noise of pixels near black or white.
 
     Args:
         sigmas: Standard deviations, in grey levels; they are the severities.
-        conversion: `float` keeps the pixels, `round` is what a correct 8-bit file gives back, `truncate` cuts to
-            the grey level below, as torchvision's `ToPILImage` does to floats.
+        conversion: `float` keeps the pixels, `round` is what a correct 8-bit file gives back, `truncate` cuts to the
+            grey level below, as torchvision's `ToPILImage` does to floats: not to measure noise, for it lowers about
+            half of all pixels by one grey level at any sigma, however small.
 
-    Source:
-        Salman et al. (2024) detect "by noise perturbation"; statistics after the code of its sibling
-        arXiv 2401.15568, which truncates and does not clip. The number of draws and the cosine are ours.
+    Source: Salman et al. (2024) detect "by noise perturbation"; statistics after the code of its sibling arXiv
+        2401.15568, which truncates and does not clip. The number of draws and the cosine are ours.
     """
     one_of("conversion", conversion, CONVERSIONS)
     for sigma in sigmas:
@@ -68,23 +60,13 @@ def random_control(
 ) -> Float[Tensor, "n 3 h w"]:
     """Every source moved as far as its aligned image, but in a random Gaussian direction.
 
-    All images are taken as an 8-bit file keeps them. The length of the direction is found by bisection,
-    so that the L2 norm (and the RMS) of the change is the aligned image's *after* clipping and rounding.
-
-    Args:
-        sample_ids: Ids of the pairs, by which the directions are drawn.
-        sources: Source images in [0, 1].
-        aligned: What alignment made of them.
-        seed: Of the directions. They differ from all noise that conditions add.
+    All images are taken as an 8-bit file keeps them. The length of the direction is found by bisection, so that the L2
+    norm (and the RMS) of the change is the aligned image's *after* clipping and rounding.
 
     Returns:
         (N, 3, H, W) pixels on whole grey levels, RMS within 2 % of the aligned image's change.
 
-    Raises:
-        ValueError: If the shapes differ, or no length of a random direction gives the RMS within 2 %.
-
-    Source:
-        The random direction against the directed one is the comparison of Salman et al. (2024).
+    Source: The random direction against the directed one is the comparison of Salman et al. (2024).
     """
     if sources.shape != aligned.shape:
         raise ValueError(f"aligned has shape {tuple(aligned.shape)}, allowed is {tuple(sources.shape)}, the sources'.")
@@ -94,10 +76,8 @@ def random_control(
         image, length = _moved(source, unit_noise(source.shape, [name], (seed, CONTROL))[0], wanted)
         if abs(length - wanted) > 0.02 * wanted:
             rms = 255 * wanted / source.numel() ** 0.5
-            raise ValueError(
-                f"The aligned image of {name!r} differs by {rms:.3g} grey levels (RMS), "
-                "no random direction comes within 2 %."
-            )
+            differs = f"The aligned image of {name!r} differs by {rms:.3g} grey levels (RMS)"
+            raise ValueError(f"{differs}, no random direction comes within 2 %.")
         found.append(image)
     return torch.stack(found)
 

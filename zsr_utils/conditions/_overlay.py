@@ -18,15 +18,9 @@ CHARACTERS = string.ascii_uppercase + string.digits
 
 
 def overlay(
-    image: Image.Image,
-    sample_id: str,
-    words: Sequence[str],
-    *,
-    kind: str,
-    number: int,
-    phrase: str,
-    text_height: float | None,
-) -> View:
+    image: Image.Image, sample_id: str, words: Sequence[str], *,
+    kind: str, number: int, phrase: str, text_height: float | None,
+) -> View:  # fmt: skip
     if isinstance(words, str) or len(words) <= number:
         raise ValueError(f"words is {words!r}, allowed for {kind} 'word {number + 1}' are {number + 1} or more words.")
     text = phrase.replace("{}", words[number])
@@ -46,19 +40,15 @@ def overlay(
     return View(image, content, content.copy())
 
 
-def _fitting(
-    text: str, size: int, pad: int | None, allowed: tuple[int, int]
-) -> tuple[ImageFont.FreeTypeFont, Image.Image, int]:
+def _fitting(text: str, size: int, pad: int | None, allowed: tuple[int, int]) -> tuple:
     """The largest font up to a size whose box fits the image, the empty box, and the width of the text."""
     for smaller in range(size, SMALLEST - 1, -1):
         font, around = _font(smaller), max(1, round(smaller / 4)) if pad is None else pad
         width, height = (side + 2 * around for side in _extent(font, text)[1])
         if width <= allowed[0] and height <= allowed[1]:
             return font, Image.new("RGB", (width, height), WHITE), width - 2 * around
-    raise ValueError(
-        f"text {text!r} needs a box of {width} x {height} px in the smallest letters,"
-        f" allowed is that of the image, {allowed[0]} x {allowed[1]}."
-    )
+    needs = f"a box of {width} x {height} px in the smallest letters"
+    raise ValueError(f"text {text!r} needs {needs}, allowed is that of the image, {allowed[0]} x {allowed[1]}.")
 
 
 def _random_text(seed: str, width: int, font: ImageFont.FreeTypeFont) -> str:

@@ -13,6 +13,7 @@ OPTIMIZERS = ("polyak", "gradient_descent", "pgd")
 NORMS = ("linf", "l2")
 PATIENCE = 50  # steps without progress after which gradient descent halves its step
 TINY = 1e-30
+ROUNDING = 1e-4  # grey levels by which float32 pixels miss the level they stand for
 LONGEST = 0.1  # Polyak step (RMS over the pixels): a vanishing gradient must not throw the image to the box's corners
 
 
@@ -33,7 +34,8 @@ class Settings:
             leaves only the box [0, 1].
         norm: `linf` bounds the change of every pixel, `l2` its Euclidean norm over the image.
         eight_bit: Look at the model, in every step, through an image rounded to 256 grey levels, so that what is
-            reached holds for the saved file. An L-infinity ball then holds whole levels.
+            reached holds for the saved file. An L-infinity ball then holds the levels inside it, wherever between
+            two levels the source lies; an L2 ball is kept before the rounding.
         noise: Standard deviation of Gaussian noise in [0, 1] units; above 0 the loss is averaged over `draws`
             noisy copies and the image itself, and all of them must meet the goal.
         draws: Noisy copies a step.
@@ -74,35 +76,42 @@ class Settings:
         }
         if self.eps is not None:
             most = self.norm == "l2" or self.eps <= 1
-            bounds["eps"] = (self.eps >= 0 and most, "0 or more" + (" to 1" if self.norm == "linf" else ""))
+            bounds["eps"] = (self.eps >= 0 and most, "0 to 1" if self.norm == "linf" else "0 or more")
         for name, (good, allowed) in bounds.items():
             if not good:
                 raise ValueError(f"{name} is {getattr(self, name)}, allowed is {allowed}.")
-        if self.optimizer == "pgd" and self.eps is None:
-            raise ValueError("pgd needs eps, the radius of its ball.")
-
-    @property
-    def radius(self) -> float | None:
-        """The radius that counts: whole grey levels for images that are rounded to them."""
-        if self.eps is None or self.norm == "l2" or not self.eight_bit:
-            return self.eps
-        return int(255 * self.eps + 1e-6) / 255
 
 
 def begin(sources: Tensor, rows: list[int], settings: Settings, device) -> dict[str, Tensor]:
     """State of pairs that enter the batch; every entry has one row a pair."""
-    pixels = sources[rows].to(device)
-    n = len(rows)
+    low, high = (ends.to(device) for ends in box(sources[rows], settings))
+    source = sources[rows].to(device)
+    pixels, n = source.clamp(low, high), len(rows)
+    room = (low < high).flatten(1).any(1) & (settings.eps != 0)
     return {
         "rows": torch.tensor(rows, dtype=torch.long, device=device),
-        "source": pixels,
+        "source": source,
+        "low": low,
+        "high": high,
         "pixels": pixels,
+        "limit": settings.max_steps * room,
         "velocity": torch.zeros_like(pixels) if settings.momentum else torch.zeros(n, 1, 1, 1, device=device),
         "steps": torch.zeros(n, dtype=torch.long, device=device),
         "length": torch.full((n,), settings.step, device=device),
         "best": torch.full((n,), torch.inf, device=device),
         "stalled": torch.zeros(n, device=device),
     }
+
+
+def box(source: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Least and largest value of every pixel; where no grey level lies between them, the first is the larger one."""
+    if settings.eps is None or settings.norm == "l2":
+        return source.new_zeros(len(source), 1, 1, 1), source.new_ones(len(source), 1, 1, 1)
+    levels, reach = 255 * source.double(), 255 * settings.eps
+    low, high = (levels - reach).clamp_min(0), (levels + reach).clamp_max(255)
+    if settings.eight_bit:
+        low, high = (low - ROUNDING).ceil(), (high + ROUNDING).floor()
+    return (low / 255).float(), (high / 255).float()
 
 
 def join(batch: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -163,22 +172,17 @@ def _pgd(batch, gradient, loss, settings):
         gradient = batch["velocity"] = settings.momentum * batch["velocity"] + gradient / _wide(size)
     direction = gradient.sign() if settings.norm == "linf" else gradient / _wide(_squares(gradient).sqrt())
     decay = 0.5 * (1 + torch.cos(torch.pi * batch["steps"] / settings.max_steps))
-    return -_wide(settings.step * settings.radius * decay) * direction
+    return -_wide(settings.step * settings.eps * decay) * direction
 
 
 STEPS = {"polyak": _polyak, "gradient_descent": _gradient_descent, "pgd": _pgd}
 
 
 def project(pixels: Tensor, batch: dict[str, Tensor], settings: Settings) -> Tensor:
-    radius = settings.radius
-    if radius is not None:
+    if settings.eps is not None and settings.norm == "l2":
         change = pixels - batch["source"]
-        if settings.norm == "linf":
-            change = change.clamp(-radius, radius)
-        else:
-            change = change * _wide((radius / _squares(change).sqrt()).clamp_max(1))
-        pixels = batch["source"] + change
-    return pixels.clamp(0, 1)
+        pixels = batch["source"] + change * _wide((settings.eps / _squares(change).sqrt()).clamp_max(1))
+    return pixels.clamp(batch["low"], batch["high"])
 
 
 def _squares(values: Tensor) -> Tensor:

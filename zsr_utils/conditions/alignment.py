@@ -7,6 +7,7 @@ spent on finished pairs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from zsr_utils._progress import progress
 from zsr_utils._text import one_of
 from zsr_utils.conditions import _steps
-from zsr_utils.conditions._kept import Kept, as_bytes
+from zsr_utils.conditions._finished import FinishedPairs, as_bytes
 from zsr_utils.conditions._steps import Settings
 from zsr_utils.models import Model
 
@@ -54,6 +55,10 @@ class Match:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def rows(self, chosen: Int[Tensor, "m"]) -> "Match":
+        """The goal for some of the pairs."""
+        return replace(self, targets=self.targets[chosen])
 
     def key(self, row: int) -> bytes:
         return as_bytes(self.targets[row]) + repr((self.cosine, self.distance)).encode()
@@ -91,6 +96,10 @@ class Answer:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def rows(self, chosen: Int[Tensor, "m"]) -> "Answer":
+        """The goal for some of the pairs."""
+        return replace(self, labels=self.labels[chosen])
 
     def key(self, row: int) -> bytes:
         return as_bytes(self.classifier) + repr(int(self.labels[row])).encode()
@@ -154,10 +163,9 @@ def align(
     until = until or goal
     _check(net, sources, goal, until, batch_size)
     names = list(map(str, range(len(sources)))) if names is None else list(map(str, names))
-    aligned = Aligned(sources.clone(), torch.zeros(len(sources), dtype=torch.long), torch.zeros(len(sources)).bool())
-    if settings.eight_bit:
-        aligned.pixels.copy_(saved_as_png(sources))
-    store = Kept(net, sources, goal, until, settings, names) if keep else None
+    _check_ball(sources, settings, names)
+    aligned = _nothing_done(sources)
+    store = FinishedPairs(net, sources, goal, until, settings, names) if keep else None
     waiting = store.load(aligned) if store else list(range(len(sources)))
     batch: dict[str, Tensor] = {}
     with progress(len(sources), "align", unit="pair", initial=len(sources) - len(waiting)) as bar:
@@ -166,7 +174,7 @@ def align(
             taken, waiting = waiting[:free], waiting[free:]
             batch = _steps.join(batch, _steps.begin(sources, taken, settings, net.device))
             pixels = saved_as_png(batch["pixels"]) if settings.eight_bit else batch["pixels"]
-            given_up = batch["steps"] >= (0 if settings.radius == 0 else settings.max_steps)
+            given_up = batch["steps"] >= batch["limit"]
             last = bool(given_up.all())
             gradient, loss, reached = _steps.gradient_step(net, pixels, goal, until, batch, names, settings, last)
             done = reached | given_up
@@ -221,19 +229,45 @@ def smallest_budgets(
         raise ValueError(f"budgets are {list(budgets)}, allowed are growing numbers.")
     names = list(map(str, range(len(sources)))) if names is None else list(map(str, names))
     by_budget: dict[float, Aligned] = {}
-    last = Aligned(sources, torch.zeros(len(sources), dtype=torch.long), torch.zeros(len(sources)).bool())
+    last = _nothing_done(sources)
     for eps in budgets:
         rows = (~last.reached).nonzero()[:, 0]
         last = Aligned(last.pixels.clone(), last.steps.clone(), last.reached.clone())
         if len(rows):
             new = align(
-                net, sources[rows], _Rows(goal, rows), replace(settings, eps=eps),
+                net, sources[rows], goal.rows(rows), replace(settings, eps=eps),
                 names=[names[row] for row in rows], batch_size=batch_size, keep=keep,
             )  # fmt: skip
             last.pixels[rows], last.reached[rows] = new.pixels, new.reached
             last.steps[rows] += new.steps
         by_budget[eps] = last
     return by_budget
+
+
+@torch.no_grad()
+def blended(
+    net: Model,
+    sources: Float[Tensor, "n 3 h w"],
+    others: Float[Tensor, "n 3 h w"],
+    goal: Goal,
+    *,
+    batch_size: int = 64,
+    halvings: int = 8,
+) -> Aligned:
+    """Sources blended with other pictures, as little as meets the goal in an 8-bit file: a crossing, by bisection."""
+
+    def blend(share: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = saved_as_png(torch.lerp(sources, others, share[:, None, None, None]))
+        features = torch.cat([net.encode_image(part.to(net.device)) for part in pixels.split(batch_size)])
+        return pixels, goal.reached(features, torch.arange(len(pixels))).cpu()
+
+    low, high = torch.zeros(len(sources)), torch.ones(len(sources))
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        reached = blend(middle)[1]
+        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+    pixels, reached = blend(high)
+    return Aligned(pixels, torch.zeros(len(sources), dtype=torch.long), reached)
 
 
 def saved_as_png(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
@@ -289,56 +323,29 @@ def closeness(sources: Float[Tensor, "n 3 h w"], pixels: Float[Tensor, "n 3 h w"
     """
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-    change = 255 * (pixels - sources).flatten(1).double()
-    rms = change.square().mean(1).sqrt()
+    rms = 255 * (pixels - sources).flatten(1).double().square().mean(1).sqrt()
+    both = list(zip(pixels.split(256), sources.split(256)))
     found = {
         "psnr": 20 * torch.log10(255 / rms),
-        "ssim": torch.cat(
-            [
-                ssim(a, b, data_range=1.0, reduction="none").reshape(-1)
-                for a, b in zip(pixels.split(256), sources.split(256))
-            ]
-        ),
+        "ssim": torch.cat([ssim(a, b, data_range=1.0, reduction="none").reshape(-1) for a, b in both]),
     }
-    if lpips_available():
-        from torchmetrics.functional.image.lpips import _LPIPS
-
-        distance = _LPIPS(pretrained=True, net="alex").eval()
+    if (lpips := _lpips()) is not None:
         with torch.no_grad():
-            found["lpips"] = torch.cat(
-                [distance(a, b, normalize=True).reshape(-1) for a, b in zip(pixels.split(256), sources.split(256))]
-            )
+            found["lpips"] = torch.cat([lpips(a, b, normalize=True).reshape(-1) for a, b in both])
     return {name: value.numpy() for name, value in found.items()}
 
 
-def lpips_available() -> bool:
-    """Whether the AlexNet weights that LPIPS reads are in torch's cache."""
-    return any((Path(torch.hub.get_dir()) / "checkpoints").glob("alexnet-owt-*.pth"))
+@cache
+def _lpips() -> torch.nn.Module | None:
+    """LPIPS over AlexNet, where its weights are in torch's cache."""
+    from torchmetrics.functional.image.lpips import _LPIPS
+
+    known = any((Path(torch.hub.get_dir()) / "checkpoints").glob("alexnet-owt-*.pth"))
+    return _LPIPS(pretrained=True, net="alex").eval() if known else None
 
 
-@torch.no_grad()
-def encode(net: Model, pixels: Float[Tensor, "n 3 h w"], *, batch_size: int = 256) -> Float[Tensor, "n d"]:
-    """Raw features of images in memory, on the CPU."""
-    return torch.cat([net.encode_image(part.to(net.device)).cpu() for part in pixels.split(batch_size)])
-
-
-class _Rows:
-    """A goal for some of its rows."""
-
-    def __init__(self, goal: Goal, rows: Tensor):
-        self._goal, self._rows = goal, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def key(self, row: int) -> bytes:
-        return self._goal.key(int(self._rows[row]))
-
-    def loss(self, features: Tensor, rows: Tensor) -> Tensor:
-        return self._goal.loss(features, self._rows[rows.cpu()])
-
-    def reached(self, features: Tensor, rows: Tensor) -> Tensor:
-        return self._goal.reached(features, self._rows[rows.cpu()])
+def _nothing_done(sources: Tensor) -> Aligned:
+    return Aligned(sources.clone(), torch.zeros(len(sources), dtype=torch.long), torch.zeros(len(sources)).bool())
 
 
 def _check(net, sources, goal, until, batch_size: int) -> None:
@@ -349,6 +356,19 @@ def _check(net, sources, goal, until, batch_size: int) -> None:
         raise ValueError(f"sources have shape {shape}, {net.name} takes (N, 3, {size}, {size}).")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, allowed is 1 or more.")
+
+
+def _check_ball(sources: Tensor, settings: Settings, names: Sequence[str]) -> None:
+    if settings.optimizer == "pgd" and settings.eps is None:
+        raise ValueError("pgd needs eps, the radius of its ball.")
+    if settings.eight_bit and settings.eps is not None and settings.eps < 0.5 / 255:
+        low, high = _steps.box(sources, settings)
+        empty = (low > high).flatten(1).any(1)
+        if empty.any():
+            raise ValueError(
+                f"eps is {settings.eps:.2g}: no 8-bit image lies in the ball of pair {names[int(empty.nonzero()[0])]}, "
+                "whose source lies between grey levels."
+            )
 
 
 def _refuse_not_finite(gradient: Tensor, done: Tensor, batch: dict[str, Tensor], names: Sequence[str]) -> None:

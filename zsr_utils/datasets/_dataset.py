@@ -3,93 +3,74 @@
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from itertools import islice
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils import data
+from torch.utils.data import DataLoader
 
 from zsr_utils._text import unknown
 from zsr_utils.datasets._decode import reason, upright_rgb
-from zsr_utils.datasets._pixels import PixelStore, as_pixels, grey_levels, pixel_store
+from zsr_utils.datasets._pixels import grey_levels, pixel_store, stacked
 
 
 MAX_UNREADABLE = 0.01
 WORTH_WORKERS = 2000  # pictures: to decode fewer takes less time than to start processes for them
 HANDED_OVER = 16  # pictures that a worker hands over at once
+FromPil = Callable[[Image.Image], Tensor]
 
 
 class UnreadableImages(RuntimeError):
-    """Too large a share of a data set's images cannot be decoded."""
+    """Images that are needed, or too large a share of a data set, cannot be decoded."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled image.
-
-    Attributes:
-        sample_id: Its id, unique in the data set.
-        label: Index of its class.
-        open: Opens the picture; decoding it is left to `image`.
-    """
+    """One labelled image: its id, unique in the data set, the index of its class, and what opens its picture."""
 
     sample_id: str
     label: int
     open: Callable[[], Image.Image]
 
     def image(self) -> Image.Image:
-        """The picture, upright and RGB.
-
-        Raises:
-            Exception: What Pillow raises for a file it cannot read; there are many kinds.
-        """
+        """The picture, upright and RGB."""
         return upright_rgb(self.open())
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images, decoded one by one as they are iterated.
+    """Labelled images, decoded as they are iterated; nothing of it changes, but for what turns out to be unreadable.
 
-    Iterating gives `(sample_id, image, label)`; an image that cannot be decoded is left out, and
-    `unreadable` then holds its id and the reason.
-
-    Attributes:
-        name: Name it was loaded by.
-        class_names: Name of each label, in label order.
-        templates: Default prompt templates, each with one `{}`.
-        samples: What is in it; opening is lazy.
-        content: What the fingerprint is made of beside ids and labels, such as file sizes.
-        unreadable: `{sample_id: reason}` of images that could not be decoded so far.
-        whole: Fingerprint and length of the data set that this is a subset of; None if it is none.
-        positions: Where each sample stands in that whole.
+    Iterating gives `(sample_id, image, label)`, `pictures` and `batches` several at once. An image that cannot be
+    decoded is left out, and `unreadable` then holds its id and the reason; more than 1 % stop the iteration at its end.
     """
 
-    name: str
-    class_names: tuple[str, ...]
+    name: str  # it was loaded by
+    class_names: Sequence[str]  # in label order
     samples: Sequence[Sample]
-    templates: tuple[str, ...] = ("a photo of a {}",)
-    content: str = ""
-    unreadable: dict[str, str] = field(default_factory=dict)
-    whole: tuple[str, int] | None = None
-    positions: Sequence[int] | None = None
+    templates: tuple[str, ...] = ("a photo of a {}",)  # default prompts
+    content: str = ""  # what the fingerprint is made of beside ids and labels, such as file sizes
+    whole: tuple[str, int] | None = None  # fingerprint and length of the data set it is a subset of, if any
+    positions: Sequence[int] | None = None  # of the samples in that whole
+    unreadable: dict[str, str] = field(default_factory=dict, init=False)  # why, by sample id, so far
+
+    def __post_init__(self):
+        for name in ("class_names", "samples"):  # as tuples, so that a fingerprint stays true
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __iter__(self) -> Iterator[tuple[str, Image.Image, int]]:
-        for sample in self.samples:
-            try:
-                image = sample.image()
-            except Exception as error:
-                self.unreadable[sample.sample_id] = reason(error)
-                continue
-            yield sample.sample_id, image, sample.label
+        for sample_ids, pictures, labels in self.pictures(1):
+            yield from zip(sample_ids, pictures, labels.tolist())
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 over class names, ids, labels and content."""
         digest = hashlib.sha256(repr((self.class_names, self.content)).encode())
@@ -97,52 +78,36 @@ class Dataset:
             digest.update(f"{sample.sample_id}\0{sample.label}\n".encode())
         return digest.hexdigest()
 
-    def subset(self, limit: int | None, seed: int = 0) -> "Dataset":
-        """At most `limit` samples, drawn by `seed`, spread evenly over the classes, in the original order.
+    @cached_property
+    def _row_of(self) -> Mapping[str, int]:
+        return {sample.sample_id: row for row, sample in enumerate(self.samples)}
 
-        Raises:
-            ValueError: If `limit` is negative.
-        """
+    def subset(self, limit: int | None, seed: int = 0) -> "Dataset":
+        """At most `limit` samples, drawn by `seed`, spread evenly over the classes, in the original order."""
         if limit is not None and limit < 0:
             raise ValueError(f"limit is {limit}, allowed is 0 (all images) or more.")
         if not limit or limit >= len(self):
             return self
-        rng = np.random.default_rng(seed)
         by_class: dict[int, list[int]] = {}
-        for position in rng.permutation(len(self)):
-            by_class.setdefault(self.samples[position].label, []).append(int(position))
+        for row in np.random.default_rng(seed).permutation(len(self)).tolist():
+            by_class.setdefault(self.samples[row].label, []).append(row)
         # the first of every class, then the second of every class, and so on
-        turns = sorted((turn, label) for label, found in by_class.items() for turn in range(len(found)))
+        turns = sorted((turn, label) for label, rows in by_class.items() for turn in range(len(rows)))
         return self._at(sorted(by_class[label][turn] for turn, label in turns[:limit]))
 
     def only(self, sample_ids: Sequence[str]) -> "Dataset":
-        """The samples of these ids, in the original order.
-
-        Raises:
-            ValueError: If an id is not in the data set.
-        """
+        """The samples of these ids, in the original order."""
         wanted = set(sample_ids)
-        found = [k for k, sample in enumerate(self.samples) if sample.sample_id in wanted]
-        if len(found) < len(wanted):
-            missing = wanted.difference(self.samples[k].sample_id for k in found)
-            raise ValueError(
-                f"{self.name} has no sample {min(missing)!r}; {len(missing):,} of {len(wanted):,} are not in it."
-            )
-        return self._at(found)
+        if missing := wanted - self._row_of.keys():
+            few = f"{len(missing):,} of {len(wanted):,}"
+            raise ValueError(f"{self.name} has no sample {min(missing)!r}; {few} are not in it.")
+        return self._at(sorted(self._row_of[i] for i in wanted))
 
     def restricted(self, classes: int | Sequence[str], seed: int = 0) -> "Dataset":
-        """Only some classes, in their order: the names of the others are no answers any more.
-
-        Args:
-            classes: Their names, or how many are drawn.
-            seed: Of the draw.
-
-        Raises:
-            ValueError: If a name is unknown, or the number is not from 2 to all of them (0 is all of them, too).
-        """
+        """Only the classes of these names, or this many drawn by `seed` (0 is all); other names are no answers then."""
         names = self.class_names
         if isinstance(classes, int):
-            if classes == 0 or classes == len(names):
+            if classes in (0, len(names)):
                 return self
             if not 2 <= classes < len(names):
                 raise ValueError(f"classes is {classes}, allowed is 0 (all) and 2 to {len(names)}.")
@@ -153,164 +118,117 @@ class Dataset:
                     raise ValueError(unknown(f"class of {self.name}", name, names))
             kept = sorted(names.index(name) for name in set(classes))
         label_of = {old: new for new, old in enumerate(kept)}
-        found = self._at([k for k, sample in enumerate(self.samples) if sample.label in label_of])
-        found.samples = [replace(sample, label=label_of[sample.label]) for sample in found.samples]
-        found.class_names = tuple(names[old] for old in kept)
-        return found
+        few = self._at([row for row, sample in enumerate(self.samples) if sample.label in label_of])
+        relabelled = [replace(sample, label=label_of[sample.label]) for sample in few.samples]
+        return replace(few, samples=relabelled, class_names=[names[old] for old in kept])
 
-    def _at(self, chosen: Sequence[int]) -> "Dataset":
-        whole, positions = self.whole or (self.fingerprint, len(self)), self.positions
-        return replace(
-            self,
-            samples=[self.samples[k] for k in chosen],
-            whole=whole,
-            positions=[positions[k] for k in chosen] if positions else list(chosen),
-        )
+    def _at(self, rows: Sequence[int]) -> "Dataset":
+        whole = self.whole or (self.fingerprint, len(self))
+        samples, positions = [self.samples[row] for row in rows], [self._slot(row) for row in rows]
+        return replace(self, samples=samples, whole=whole, positions=positions)
+
+    def _slot(self, row: int) -> int:
+        return row if self.positions is None else self.positions[row]
 
     def image(self, sample_id: str) -> Image.Image:
-        """The image of one id, upright and RGB.
+        """The image of one id, upright and RGB."""
+        return self.samples[self._row(sample_id)].image()
 
-        Raises:
-            KeyError: If no sample has this id.
-        """
-        return self.samples[self._rows([sample_id])[0]].image()
+    def pixels(self, sample_ids: Sequence[str], from_pil: FromPil) -> Tensor:
+        """Pixels (N, 3, H, W) of some samples in the order asked, each decoded once, and never if it is kept."""
+        rows = [self._row(sample_id) for sample_id in sample_ids]
+        once = list(dict.fromkeys(rows))
+        levels = dict(zip(once, self._levels(once, from_pil, 0)))
+        for row, picture in levels.items():
+            if isinstance(picture, str):
+                raise UnreadableImages(f"{self.name}: {self.samples[row].sample_id!r} cannot be read: {picture}.")
+        return stacked([levels[row] for row in rows])
 
-    def pixels(self, sample_ids: Sequence[str], from_pil: Callable[[Image.Image], Tensor]) -> Tensor:
-        """Pixels (N, 3, H, W) of some samples in the order asked, each decoded once, and never if it is kept.
-
-        Raises:
-            KeyError: If an id is not in the data set.
-        """
-        rows, store = self._rows(sample_ids), self._store(from_pil)
-        found = {row: self._seen(row, store) for row in dict.fromkeys(rows)}
-        for row, levels in found.items():
-            if levels is None:
-                found[row] = grey_levels(from_pil(self.samples[row].image()))
-                self._keep(row, found[row], store)
-        return torch.stack([as_pixels(found[row]) for row in rows])
+    def pictures(self, batch_size: int = 64, *, start: int = 0) -> Iterator[tuple[list[str], list, Tensor]]:
+        """Batches `(sample_ids, pictures, labels (N,))`, before a model's own resize; batch k is that of `batches`."""
+        rows = range(start * batch_size, len(self))
+        return self._batched((_or_reason(self.samples[row].image) for row in rows), batch_size, start)
 
     def batches(
-        self,
-        from_pil: Callable[[Image.Image], Tensor],
-        batch_size: int = 64,
-        *,
-        workers: int | None = None,
-        start: int = 0,
+        self, from_pil: FromPil, batch_size: int = 64, *, workers: int | None = None, start: int = 0
     ) -> Iterator[tuple[list[str], Tensor, Tensor]]:
         """Batches `(sample_ids, pixels (N, 3, H, W), labels (N,))` through a model's `from_pil`.
 
-        A batch holds `batch_size` samples less the unreadable ones (it may be empty), so that batch k
-        always covers the same samples, and a run that was interrupted goes on at batch `start`.
-        Pictures that were decoded before for a transform of the same settings are read from the cache.
-        Memory is bounded by the batches that workers have ready.
+        A batch holds `batch_size` samples less the unreadable ones (it may be empty), so that batch k always covers the
+        same samples, and a run that was interrupted goes on at batch `start`. What a model's own `from_pil` gives is
+        kept on disk. Memory is bounded by the batches that workers have ready.
 
         Args:
-            from_pil: From a picture to pixels; a model's own is kept on disk.
-            batch_size: Samples in a batch.
-            workers: Processes that decode while the model computes; 0 decodes here, None takes a process a
-                core (at most 16) where there are enough pictures to decode.
-            start: Batches to leave out.
-
-        Raises:
-            UnreadableImages: At the end, if more than 1 % of the images could not be decoded.
+            workers: Processes that decode while the model computes; 0 decodes here, None takes a process a core (at
+                most 16) where there are enough pictures to decode.
         """
-        store, todo = self._store(from_pil), range(start * batch_size, len(self))
-        missing = [row for row in todo if store is None or self._slot(row) not in store]
-        decoded = self._decoded(missing, from_pil, _workers(len(missing)) if workers is None else workers)
-        wanted = set(missing)
-        for first in todo[::batch_size]:
-            kept = []
-            for row in todo[first - todo.start : first - todo.start + batch_size]:
-                levels = next(decoded) if row in wanted else self._seen(row, store)
-                if isinstance(levels, str):
-                    self.unreadable[self.samples[row].sample_id] = levels
-                    continue
-                if row in wanted:
-                    self._keep(row, levels, store)
-                kept.append((self.samples[row], levels))
-            stacked = _stacked([levels for _, levels in kept]) if kept else torch.empty(0, 3, 0, 0)
-            yield [s.sample_id for s, _ in kept], stacked, torch.tensor([s.label for s, _ in kept], dtype=torch.long)
-        self.check_readable()
+        decoded = self._levels(range(start * batch_size, len(self)), from_pil, workers)
+        for sample_ids, levels, labels in self._batched(decoded, batch_size, start):
+            yield sample_ids, stacked(levels) if levels else torch.empty(0, 3, 0, 0), labels
 
     def check_readable(self) -> None:
         """Raise if more than 1 % of the images turned out to be unreadable."""
         if len(self.unreadable) > MAX_UNREADABLE * len(self):
-            listed = "; ".join(f"{k} ({v})" for k, v in islice(self.unreadable.items(), 5))
-            more = f" and {len(self.unreadable) - 5} more" if len(self.unreadable) > 5 else ""
+            listed = [f"{k} ({v})" for k, v in islice(self.unreadable.items(), 5)]
             raise UnreadableImages(
-                f"{self.name}: {len(self.unreadable)} of {len(self)} images cannot be read, "
-                f"allowed is {MAX_UNREADABLE:.0%}: {listed}{more}."
+                f"{self.name}: {len(self.unreadable)} of {len(self)} images cannot be read, allowed is "
+                f"{MAX_UNREADABLE:.0%}: {'; '.join(listed)}{' …' if len(self.unreadable) > 5 else '.'}"
             )
 
-    def _rows(self, sample_ids: Sequence[str]) -> list[int]:
-        row_of = {sample.sample_id: row for row, sample in enumerate(self.samples)}
-        missing = [i for i in sample_ids if i not in row_of]
-        if missing:
-            raise KeyError(f"{self.name} has no sample {missing[0]!r}.")
-        return [row_of[i] for i in sample_ids]
+    def _batched(self, decoded: Iterator, batch_size: int, start: int) -> Iterator[tuple[list[str], list, Tensor]]:
+        """Batches of what decoded, in the order of the samples; why a sample did not goes to `unreadable`."""
+        for first in range(start * batch_size, len(self), batch_size):
+            sample_ids, pictures, labels = [], [], []
+            for sample, picture in zip(self.samples[first : first + batch_size], decoded):
+                if isinstance(picture, str):
+                    self.unreadable[sample.sample_id] = picture
+                    continue
+                sample_ids.append(sample.sample_id)
+                pictures.append(picture)
+                labels.append(sample.label)
+            yield sample_ids, pictures, torch.tensor(labels, dtype=torch.long)
+        self.check_readable()
 
-    def _store(self, from_pil) -> PixelStore | None:
-        fingerprint, slots = self.whole or (self.fingerprint, len(self))
-        return pixel_store(fingerprint, slots, from_pil)
+    def _row(self, sample_id: str) -> int:
+        if sample_id not in self._row_of:
+            raise KeyError(f"{self.name} has no sample {sample_id!r}.")
+        return self._row_of[sample_id]
 
-    def _slot(self, row: int) -> int:
-        return self.positions[row] if self.positions else row
-
-    def _seen(self, row: int, store: PixelStore | None) -> Tensor | None:
-        return store.read(self._slot(row)) if store is not None and self._slot(row) in store else None
-
-    def _keep(self, row: int, levels: Tensor, store: PixelStore | None) -> None:
-        if store is not None and levels.dtype == torch.uint8:  # pixels between two grey levels would change
-            store.write(self._slot(row), levels)
-
-    def _decoded(self, rows: Sequence[int], from_pil, workers: int) -> Iterator[Tensor | str]:
+    def _levels(self, rows: Sequence[int], from_pil: Callable, workers: int | None) -> Iterator[Tensor | str]:
         """Grey levels (or pixels, where they lie between two) of these rows in order, or why there are none."""
-        loader = data.DataLoader(
-            _Pictures([self.samples[row] for row in rows], from_pil),
-            batch_size=HANDED_OVER if workers else 1,
-            num_workers=workers,
-            collate_fn=_together,
-            # samples and transforms of users need not pickle, and workers touch no accelerator
-            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        )
-        for levels, reasons in loader:
-            following = iter(levels)
-            yield from (next(following) if why is None else why for why in reasons)
+        store = pixel_store(*(self.whole or (self.fingerprint, len(self))), from_pil)
+        missing = {row: self.samples[row] for row in rows if self._slot(row) not in store}
+        decoded = _decoded(list(missing.values()), from_pil, workers)
+        for row in rows:
+            if row not in missing:
+                yield store.read(self._slot(row))
+                continue
+            levels = next(decoded)
+            if not isinstance(levels, str):
+                store.write(self._slot(row), levels)
+            yield levels
 
 
-class _Pictures(data.Dataset):
-    """What the processes of a loader decode."""
-
-    def __init__(self, samples: Sequence[Sample], from_pil):
-        self._samples, self._from_pil = samples, from_pil
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, row: int) -> Tensor | str:
-        try:
-            image = self._samples[row].image()
-        except Exception as error:  # Pillow raises many kinds for broken files
-            return reason(error)
-        return grey_levels(self._from_pil(image))
+def _decoded(samples: Sequence[Sample], from_pil: Callable, workers: int | None) -> Iterator[Tensor | str]:
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(16, cores) if len(samples) >= WORTH_WORKERS else 0
+    # samples and transforms of users need not pickle, and workers touch no accelerator
+    start = "fork" if workers and sys.platform == "linux" else None
+    options = {"batch_size": HANDED_OVER if workers else 1, "num_workers": workers, "multiprocessing_context": start}
+    for pictures in DataLoader(samples, collate_fn=partial(_decode, from_pil), **options):
+        yield from (picture if isinstance(picture, str) else torch.from_numpy(picture) for picture in pictures)
 
 
-def _together(found: list[Tensor | str]) -> tuple[Tensor | list[Tensor], list[str | None]]:
-    """Grey levels as one tensor, which costs one handle between processes, and where there are none, why."""
-    levels = [p for p in found if not isinstance(p, str)]
-    alike = levels and all(p.dtype == torch.uint8 for p in levels)
-    return torch.stack(levels) if alike else levels, [p if isinstance(p, str) else None for p in found]
+def _decode(from_pil: Callable, samples: Sequence[Sample]) -> list[np.ndarray | str]:
+    """Arrays, because each tensor would cost a handle between processes."""
+    pictures = (_or_reason(sample.image) for sample in samples)
+    return [picture if isinstance(picture, str) else grey_levels(from_pil(picture)).numpy() for picture in pictures]
 
 
-def _stacked(levels: list[Tensor]) -> Tensor:
-    """One tensor of pixels."""
-    if all(p.dtype == torch.uint8 for p in levels):
-        return as_pixels(torch.stack(levels))
-    return torch.stack([as_pixels(p) for p in levels])
-
-
-def _workers(pictures: int) -> int:
-    if pictures < WORTH_WORKERS:
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, cores)
+def _or_reason(decode: Callable[[], Image.Image]) -> Image.Image | str:
+    """A picture, or why there is none."""
+    try:
+        return decode()
+    except Exception as error:  # Pillow raises many kinds for broken files
+        return reason(error)

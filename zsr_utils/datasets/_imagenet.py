@@ -29,7 +29,6 @@ IMAGENETTE_CLASSES = {
     "n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03425413": "gas pump",
     "n03445777": "golf ball", "n03888257": "parachute",
 }  # fmt: skip
-RESTRICTED = {"imagenet-a": "imagenet_a", "imagenet-r": "imagenet_r"}
 BORDER = 2  # pixels of red around every ObjectNet image
 
 
@@ -40,134 +39,93 @@ def imagenet_classes(name: str = "imagenet") -> dict[str, str]:
     Examples:
         >>> list(imagenet_classes().items())[0]
         ('n01440764', 'tench')
-        >>> len(imagenet_classes("imagenet-r"))
-        200
 
-    Source:
-        Ids and the lists of 200 are timm's; names are those of Radford et al. (2021) as open_clip ships them.
+    Source: Ids and the lists of 200 are timm's; names are those of Radford et al. (2021) as open_clip ships them.
     """
     from open_clip import IMAGENET_CLASSNAMES
     from timm.data import ImageNetInfo
 
     names = dict(zip(ImageNetInfo().label_names(), IMAGENET_CLASSNAMES, strict=True))
-    if name not in RESTRICTED:
+    if name not in ("imagenet-a", "imagenet-r"):
         return names
-    listed = files("timm.data").joinpath("_info", f"{RESTRICTED[name]}_synsets.txt").read_text().split()
+    listed = files("timm.data").joinpath("_info", f"{name.replace('-', '_')}_synsets.txt").read_text().split()
     return {wnid: names[wnid] for wnid in listed}
 
 
 @lru_cache(maxsize=1)
 def imagenet_templates() -> tuple[str, ...]:
-    """The 80 prompts of Radford et al. (2021) for ImageNet, each with one `{}`.
-
-    Examples:
-        >>> imagenet_templates()[0], len(imagenet_templates())
-        ('a bad photo of a {}.', 80)
-    """
+    """The 80 prompts of Radford et al. (2021) for ImageNet, each with one `{}`."""
     from open_clip import OPENAI_IMAGENET_TEMPLATES
 
     return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 
 
-def imagenette(name: str, split: str) -> Dataset:
-    """Imagenette: ten ImageNet classes, `val` and `train`."""
-    one_of("split", split, ["validation", "train"])
-    return _by_wnid(split_folder(folder_of(name), split), IMAGENETTE_CLASSES, name=name)
-
-
 def imagenet(name: str, split: str) -> Dataset:
-    """ImageNet or a shifted set, with the class names and the 80 prompts of Radford et al. (2021).
+    """ImageNet, a shifted set or Imagenette, in the folders their authors give: by WordNet id, but for `imagenet-v2`.
 
-    Labels index the classes of the set: ImageNet's 1,000, or the 200 of ImageNet-A and -R, among which alone a
-    model then chooses, as their authors evaluate. `imagenet` and `stylized-imagenet` have folders `val` (and
-    `train`), `imagenet-c` a folder for every corruption and severity, `imagenet-v2` folders named by class index;
-    within, all others have folders named by WordNet id.
+    Labels index the classes of the set: ImageNet's 1,000, the 200 of ImageNet-A and -R, or Imagenette's ten, among
+    which alone a model then chooses, as their authors evaluate.
 
-    Raises:
-        FileNotFoundError: If the set, or a corruption, is not in the data folder.
-        ValueError: If the set has no such split, or holds a folder that is not one of its classes.
-
-    Source:
-        Russakovsky et al. (2015); Recht et al. (2019), matched frequency; Hendrycks et al. (2021a) for A, (2021b)
+    Source: Russakovsky et al. (2015); Recht et al. (2019), matched frequency; Hendrycks et al. (2021a) for A, (2021b)
         for R; Wang et al. (2019), Sketch; Hendrycks and Dietterich (2019), C; Geirhos et al. (2019), Stylized.
     """
+    ten = name.startswith("imagenette")
+    classes = IMAGENETTE_CLASSES if ten else imagenet_classes(name)
+    templates = Dataset.templates if ten else imagenet_templates()
     if name == "imagenet-c":
-        folder, classes = _corrupted(split), imagenet_classes()
-    elif name in ("imagenet", "stylized-imagenet"):
+        folder = _corrupted(split)
+    elif ten or name in ("imagenet", "stylized-imagenet"):
         one_of("split", split, ["validation", "train"])
-        folder, classes = split_folder(folder_of(name), split), imagenet_classes()
+        folder = split_folder(folder_of(name), split)
     else:
         one_of("split", split, ["validation"])
         folder = folder_of(name, name, "sketch", "imagenetv2-matched-frequency-format-val")
-        classes = imagenet_classes(name)
     if name == "imagenet-v2":  # folders 0 to 999, of which sorting as text would make 0, 1, 10, 100
         classes = {str(label): class_name for label, class_name in enumerate(classes.values())}
-    return _by_wnid(folder, classes, name=name, templates=imagenet_templates())
+    known_folders(folder, classes, f"the {len(classes):,} classes of {name}")
+    label_of = {class_folder: label for label, class_folder in enumerate(classes)}
+    return class_folders(folder, label_of, name=name, class_names=classes.values(), templates=templates)
 
 
 def objectnet(split: str) -> Dataset:
     """ObjectNet, restricted to the 113 classes it shares with ImageNet, its red border cut off.
 
-    Classes are ObjectNet's own, with its labels in lower case as names, in the order of the folders: a model
-    chooses among 113, also where one of them (chair) is several ImageNet classes. Images of the other 200 folders
-    are left out.
+    Classes are ObjectNet's own, in the order of the folders: a model chooses among 113, also where one of them (chair)
+    is several ImageNet classes.
 
-    Raises:
-        FileNotFoundError: If it is not in the data folder.
-        ValueError: If mappings and folders do not match.
-
-    Source:
-        Barbu et al. (2019): `mappings/` and the cut of 2 pixels on every side, as in the authors' loader
-        (objectnet-template-pytorch). Choosing among 113 names is CLIP_benchmark's protocol; Barbu et al. instead
-        map the answers of 1,000-class models.
+    Source: Barbu et al. (2019): `mappings/` and the cut of 2 pixels on every side, as in the authors' loader
+        (objectnet-template-pytorch). Choosing among 113 names is CLIP_benchmark's protocol; Barbu et al. instead map
+        the answers of 1,000-class models.
     """
     one_of("split", split, ["validation"])
     root = folder_of("objectnet", "objectnet-1.0")
     label_of_folder, in_imagenet = (
-        _mapping(root / "mappings" / f"{name}.json")
+        json.loads((root / "mappings" / f"{name}.json").read_text("utf-8"))
         for name in ("folder_to_objectnet_label", "objectnet_to_imagenet_1k")
     )
-    images = root / "images"
-    if not images.is_dir():
-        raise FileNotFoundError(f"ObjectNet in {str(root)!r} has no folder 'images'.")
-    for label in in_imagenet:
-        if label not in label_of_folder.values():
-            raise ValueError(f"ObjectNet's mappings in {str(root)!r} name no folder for its label {label!r}.")
-    known_folders(images, label_of_folder, "ObjectNet's classes")
+    known_folders(root / "images", label_of_folder, "ObjectNet's classes")
     shared = sorted(folder for folder, label in label_of_folder.items() if label in in_imagenet)
-    return class_folders(
-        images,
-        {folder: k for k, folder in enumerate(shared)},
-        name="objectnet",
-        class_names=[label_of_folder[folder].lower() for folder in shared],
-        templates=imagenet_templates(),
-        border=BORDER,
-    )
+    attributes = {"name": "objectnet", "class_names": [label_of_folder[folder].lower() for folder in shared]}
+    label_of = {folder: label for label, folder in enumerate(shared)}
+    return class_folders(root / "images", label_of, border=BORDER, templates=imagenet_templates(), **attributes)
 
 
 def imagenet_x(path: str | Path | None = None) -> pd.DataFrame:
     """ImageNet-X: how each ImageNet validation image differs from typical images of its class.
 
     Args:
-        path: Folder with the authors' `imagenet_x_val_multi_factor.jsonl` and `imagenet_x_val_top_factor.jsonl`;
-            None is `imagenet-x` in the data folder. Typical images that the annotators saw for comparison are left
-            out, as the authors leave them out, if `prototypical_paths.csv` is there too.
+        path: Folder with the authors' files; None is `imagenet-x` in the data folder. Typical images that the
+            annotators saw for comparison are left out, as the authors do, if `prototypical_paths.csv` is there.
 
     Returns:
-        A frame indexed by `sample_id`, as in the data set `imagenet`: a column of 0 and 1 for each of the 16
-        `FACTORS`, and `top`, the one factor that the annotators found to differ most (missing if none does).
+        A frame indexed by `sample_id`, as in the data set `imagenet`: a column of 0 and 1 for each of the 16 `FACTORS`,
+        and `top`, the one factor that the annotators found to differ most (missing if none does).
 
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file lacks a field.
-
-    Source:
-        Idrissi et al. (2023), and their `load_annotations`.
+    Source: Idrissi et al. (2023), and their `load_annotations`.
     """
     folder = Path(path) if path else data_folder() / "imagenet-x"
-    several, one = (_annotations(folder / f"imagenet_x_val_{which}_factor.jsonl") for which in ("multi", "top"))
-    top = one[list(FACTORS)].idxmax(axis=1).where(one[list(FACTORS)].any(axis=1))
-    rows = several[list(FACTORS)].astype(int).assign(top=top.reindex(several.index))
+    rows, top = (_annotations(folder / f"imagenet_x_val_{which}_factor.jsonl") for which in ("multi", "top"))
+    rows["top"] = top.idxmax(axis=1).where(top.any(axis=1)).reindex(rows.index)
     prototypes = folder / "prototypical_paths.csv"
     if prototypes.is_file():
         shown = set(pd.read_csv(prototypes)["file_name"])
@@ -175,19 +133,12 @@ def imagenet_x(path: str | Path | None = None) -> pd.DataFrame:
     return rows
 
 
-def _by_wnid(folder: Path, classes: dict[str, str], *, name: str, **options) -> Dataset:
-    known_folders(folder, classes, f"the {len(classes):,} classes of {name}")
-    label_of = {wnid: label for label, wnid in enumerate(classes)}
-    return class_folders(folder, label_of, name=name, class_names=classes.values(), **options)
-
-
 def _corrupted(split: str) -> Path:
     corruption, _, severity = split.partition("/")
     if corruption not in CORRUPTIONS or not re.fullmatch("[1-5]", severity):
-        raise ValueError(
-            f"split is {split!r}, allowed is a corruption and its severity, such as 'gaussian_noise/3': corruptions "
-            f"are {', '.join(CORRUPTIONS)}, severities 1 to 5."
-        )
+        allowed = f"corruptions are {', '.join(CORRUPTIONS)}, severities 1 to 5"
+        example = "a corruption and its severity, such as 'gaussian_noise/3'"
+        raise ValueError(f"split is {split!r}, allowed is {example}: {allowed}.")
     root = folder_of("imagenet-c")
     if not (root / split).is_dir():
         raise FileNotFoundError(
@@ -197,23 +148,12 @@ def _corrupted(split: str) -> Path:
     return root / split
 
 
-def _mapping(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"ObjectNet has no {str(path)!r}: it is part of objectnet-1.0.zip.")
-    return json.loads(path.read_text("utf-8"))
-
-
 def _annotations(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(
             f"ImageNet-X needs {str(path)!r}: get it from imagenet_x/annotations of "
             "https://github.com/facebookresearch/imagenetx."
         )
-    rows = pd.read_json(path, lines=True)
-    for field in ("file_name", "class", *FACTORS):
-        if field not in rows:
-            raise ValueError(f"{str(path)!r} has no field {field!r}.")
-    wnids = list(imagenet_classes())
-    return rows.set_index(
-        pd.Index([f"{wnids[k]}/{f}" for k, f in zip(rows["class"], rows.file_name)], name="sample_id")
-    )
+    rows, wnids = pd.read_json(path, lines=True), list(imagenet_classes())
+    ids = [f"{wnids[label]}/{file}" for label, file in zip(rows["class"], rows["file_name"])]
+    return rows[list(FACTORS)].astype(int).set_index(pd.Index(ids, name="sample_id"))

@@ -3,7 +3,7 @@
 import errno
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,76 +28,68 @@ def as_pixels(levels: Tensor) -> Tensor:
     return levels.float() / 255 if levels.dtype == torch.uint8 else levels
 
 
+def stacked(levels: Sequence[Tensor]) -> Tensor:
+    """Pixels (N, 3, H, W) of several pictures; grey levels are stacked before they are divided, which is faster."""
+    alike = len({picture.dtype for picture in levels}) == 1
+    return as_pixels(torch.stack(levels if alike else [as_pixels(picture) for picture in levels]))
+
+
 class PixelStore:
     """Pictures of one data set behind one transform: a slot of uint8 for every sample, filled as they come.
 
-    A slot counts once its mark is written, which happens after its pixels, so a killed run leaves no half
-    picture behind; two runs that fill the same slot write the same bytes. Files are sparse: what was not
-    decoded takes no room.
-
-    Args:
-        folder: Of this data set and transform; made when the first picture is kept.
-        slots: Samples of the data set.
-        size: Side of the pictures.
+    A slot counts once its mark is written, after its pixels, so a killed run leaves no half picture; two runs that fill
+    the same slot write the same bytes. Files are sparse, and without a folder none is kept.
     """
 
-    def __init__(self, folder: Path, slots: int, size: int):
-        self._folder, self._slots, self._shape = folder, slots, (3, size, size)
-        self._bytes = 3 * size * size
-        self._kept = bytearray(slots)
-        self._files = self._open("rb") if self._paths()[1].is_file() else None
+    def __init__(self, folder: Path | None, slots: int, size: int):
+        self._folder, self._shape, self._kept = folder, (3, size, size), bytearray(slots)
+        self._lengths = {"pixels.u8": slots * 3 * size * size, "kept.u8": slots}
+        self._files = ()
+        if folder and (folder / "kept.u8").is_file():
+            self._open()
 
     def __contains__(self, slot: int) -> bool:
         return bool(self._kept[slot])
 
     def read(self, slot: int) -> Tensor:
         """The grey levels (3, size, size), uint8, of a filled slot."""
-        found = torch.empty(self._bytes, dtype=torch.uint8)
-        self._files[0].seek(slot * self._bytes)
-        self._files[0].readinto(found.numpy())
-        return found.view(self._shape)
+        levels = torch.empty(self._shape, dtype=torch.uint8)
+        self._files[0].seek(slot * levels.numel())
+        self._files[0].readinto(levels.numpy())
+        return levels
 
     def write(self, slot: int, levels: Tensor) -> None:
-        """Keep the grey levels (3, size, size), uint8, of a picture.
-
-        Raises:
-            OSError: If the folder cannot be written; the message names it and the ways out.
-        """
+        """Keep the grey levels (3, size, size) of a picture; pixels between two grey levels are not kept."""
+        if self._folder is None or levels.dtype != torch.uint8:
+            return
         try:
-            if self._files is None or not self._files[0].writable():
-                self._files = self._open("r+b")
+            if not self._files:
+                self._open()
             for file, content in zip(self._files, (levels.numpy().tobytes(), b"\1"), strict=True):
                 file.seek(slot * len(content))
                 if file.write(content) < len(content):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise OSError(
-                error.errno,
-                f"decoded pictures cannot be kept in {str(self._folder)!r} ({error.strerror or error}): make room for "
-                f"{self._slots * self._bytes / 2**20:,.0f} MiB, set ZSR_CACHE to another folder, or ZSR_PIXELS=0 to "
-                "keep none",
-            ) from error
+            failed = f"decoded pictures cannot be kept in {str(self._folder)!r} ({error.strerror or error})"
+            room = f"make room for {self._lengths['pixels.u8'] / 2**20:,.0f} MiB"
+            way_out = f"{room}, set ZSR_CACHE to another folder, or ZSR_PIXELS=0 to keep none"
+            raise OSError(error.errno, f"{failed}: {way_out}") from error
         self._kept[slot] = 1
 
-    def _paths(self) -> tuple[Path, Path]:
-        return self._folder / "pixels.u8", self._folder / "kept.u8"
-
-    def _open(self, mode: str) -> tuple:
-        """Both files; to write in them they are made first, as long as they will ever be."""
-        if mode == "r+b":
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for path, size in zip(self._paths(), (self._slots * self._bytes, self._slots), strict=True):
-                with path.open("ab") as file:
-                    file.truncate(size)
-        files = tuple(path.open(mode, buffering=0) for path in self._paths())
-        self._kept = bytearray(files[1].read())
-        return files
+    def _open(self) -> None:
+        """Open both files, as long as they will ever be."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for name, length in self._lengths.items():
+            with (self._folder / name).open("ab") as file:
+                file.truncate(length)
+        self._files = tuple((self._folder / name).open("r+b", buffering=0) for name in self._lengths)
+        self._kept = bytearray(self._files[1].read())
 
 
-def pixel_store(data: str, slots: int, preprocess: Callable) -> PixelStore | None:
-    """The store of a data set, by fingerprint, behind a transform; None where pictures are not to be kept."""
+def pixel_store(data: str, slots: int, preprocess: Callable) -> PixelStore:
+    """The store of a data set, by fingerprint, behind a transform; without a transform's key it keeps nothing."""
     key = getattr(preprocess, "key", None)
     if key is None or os.environ.get("ZSR_PIXELS") == "0":
-        return None
+        return PixelStore(None, slots, 0)
     name = hashlib.sha256(f"{data} {key}".encode()).hexdigest()[:32]
     return PixelStore(cache_folder() / "pixels" / name, slots, preprocess.size)

@@ -1,15 +1,17 @@
 """Labelled images by name, folder or webdataset."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from PIL import Image
+
 from zsr_utils._text import one_of, unknown
-from zsr_utils.datasets._catalogue import EMBEDDED, HUB, IMAGENETTE, NAMES, SOURCES, data_folder, how_to_get
+from zsr_utils.datasets._catalogue import EMBEDDED, HUB, NAMES, SOURCES, folder_of
 from zsr_utils.datasets._dataset import Dataset, Sample
-from zsr_utils.datasets._embedded import tabletop, tabletop_splits
-from zsr_utils.datasets._folders import folder_dataset
-from zsr_utils.datasets._imagenet import imagenet, imagenette, objectnet
-from zsr_utils.datasets._opened import ArrayImage
+from zsr_utils.datasets._embedded import tabletop
+from zsr_utils.datasets._folders import folder_dataset, read_lines
+from zsr_utils.datasets._imagenet import imagenet, objectnet
 from zsr_utils.datasets._webdataset import is_webdataset, webdataset
 
 
@@ -17,17 +19,10 @@ SUBSETS = EMBEDDED / "subsets"
 
 
 def load_dataset(
-    name_or_folder: str,
-    split: str = "validation",
-    limit: int | None = None,
-    seed: int = 0,
-    *,
-    classes: int | Sequence[str] = 0,
-    ids: str | Path | None = None,
-) -> Dataset:
-    """Labelled images by name or folder.
-
-    Nothing is downloaded (`python -m zsr_utils.fetch` does that), and nothing is decoded before it is asked for.
+    name_or_folder: str, split: str = "validation", limit: int | None = None, seed: int = 0, *,
+    classes: int | Sequence[str] = 0, ids: str | Path | None = None,
+) -> Dataset:  # fmt: skip
+    """Labelled images by name or folder; nothing is downloaded (`python -m zsr_utils.fetch` does that).
 
     Args:
         name_or_folder: One of
@@ -47,16 +42,10 @@ def load_dataset(
             `tabletop` has `validation` and the conditions of its shifted sets, the same scenes in each:
             `photo`, `cartoon`, `sketch`, `silhouette`, `backdrop`, `viewpoint`, `lighting`, `pattern`, `card`.
         limit: At most this many images, drawn by `seed` and spread over the classes; None or 0 is all.
-        seed: Seed of that draw.
         classes: Only these classes, or this many drawn by `seed`: the names of the others are no answers then; 0
             is all.
         ids: Only these samples: a file with an id a line, or the name of a list in `data/subsets`; None or an empty
             text is all.
-
-    Raises:
-        ValueError: If the name is unknown (the nearest ones are listed), the folder holds no images or does not
-            match its labels, a class or an id is not in the data set, or `split` or `limit` is not allowed.
-        FileNotFoundError: If a data set has not been downloaded; the message says how.
     """
     dataset = _whole(str(name_or_folder), split)
     if ids:
@@ -66,10 +55,7 @@ def load_dataset(
 
 def _whole(name: str, split: str) -> Dataset:
     if name == "tabletop":
-        one_of("split", split, tabletop_splits())
         return tabletop(split)
-    if name in IMAGENETTE:
-        return imagenette(name, split)
     if name in ("cifar10", "cifar100"):
         return _cifar(name, split)
     if name == "objectnet":
@@ -81,11 +67,8 @@ def _whole(name: str, split: str) -> Dataset:
         if name.startswith("wds:") or is_webdataset(folder):
             return webdataset(folder, split, name=folder.resolve().name)
         return folder_dataset(folder, split)
-    if hub := HUB.fullmatch(name):
-        folder = data_folder() / "wds" / hub[1]
-        if not folder.is_dir():
-            raise FileNotFoundError(how_to_get(name, data_folder()))
-        return webdataset(folder, split, name=name)
+    if HUB.fullmatch(name):
+        return webdataset(folder_of(name), split, name=name)
     raise ValueError(f"{unknown('data set', name, NAMES)} It is not a folder here either.")
 
 
@@ -94,27 +77,24 @@ def _cifar(name: str, split: str) -> Dataset:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     one_of("split", split, ["validation", "train"])
-    kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    kind, folder = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name], folder_of(name)
     try:
-        found = kind(data_folder(), train=split == "train")
+        cifar = kind(folder.parent, train=split == "train")
     except RuntimeError as error:
-        raise FileNotFoundError(how_to_get(name, data_folder())) from error
+        raise ValueError(f"{str(folder)!r} is not whole: remove it and fetch {name} again.") from error
     return Dataset(
         name,
-        tuple(c.replace("_", " ") for c in found.classes),
-        [Sample(f"{k:05d}", label, ArrayImage(found.data[k])) for k, label in enumerate(found.targets)],
+        [c.replace("_", " ") for c in cifar.classes],
+        [Sample(f"{k:05d}", label, partial(Image.fromarray, cifar.data[k])) for k, label in enumerate(cifar.targets)],
         content=f"{kind.tgz_md5} {split}",
     )
 
 
 def _listed(ids: str | Path) -> list[str]:
     path = next((p for p in (Path(ids), SUBSETS / f"{ids}.txt") if p.is_file()), None)
-    if path is None:
-        known = ", ".join(sorted(p.stem for p in SUBSETS.glob("*.txt"))) or "none so far"
-        raise ValueError(
-            f"ids is {str(ids)!r}, allowed is a file with an id a line, or the name of one in data/subsets: {known}."
-        )
-    listed = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    listed = read_lines(path) if path else []
     if not listed:
-        raise ValueError(f"The list of ids {str(path)!r} is empty.")
+        known = ", ".join(sorted(p.stem for p in SUBSETS.glob("*.txt"))) or "none so far"
+        allowed = f"a file with an id a line, or the name of one in data/subsets: {known}"
+        raise ValueError(f"ids is {str(ids)!r}, allowed is {allowed}.")
     return listed

@@ -1,18 +1,29 @@
 """The aligned pairs that several chapters look at: sources, targets, and what became of them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from zsr_utils.conditions import Batch, Condition, Seen, made_before, sizes
-from zsr_utils.conditions.alignment import Aligned, Match, Settings, align, closeness, saved_as_png
+from zsr_utils.conditions import Batch, Condition, Head, Seen, Settings, made_before, sizes
+from zsr_utils.conditions.alignment import (
+    Aligned,
+    Answer,
+    Match,
+    align,
+    closeness,
+    saved_as_png,
+    smallest_budgets,
+)
 from zsr_utils.datasets import Dataset
 from zsr_utils.measure import Embedded, embed
 from zsr_utils.models import Model
+from zsr_utils.study import Study
 
 
 @dataclass(frozen=True)
@@ -41,9 +52,16 @@ class Pairs:
         """The aligned images as an 8-bit file keeps them."""
         return saved_as_png(self.aligned.pixels)
 
-    def condition(self, name: str = "aligned") -> Condition:
-        """The aligned images as a condition."""
-        return moved(name, 1.0, self.table, self.aligned, self.targets)
+    def head(self, number: int = 0, of: Sequence[str] | None = None) -> "Pairs":
+        """The first pairs (0 is all), of some source images alone where these are given."""
+        counts = np.ones(len(self.table), bool) if of is None else self.table.sample_id.isin(of).to_numpy()
+        rows = np.flatnonzero(counts)[: number or None]
+        aligned = Aligned(*(getattr(self.aligned, field.name)[rows] for field in fields(Aligned)))
+        return replace(self, table=self.table.iloc[rows], sources=self.sources[rows], aligned=aligned)
+
+    def condition(self, name: str = "aligned", aligned: Aligned | None = None, severity: float = 1.0) -> Condition:
+        """The aligned images as a condition, or what else was made of the same pairs."""
+        return moved(name, severity, self.table, aligned or self.aligned, self.targets)
 
 
 def moved(
@@ -114,6 +132,7 @@ def aligned_pairs(
     per_class: int = 10,
     number: int | None = None,
     one_a_source: bool = False,
+    of: str | None = None,
     cosine: float = 0.96,
     batch_size: int = 64,
     seed: int = 0,
@@ -127,6 +146,7 @@ def aligned_pairs(
         per_class: Source images a class, as `make_pairs`.
         number: At most this many of the pairs, drawn by `seed`; None is all. A larger draw holds a smaller one.
         one_a_source: Only one pair of every source image.
+        of: Only the pairs of this source image.
         cosine: As `alignment.Match`.
         batch_size: Images a pass.
         seed: Of the draws.
@@ -138,6 +158,8 @@ def aligned_pairs(
         raise ValueError(f"number is {number}, allowed is 1 or more, or None for all pairs.")
     embedded = embed(net, images, batch_size=batch_size)
     table = make_pairs(embedded, per_class=per_class, seed=seed)
+    if of is not None:
+        table = table[table.sample_id == of]
     if one_a_source or number is not None:
         table = table.sample(frac=1, random_state=seed)  # the first ones are those of a smaller draw
     if one_a_source:
@@ -147,6 +169,74 @@ def aligned_pairs(
     goal = Match(embedded.of(table.target_id), cosine=cosine)
     ends = align(net, sources, goal, settings, names=pair_names(table), batch_size=batch_size, keep=True)
     return Pairs(table, embedded, sources, ends)
+
+
+def settings_of(study: Study) -> Settings:
+    """How a chapter aligns, by its parameters `momentum` and `max_steps`."""
+    return Settings(momentum=study.parameters["momentum"], max_steps=study.parameters["max_steps"])
+
+
+def pairs_of(study: Study, number: int, others: int, *, one_a_source: bool = False) -> dict[str, Pairs]:
+    """The same pairs for every model of a chapter, each aligned in its own embedding space.
+
+    Args:
+        study: The chapter's; its parameters `per_class`, `cosine`, `momentum`, `max_steps`, `batch_size` and `seed`
+            say how.
+        number: Pairs of the chapter's own model; 0 is all.
+        others: Pairs of the models it is compared with, the first ones of these; 0 is all.
+        one_a_source: As `aligned_pairs`.
+    """
+    given = {name: study.parameters[name] for name in ("per_class", "cosine", "batch_size", "seed")}
+    return {
+        name: aligned_pairs(
+            net, study.images, settings_of(study), number=(number if net is study.net else others) or None,
+            one_a_source=one_a_source, **given,
+        )
+        for name, net in study.nets.items()
+    }  # fmt: skip
+
+
+def in_balls(
+    net: Model, head: Head, pairs: Pairs, budgets: Sequence[float], *, max_steps: int = 8, batch_size: int = 64
+) -> list[Condition]:
+    """Sources moved until they are named as the target, inside balls of growing radius (L-infinity, 8-bit files).
+
+    Projected gradient steps with momentum minimise the margin by which the target's class loses; a pair that
+    succeeds in a small ball counts in all larger ones, which contain it.
+
+    Args:
+        net: The model handle.
+        head: Who answers.
+        pairs: Sources and classes.
+        budgets: Radii in grey levels, growing; they are the severities of `named_in_ball`.
+        max_steps: Steps in each ball.
+        batch_size: Images a pass.
+
+    Source:
+        Madry et al. (2018), with momentum Dong et al. (2018).
+    """
+    settings = Settings("pgd", momentum=0.7, max_steps=max_steps, eight_bit=True)
+    goal = Answer(net, head.weights, torch.tensor(pairs.table.target_label.to_numpy()))
+    options = {"names": pair_names(pairs.table), "batch_size": batch_size, "keep": True}
+    balls = smallest_budgets(net, pairs.sources, goal, [b / 255 for b in budgets], settings, **options)
+    return [pairs.condition("named_in_ball", ball, budget) for budget, ball in zip(budgets, balls.values())]
+
+
+def counted(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose source image every model of these rows names rightly: only such a source can lose its name.
+
+    Raises:
+        ValueError: If there is none.
+
+    Examples:
+        >>> rows = pd.DataFrame({"sample_id": list("abab"), "label": [0, 1, 0, 1], "clean_prediction": [0, 1, 0, 2]})
+        >>> counted(rows).sample_id.tolist()
+        ['a', 'a']
+    """
+    right = (rows.clean_prediction == rows.label).groupby(rows.sample_id).transform("all")
+    if not right.any():
+        raise ValueError(f"None of {rows.sample_id.nunique()} sources is named rightly by all models, allowed is one.")
+    return rows[right]
 
 
 def pair_names(table: pd.DataFrame) -> list[str]:

@@ -1,8 +1,7 @@
 """Chapter 05: what moves inside an image encoder while its answer stays.
 
-Every image is shown in the perturbation families of Wani et al.; embedding, answer and token grids come from one
-pass. Drift is compared with the distance between unrelated images, the token grid by its Dirichlet energy and
-its spectrum.
+Every image is shown in the perturbation families of Wani et al.; embedding, answer and token grids come from one pass.
+Drift is compared with the distance between unrelated images, the token grid by its Dirichlet energy and its spectrum.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,31 +13,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from zsr_utils.conditions import (
-    Batch,
-    Condition,
-    Perturbation,
-    Seen,
-    View,
-    as_conditions,
-    drift_between,
-    families,
-)  # fmt: skip
+from zsr_utils import scores
+from zsr_utils.conditions import Batch, Condition, Perturbation, Seen, View, as_conditions, drift_between, families
 from zsr_utils.datasets import Dataset, published
 from zsr_utils.measure import Embedded, embed
 from zsr_utils.models import Model
-from zsr_utils.scores import (
-    Estimate,
-    change_spectrum,
-    changed_answer,
-    dirichlet_energy,
-    estimate_of,
-    mean_square_norm,
-    paired_change,
-    power_change,
-    same_answer,
-    share_of,
-)  # fmt: skip
 
 
 EMBEDDING = 0  # the layer whose drift is that of the image embedding
@@ -66,23 +45,16 @@ def views(names: Sequence[str] | None = None, *, detail: str = "layers", **optio
     Beside `family`, `instance` and `word_label` (class whose name sets the box of an overlay, -1 without), rows get
 
     - with `detail="answers"` nothing more;
-    - with `tokens`: `energy` and `clean_energy` (Dirichlet, of the token grid), the same with `_normalised`
-      (divided by the mean squared length of the tokens) and `_content` (only between tokens of original
-      content), `share_k` and `coherence_k` (of the token grid's change in radial band k; missing where the canvas
-      changes its size), and `power_low`, `power_middle`, `power_high` (relative change of the picture's own
-      spectrum);
-    - with `layers` also `drift_layer_k` of the mean token after block k and `roughness_layer_k` (relative change
-      of its normalised energy).
+    - with `tokens`: `energy` and `clean_energy` (Dirichlet, of the token grid), the same with `_normalised` (divided by
+      the mean squared length of the tokens) and `_content` (only between tokens of original content), `share_k` and
+      `coherence_k` (of the token grid's change in radial band k; missing where the canvas changes its size), and
+      `power_low`, `power_middle`, `power_high` (relative change of the picture's own spectrum);
+    - with `layers` also `drift_layer_k` of the mean token after block k and `roughness_layer_k` (relative change of its
+      normalised energy).
 
-    Args:
-        names: Families, as `conditions.families`.
-        detail: As `measure`.
-        options: `units`, `phrase` and `text_height`, as `conditions.families`.
-
-    Source:
-        Wani et al. (2026): families, stability, Dirichlet energy, input spectrum. Image encoders with a zero-shot
-        head in place of generative models, blocks before the last, restriction to original content and the
-        spectrum of the token grid are this project's.
+    Source: Wani et al. (2026): families, stability, Dirichlet energy, input spectrum. Image encoders with a zero-shot
+        head in place of generative models, blocks before the last, restriction to original content and the spectrum of
+        the token grid are this project's.
     """
     further = None if detail == "answers" else partial(token_facts, layers=detail == "layers")
     return as_conditions(families(names, **options), further)
@@ -93,20 +65,20 @@ def token_facts(batch: Batch, seen: Seen, shown: list[View], perturbation: Pertu
     before, after = batch.clean.grids[-1].numpy(), seen.grids[-1].numpy()
     size = after.shape[1:3]
     facts = {
-        "clean_energy": dirichlet_energy(before),
-        "energy": dirichlet_energy(after),
-        "clean_energy_content": dirichlet_energy(before, _original(batch.net, [v.kept for v in shown], size)),
-        "energy_content": dirichlet_energy(after, _original(batch.net, [v.content for v in shown], size)),
+        "clean_energy": scores.dirichlet_energy(before),
+        "energy": scores.dirichlet_energy(after),
+        "clean_energy_content": scores.dirichlet_energy(before, _original(batch.net, [v.kept for v in shown], size)),
+        "energy_content": scores.dirichlet_energy(after, _original(batch.net, [v.content for v in shown], size)),
     }
     for which, grid in (("clean_energy", before), ("energy", after)):
-        facts[f"{which}_normalised"] = facts[which] / mean_square_norm(grid)
+        facts[f"{which}_normalised"] = facts[which] / scores.mean_square_norm(grid)
     if perturbation.keeps_size:
-        shares, coherence = change_spectrum(before, after, BANDS)
+        shares, coherence = scores.change_spectrum(before, after, BANDS)
     else:
         shares = coherence = np.full((len(after), BANDS), np.nan)
     for k in range(BANDS):
         facts |= {f"share_{k + 1}": shares[:, k], f"coherence_{k + 1}": coherence[:, k]}
-    _, relative = power_change(batch.pixels.cpu().numpy(), seen.pixels.cpu().numpy(), len(POWER_BANDS))
+    _, relative = scores.power_change(batch.pixels.cpu().numpy(), seen.pixels.cpu().numpy(), len(POWER_BANDS))
     facts |= {f"power_{name}": relative[:, k] for k, name in enumerate(POWER_BANDS)}
     return facts | (layer_facts(batch.clean, seen) if layers else {})
 
@@ -116,7 +88,8 @@ def layer_facts(clean: Seen, seen: Seen) -> dict:
     facts = {}
     for layer, (before, after) in enumerate(zip(clean.grids, seen.grids), start=1):
         facts[f"drift_layer_{layer}"] = drift_between(before.mean((1, 2)), after.mean((1, 2))).numpy()
-        rough, smooth = (dirichlet_energy(g) / mean_square_norm(g) for g in (after.numpy(), before.numpy()))
+        grids = after.numpy(), before.numpy()
+        rough, smooth = (scores.dirichlet_energy(g) / scores.mean_square_norm(g) for g in grids)
         facts[f"roughness_layer_{layer}"] = rough / smooth - 1
     return facts
 
@@ -127,15 +100,13 @@ def unrelated(embedded: Embedded, *, draws: int = 25, seed: int = 0, layer: int 
     Args:
         embedded: Embeddings of the unchanged images, or their mean tokens after one block (`mean_tokens`).
         draws: Other images each one is compared with, drawn without replacement; all of them if there are fewer.
-        seed: Of the draws.
         layer: Number of the block, for the column.
 
     Returns:
-        One row an image and kind of control (`any`, `same class`, `other class`), with `layer` and the mean
-        `distance` (1 - cosine). An image without such others has no row.
+        One row an image and kind of control (`any`, `same class`, `other class`), with `layer` and the mean `distance`
+        (1 - cosine). An image without such others has no row.
 
-    Source:
-        Wani et al. (2026), drift against control (25 others in their log); the two controls by class are ours.
+    Source: Wani et al. (2026), drift against control (25 others in their log); the two controls by class are ours.
     """
     n = len(embedded.labels)
     if draws < 1:
@@ -174,11 +145,7 @@ def by_layer(rows: pd.DataFrame, what: str) -> pd.DataFrame:
 
 
 def view(images: Dataset, names: Sequence[str], row: pd.Series, **options) -> Image.Image:
-    """The picture behind a row, made again.
-
-    Raises:
-        KeyError: If the sample or the view is not among those given.
-    """
+    """The picture behind a row, made again."""
     for perturbation in families(names, **options):
         if (perturbation.family, perturbation.instance) == (row.family, row.instance):
             words = [images.class_names[row.word_label]] * (perturbation.number + 1)  # only the last one is shown
@@ -221,9 +188,8 @@ def extremes(table: pd.DataFrame, model: str) -> dict:
     """The rows of one model with the least and the largest value: `least`, `most` in words, and their estimates."""
     own = table[table.model == model]
     least, most = (own.loc[i] for i in (own.value.idxmin(), own.value.idxmax()))
-    return {
-        "least": least.label, "least_ratio": estimate_of(least), "most": most.label, "most_ratio": estimate_of(most),
-    }  # fmt: skip
+    found = {"least": least.label, "least_ratio": scores.estimate_of(least)}
+    return found | {"most": most.label, "most_ratio": scores.estimate_of(most)}
 
 
 def farthest(rows: pd.DataFrame, control: pd.DataFrame) -> pd.DataFrame:
@@ -247,10 +213,8 @@ def pictured(images: Dataset, rows: pd.DataFrame, **options) -> tuple[list[tuple
 def energy_changes(rows: pd.DataFrame) -> pd.DataFrame:
     """Relative change of the Dirichlet energy in the three readings, columns `reading` and `change`."""
     kept = ["sample_id", "family"]
-    frames = [
-        rows[kept].assign(reading=reading, change=rows[column] / rows[f"clean_{column}"] - 1)
-        for reading, column in READINGS.items()
-    ]
+    changes = {reading: rows[column] / rows[f"clean_{column}"] - 1 for reading, column in READINGS.items()}
+    frames = [rows[kept].assign(reading=reading, change=change) for reading, change in changes.items()]
     return pd.concat(frames, ignore_index=True)
 
 
@@ -261,10 +225,8 @@ def sign_changes(table: pd.DataFrame) -> str:
     turned = [f.replace("_", " ") for f in both.index if both["raw"][f] * both["original content"][f] < 0]
     if not turned:
         return "In no family do the raw energy and that of original content point in different directions."
-    return (
-        f"Under {', '.join(turned)} the raw energy and that of original content point in different directions, so the "
-        "raw number alone says nothing about the model there."
-    )
+    differ = f"Under {', '.join(turned)} the raw energy and that of original content point in different directions"
+    return f"{differ}, so the raw number alone says nothing about the model there."
 
 
 def by_band(rows: pd.DataFrame, what: str) -> pd.DataFrame:
@@ -275,31 +237,27 @@ def by_band(rows: pd.DataFrame, what: str) -> pd.DataFrame:
 
 
 def half_kept(table: pd.DataFrame, condition: str) -> float:
-    """The cutoff at which half of the answers still stay: the lowest of `low_pass`, the highest of `high_pass`.
-
-    Raises:
-        ValueError: If fewer than half stay at every cutoff.
-    """
+    """The cutoff at which half of the answers still stay: the lowest of `low_pass`, the highest of `high_pass`."""
     kept = table[(table.condition == condition) & (table.value >= 0.5)].severity
     if kept.empty:
         raise ValueError(f"Fewer than half of the answers stay under {condition} at every cutoff.")
     return float(kept.min() if condition == "low_pass" else kept.max())
 
 
-def changed_beyond_unchanged(rows: pd.DataFrame) -> Estimate:
+def changed_beyond_unchanged(rows: pd.DataFrame) -> scores.Estimate:
     """How much farther the views of an image move whose answer changed than the others, in the same images."""
-    return paired_change(same_answer(rows), changed_answer(rows), "drift", unit="cosine distance")
+    return scores.paired_change(scores.same_answer(rows), scores.changed_answer(rows), "drift", unit="cosine distance")
 
 
-def named_as_written(rows: pd.DataFrame) -> Estimate:
+def named_as_written(rows: pd.DataFrame) -> scores.Estimate:
     """Share of views with a written class name whose answer is that class."""
-    return share_of("named")(rows.assign(named=rows.prediction == rows.word_label))
+    return scores.share_of("named")(rows.assign(named=rows.prediction == rows.word_label))
 
 
-def flips_beyond(rows: pd.DataFrame, control: pd.DataFrame) -> Estimate:
+def flips_beyond(rows: pd.DataFrame, control: pd.DataFrame) -> scores.Estimate:
     """Share of changed answers less that of a control, image by image."""
     one, other = (r.assign(flip=r.prediction != r.clean_prediction) for r in (control, rows))
-    return paired_change(one, other, "flip")
+    return scores.paired_change(one, other, "flip")
 
 
 def strongest(rows: pd.DataFrame, condition: str) -> pd.DataFrame:

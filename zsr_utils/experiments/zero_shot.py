@@ -1,50 +1,45 @@
-"""Chapter 01: maps, axes and examples of the embedding space behind a zero-shot accuracy."""
+"""Chapter 01: what lies behind a zero-shot accuracy: other prompts, published numbers, a map of the space."""
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from PIL import Image
 
 from zsr_utils._cache import code, digest, kept
+from zsr_utils.conditions import ORIGINAL
+from zsr_utils.datasets import Dataset, published_accuracy
 from zsr_utils.measure import Embedded
 from zsr_utils.models import Model
+from zsr_utils.prompts import PROMPT_SETS
+from zsr_utils.scores import accuracy, against_published, estimate_of
+from zsr_utils.study import OWN_PROMPTS, Study
 
 
 def project(
-    net: Model,
-    embedded: Embedded,
-    class_names: Sequence[str],
-    templates: Sequence[str],
-    *,
-    seed: int = 0,
-    neighbors: int = 15,
-    moved: Embedded | None = None,
-) -> pd.DataFrame:
+    net: Model, embedded: Embedded, class_names: Sequence[str], templates: Sequence[str], *,
+    seed: int = 0, neighbors: int = 15, moved: Embedded | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """UMAP of images and classes in one plane, by cosine distance: texts, or the weights of a supervised head.
 
-    Images and texts sit in separate cones of the sphere (the modality gap), so each cloud is centred
-    before the two are joined; without that the map would show two islands and nothing else.
-    The map is kept on disk, so that every chapter shows the same one.
+    Images and texts sit in separate cones of the sphere (the modality gap), so each cloud is centred before the two are
+    joined; without that the map would show two islands and nothing else. The map is kept on disk, so that every chapter
+    shows the same one.
 
     Args:
-        net: The model, for its classes.
-        embedded: Raw image features.
-        class_names: Names in label order.
-        templates: Prompt templates.
-        seed: Of the layout.
         neighbors: Neighbours that UMAP keeps near.
-        moved: Further images, such as aligned ones, laid on the finished map at the mean of their nearest
-            images, weighted by the inverse of the distance; they do not change it.
+        moved: Further images, such as aligned ones, laid on the finished map at the mean of their nearest images,
+            weighted by the inverse of the distance; they do not change it.
 
     Returns:
         Columns `sample_id`, `label`, `modality` (`image`, `aligned` or `text`), `x`, `y`.
 
-    Source:
-        McInnes et al. (2018); centring is this project's choice.
+    Source: McInnes et al. (2018); centring is this project's choice.
     """
     from sklearn.neighbors import KNeighborsRegressor
 
@@ -66,15 +61,10 @@ def project(
         pictures = np.concatenate([pictures, laid.astype(plane.dtype)])
     plane = np.concatenate([pictures, names])
     extra = moved or Embedded(embedded.sample_ids[:0], embedded.labels[:0], others)
-    return pd.DataFrame(
-        {
-            "sample_id": [*embedded.sample_ids, *extra.sample_ids, *(f"text/{c}" for c in class_names)],
-            "label": [*embedded.labels, *extra.labels, *range(len(class_names))],
-            "modality": np.repeat(["image", "aligned", "text"], [len(originals), len(others), len(texts)]),
-            "x": plane[:, 0],
-            "y": plane[:, 1],
-        }
-    )
+    ids = [*embedded.sample_ids, *extra.sample_ids, *(f"text/{c}" for c in class_names)]
+    labels = [*embedded.labels, *extra.labels, *range(len(class_names))]
+    modality = np.repeat(["image", "aligned", "text"], [len(originals), len(others), len(texts)])
+    return pd.DataFrame({"sample_id": ids, "label": labels, "modality": modality, "x": plane[:, 0], "y": plane[:, 1]})
 
 
 def _plane(points: Float[np.ndarray, "n d"], neighbors: int, seed: int) -> Float[np.ndarray, "n 2"]:
@@ -111,13 +101,7 @@ def principal_axes(embedded: Embedded, *, components: int = 6) -> Float[np.ndarr
 
     Scores of other embeddings are `(features - embedded.features.mean(0)) @ axes.T`.
 
-    Examples:
-        >>> line = Embedded(np.array(["a", "b"]), np.array([0, 1]), np.array([[0.0, 0], [2, 0]]))
-        >>> abs(principal_axes(line, components=1)).tolist()
-        [[1.0, 0.0]]
-
-    Source:
-        Salman et al. (2024), six components of raw features in the authors' code.
+    Source: Salman et al. (2024), six components of raw features in the authors' code.
     """
     from sklearn.decomposition import PCA
 
@@ -125,11 +109,66 @@ def principal_axes(embedded: Embedded, *, components: int = 6) -> Float[np.ndarr
 
 
 def one_per_class(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """A random row of every class, in class order.
-
-    Examples:
-        >>> rows = pd.DataFrame({"label": [1, 0, 1], "sample_id": ["a", "b", "c"]})
-        >>> one_per_class(rows).label.tolist()
-        [0, 1]
-    """
+    """A random row of every class, in class order."""
     return rows.groupby("label", sort=True).sample(1, random_state=seed).reset_index(drop=True)
+
+
+def comment(study: Study) -> str:
+    """What must be said beside the accuracy: why it means nothing, or where its interval lies."""
+    if study.run.caution:
+        return f"**{study.run.caution}.**"
+    reaches = "lies at or above 99 %" if study["zero_shot/accuracy"].low >= 0.99 else "reaches below 99 %"
+    return f"The interval {reaches}."
+
+
+def captioned(images: Dataset, rows: pd.DataFrame) -> tuple[list[Image.Image], list[str]]:
+    """Pictures of rows with what they are, what they were called, how surely and by how much."""
+    names, captions = images.class_names, []
+    for row in rows.itertuples():
+        called = "" if row.prediction == row.label else f", called {names[row.prediction]}"
+        captions.append(
+            f"{names[row.label]}{called}\nconfidence {row.confidence:.2f}, margin {row.margin:.1f}\n{row.sample_id}"
+        )
+    return [images.image(sample_id) for sample_id in rows.sample_id], captions
+
+
+def by_prompt(study: Study) -> pd.DataFrame:
+    """Rows of the chapter's own model with every prompt set but the chapter's; the set is the condition."""
+    frames = []
+    for name in PROMPT_SETS:
+        if name != study.parameters["prompts"]:
+            shown = replace(ORIGINAL, name=name.replace(" ", "_"))
+            frames.append(study.measure([shown], prompts=name, models=[study.name]))
+    return pd.concat(frames, ignore_index=True)
+
+
+def changes_in_words(table: pd.DataFrame, base: str) -> str:
+    """Paired changes of accuracy as a sentence."""
+    if table.empty:
+        return "Nothing was given to compare with."
+    said = [f"{row.label} changes it by {estimate_of(row):points}" for row in table.itertuples()]
+    return f"Against {base}, image by image and in percentage points: {'; '.join(said)}."
+
+
+def beside_published(study: Study) -> pd.DataFrame:
+    """Accuracy of every model with the data set's own prompts, beside the published one where there is one."""
+    shown = replace(ORIGINAL, name="own_prompts")
+    rows = study.measure([shown], prompts=OWN_PROMPTS)
+    table = study.estimate(rows, "zero_shot/accuracy_with_own_prompts", accuracy)
+    data = study.parameters["dataset"]
+    published = [published_accuracy(net.name, net.pretrained, data) for net in study.nets.values()]
+    columns = ["model", "value", "low", "high", "n", "published", "difference", "covered", "source"]
+    return against_published(table, published)[columns]
+
+
+def coverage_in_words(study: Study, table: pd.DataFrame) -> str:
+    """Whether the intervals cover what was published."""
+    said = [
+        f"{row.model}: {row.value:.4f} measured, {row.published:.4f} published ({row.source}), "
+        f"{'inside' if row.covered else '**outside**'} the interval"
+        for row in table.dropna(subset="published").itertuples()
+    ]
+    p = study.parameters
+    whole = p["split"] == "validation" and not (p["classes"] or p["ids"] or p["limit"])
+    part = "" if whole else " This run saw a part of the images or classes only."
+    return f"{'; '.join(said) or 'Nothing is published for these models on these images'}.{part}"

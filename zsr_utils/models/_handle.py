@@ -2,21 +2,41 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zsr_utils._cache import cache_folder
-from zsr_utils.models._preprocess import Preprocess
+from zsr_utils._cache import cache_folder, write_whole
 
 
 # tf32 keeps weights and results in fp32; its products are rounded on a GPU that can
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 RANGE_TOLERANCE = 1e-6  # of pixels beyond [0, 1]: a smaller excess is rounding
+RANDOM_WEIGHTS = "random weights: its accuracies mean nothing"  # a handle's `note`
+
+
+class Preprocess:
+    """A checkpoint's own resize and crop, from an RGB picture to pixels (3, size, size) in [0, 1], and its identity.
+
+    Its `key` is equal for equal pixels: settings, steps, and the libraries that resize. Without settings it is None,
+    and pixels are never kept on disk.
+    """
+
+    def __init__(self, transform: Callable[[Image.Image], Tensor], size: int, settings: dict | None = None):
+        self._transform, self.size = transform, size
+        steps = re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
+        libraries = [version("pillow"), version("torchvision")]
+        made_of = json.dumps([size, settings, steps, libraries], sort_keys=True, default=str)
+        self.key = hashlib.sha256(made_of.encode()).hexdigest() if settings else None
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self._transform(image)
 
 
 class Model(nn.Module):
@@ -25,10 +45,8 @@ class Model(nn.Module):
     Pixels are float32 in [0, 1], NCHW, RGB, at `image_size`; normalisation happens inside.
 
     Attributes:
-        name: The name it was loaded by.
         image_size: Side of the square input, in pixels.
         activation: `gelu` or `quickgelu`, as the checkpoint was trained.
-        precision: `fp32`, `tf32`, `fp16` or `bf16`, of the weights and of the arithmetic.
         from_pil: The checkpoint's own resize and crop, from a picture to pixels in [0, 1].
         preprocessing: Size, resize, crop, interpolation, mean and std, as the checkpoint's config has them.
         trained_on: The one data set an embedded model was made for, or None.
@@ -39,23 +57,10 @@ class Model(nn.Module):
     bias_columns = 0  # of a classifier, after its weights
 
     def __init__(
-        self,
-        net: nn.Module,
-        *,
-        name: str,
-        image_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        transform,
-        tokenizer=None,
-        pretrained: str | None = None,
-        activation: str = "gelu",
-        precision: str = "fp32",
-        config: dict | None = None,
-        preprocessing: dict | None = None,
-        trained_on: str | None = None,
-        note: str = "",
-    ):
+        self, net: nn.Module, *, name: str, image_size: int, mean: Sequence[float], std: Sequence[float], transform,
+        tokenizer=None, pretrained: str | None = None, activation: str = "gelu", precision: str = "fp32",
+        config: dict | None = None, preprocessing: dict | None = None, trained_on: str | None = None, note: str = "",
+    ):  # fmt: skip
         super().__init__()
         self.net = net.eval().requires_grad_(False)
         self.name, self.pretrained, self.image_size = name, pretrained, image_size
@@ -87,52 +92,33 @@ class Model(nn.Module):
         return 0.0 if bias is None else bias.float()
 
     def encode_image(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
-        """Raw image features, differentiable in `pixels`; not normalised.
-
-        Raises:
-            ValueError: If pixels are not NCHW RGB at `image_size` or leave [0, 1] by more than 1e-6.
-        """
+        """Raw image features, differentiable in `pixels`; not normalised."""
         return self.net.encode_image(self._normalised(pixels)).float()
 
     def encode_tokens(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n rows columns c"]:
-        """Patch tokens of the last block after its norm, or the last feature map of a CNN.
+        """Patch tokens of the last block after its norm, or the last feature map of a CNN."""
+        return self._tokens(pixels, indices=1, intermediates_only=True)["image_intermediates"][-1]
 
-        Raises:
-            ValueError: As `encode_image`.
-            NotImplementedError: If the image tower has no token grid this package knows.
+    def encode_layers(self, pixels: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n d"], list[Tensor]]:
+        """Image features and, from the same pass, the token grid (N, rows, columns, C) after every block or stage.
+
+        A transformer's tokens are read through its final norm at every depth, so that lengths can be compared between
+        blocks; the last grid is what `encode_tokens` gives.
         """
-        found = self._intermediates(pixels, indices=1, intermediates_only=True)
-        return found["image_intermediates"][-1].permute(0, 2, 3, 1).float()
+        passed = self._tokens(pixels, indices=None, intermediates_only=False)
+        return passed["image_features"].float(), passed["image_intermediates"]
 
-    def encode_layers(
-        self, pixels: Float[Tensor, "n 3 h w"]
-    ) -> tuple[Float[Tensor, "n d"], list[Float[Tensor, "n rows columns c"]]]:
-        """Image features and, from the same pass, the token grid after every block or stage.
-
-        A transformer's tokens are read through its final norm at every depth, so that lengths can be
-        compared between blocks; the last grid is what `encode_tokens` gives.
-
-        Raises:
-            ValueError: As `encode_image`.
-            NotImplementedError: If the image tower has no token grid this package knows.
-        """
-        found = self._intermediates(pixels, indices=None, intermediates_only=False)
-        return found["image_features"].float(), [t.permute(0, 2, 3, 1).float() for t in found["image_intermediates"]]
-
-    def _intermediates(self, pixels: Tensor, **options) -> dict:
+    def _tokens(self, pixels: Tensor, **options) -> dict:
         visual = getattr(self.net, "visual", None)
         if not hasattr(visual, "forward_intermediates"):
             raise NotImplementedError(f"{self.name}: its image tower gives no token grid.")
-        normalised = self._normalised(pixels)
-        return visual.forward_intermediates(normalised, normalize_intermediates=True, output_fmt="NCHW", **options)
+        options |= {"normalize_intermediates": True, "output_fmt": "NCHW"}
+        passed = visual.forward_intermediates(self._normalised(pixels), **options)
+        return passed | {"image_intermediates": [t.permute(0, 2, 3, 1).float() for t in passed["image_intermediates"]]}
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "t d"]:
-        """Raw text features; not normalised.
-
-        Raises:
-            TypeError: If the model has no text tower.
-        """
+        """Raw text features; not normalised."""
         if self._tokenizer is None:
             raise TypeError(f"{self.name} has no text tower, so it cannot encode text.")
         tokens = self._tokenizer(list(texts)).to(self.device)
@@ -141,16 +127,13 @@ class Model(nn.Module):
     def classifier(self, class_names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "k d"]:
         """Unit text weights: features normalised, averaged over templates, normalised again.
 
-        Kept on disk by (fingerprint, precision, names, templates), so that a second chapter is free.
-
-        Args:
-            class_names: One name a class.
-            templates: Format strings with one `{}` for the name.
-
-        Raises:
-            ValueError: If there is no class, or a template has no `{}`.
+        Kept on disk by (fingerprint, precision, names, templates); these have one `{}` for the name.
         """
-        check_prompts(class_names, templates)
+        if not class_names or not templates:
+            raise ValueError("class_names and templates must each hold at least one text.")
+        for template in templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"template {template!r} must hold exactly one '{{}}' for the class name.")
         key = json.dumps([self.fingerprint, self.precision, list(class_names), list(templates)])
         path = cache_folder() / "classifiers" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.pt"
         if path.exists():
@@ -158,10 +141,7 @@ class Model(nn.Module):
         texts = [template.format(name) for name in class_names for template in templates]
         features = F.normalize(self.encode_text(texts), dim=-1)
         weights = F.normalize(features.view(len(class_names), len(templates), -1).mean(1), dim=-1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        torch.save(weights.cpu(), temporary)
-        temporary.replace(path)
+        write_whole(path, lambda temporary: torch.save(weights.cpu(), temporary))
         return weights
 
     def logits(self, pixels: Float[Tensor, "n 3 h w"], classifier: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:
@@ -180,11 +160,7 @@ class Model(nn.Module):
         return classifier, classifier.new_zeros(len(classifier))
 
     def check_classifier(self, classifier: Float[Tensor, "k columns"], d: int) -> None:
-        """Refuse a classifier that does not fit embeddings of d numbers.
-
-        Raises:
-            ValueError: If it has not two rows or more, each as wide as those of `classifier`.
-        """
+        """Refuse a classifier that does not fit embeddings of d numbers, or has less than two rows."""
         width = d + self.bias_columns
         if classifier.ndim != 2 or len(classifier) < 2 or classifier.shape[1] != width:
             shape = tuple(classifier.shape)
@@ -194,10 +170,9 @@ class Model(nn.Module):
         """Compute the same faster, to rounding; the handle itself is changed.
 
         Args:
-            channels_last: Keep weights and pixels with the channels innermost, which convolutions of fp16 and
-                bf16 on a GPU prefer.
-            compile: Compile the image tower at its first use, by `torch.compile`; a text names its backend.
-                Token grids and Jacobians by `torch.func` go through the tower as it was.
+            channels_last: Channels innermost, which convolutions of fp16 and bf16 on a GPU prefer.
+            compile: Compile the image tower at its first use, but for token grids and Jacobians by `torch.func`; a text
+                names the backend of `torch.compile`.
         """
         if channels_last:
             self._memory_format = torch.channels_last
@@ -216,15 +191,6 @@ class Model(nn.Module):
             raise ValueError(f"pixels run from {float(low):.4g} to {float(high):.4g}, allowed is [0, 1].")
         normalised = ((pixels - self.mean) / self.std).to(PRECISIONS[self.precision])
         return normalised.contiguous(memory_format=self._memory_format)
-
-
-def check_prompts(class_names: Sequence[str], templates: Sequence[str]) -> None:
-    """Raise one clear sentence for an empty list or a template without a place for the name."""
-    if not class_names or not templates:
-        raise ValueError("class_names and templates must each hold at least one text.")
-    for template in templates:
-        if template.count("{}") != 1:
-            raise ValueError(f"template {template!r} must hold exactly one '{{}}' for the class name.")
 
 
 def _fingerprint(net: nn.Module, extra: dict) -> str:

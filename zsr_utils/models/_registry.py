@@ -6,10 +6,12 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import torch
 
 from zsr_utils._text import one_of, unknown
-from zsr_utils.models._handle import PRECISIONS, Model
+from zsr_utils.models import _openclip, _supervised, _tabletop
+from zsr_utils.models._handle import PRECISIONS, RANDOM_WEIGHTS, Model
 
 
 Builder = Callable[..., Model]
@@ -20,15 +22,7 @@ _BUILDERS: dict[str, Builder] = {}
 def register_model(name: str) -> Callable[[Builder], Builder]:
     """Register `build(name, pretrained, precision) -> Model` for a name, or for a prefix that ends in `:`.
 
-    An installed package needs no call: an entry point of the group `zsr_utils.models`, with the model's name
-    (or prefix) and such a function, is found by `load_model`.
-
-    Examples:
-        >>> @register_model("my-model")
-        ... def build(name, pretrained, precision):
-        ...     raise NotImplementedError
-        >>> "my-model" in known_models()
-        True
+    An installed package needs no call, but an entry point of the group `zsr_utils.models`. `_imagebind` is an example.
     """
 
     def add(builder: Builder) -> Builder:
@@ -39,54 +33,34 @@ def register_model(name: str) -> Callable[[Builder], Builder]:
 
 
 def known_models() -> list[str]:
-    """Every name `load_model` knows: adapters, embedded models and open_clip's architectures.
-
-    `supervised:` stands for each of timm's and torchvision's classifiers.
-    """
-    import open_clip
-
-    from zsr_utils.models._supervised import PREFIX
-    from zsr_utils.models._tabletop import embedded_models
-
-    return list(dict.fromkeys([*_BUILDERS, *_offered(), *embedded_models(), PREFIX, *open_clip.list_models()]))
+    """Every name `load_model` knows; `supervised:` stands for each of timm's and torchvision's classifiers."""
+    offered = (point.name for point in metadata.entry_points(group=ENTRY_POINTS))
+    every = [*_BUILDERS, *offered, *_tabletop.embedded_models(), _supervised.PREFIX, *open_clip.list_models()]
+    return list(dict.fromkeys(every))
 
 
 def load_model(
-    name: str,
-    pretrained: str | None = None,
-    device: str = "auto",
-    precision: str = "fp32",
-    *,
-    channels_last: bool = False,
-    compile: bool | str = False,
-) -> Model:
+    name: str, pretrained: str | None = None, device: str = "auto", precision: str = "fp32", *,
+    channels_last: bool = False, compile: bool | str = False,
+) -> Model:  # fmt: skip
     """Load a frozen model by name.
 
     Args:
         name: An embedded model (`tabletop-base`), an open_clip architecture (`ViT-B-32`), an address
             (`hf-hub:org/name`, `local-dir:/folder`), a classifier (`supervised:resnet50`,
             `supervised:torchvision/resnet50`), or the name of an adapter.
-        pretrained: The library's tag or a weight file, for architectures only; None gives random weights
-            and says so in `note`.
+        pretrained: The library's tag or a weight file, for architectures only; None gives random weights and says so in
+            `note`.
         device: `auto` takes a GPU where there is one; otherwise any torch device name.
-        precision: `fp32`, `tf32`, `fp16` or `bf16`. The choice between fp32 and tf32 holds for the process: with
-            fp32, products on a GPU are exact to fp32, also in convolutions, where PyTorch's default is tf32.
-            Gradients are for fp32: in 16 bits, small ones vanish.
+        precision: `fp32`, `tf32`, `fp16` or `bf16`. The choice between fp32 and tf32 holds for the process: with fp32,
+            products on a GPU are exact to fp32, also in convolutions, where PyTorch's default is tf32. Gradients are
+            for fp32: in 16 bits, small ones vanish.
         channels_last, compile: As `Model.tune` takes them.
-
-    Raises:
-        ValueError: If a name, tag, device or precision is unknown (the message lists the nearest ones), or a
-            weight file is damaged, holds code, or belongs to another architecture.
-        ModelUnavailable: If weights are not on this machine and cannot be fetched.
     """
-    import open_clip
-
-    from zsr_utils.models import _openclip, _supervised, _tabletop
-
     one_of("precision", precision, PRECISIONS)
     where = resolve_device(device)
-    prefix = name.split(":", 1)[0] + ":" if ":" in name else None
-    if builder := _adapter(name) or (prefix and _adapter(prefix)):
+    prefix = name.split(":", 1)[0] + ":" if ":" in name else ""
+    if builder := _adapter(name) or _adapter(prefix):
         model = builder(name, pretrained, precision)
     elif name in _tabletop.embedded_models():
         model = _tabletop.load(name, precision)
@@ -101,37 +75,28 @@ def load_model(
     return model.to(where).tune(channels_last=channels_last, compile=compile)
 
 
-def _offered() -> dict[str, metadata.EntryPoint]:
-    """Adapters of installed packages, by model name or prefix; none is imported before it is asked for."""
-    return {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)}
-
-
 def _adapter(name: str) -> Builder | None:
+    """A registered builder, or that of an installed package, which is imported only when asked for."""
     if name in _BUILDERS:
         return _BUILDERS[name]
-    point = _offered().get(name)
-    if point is None:
-        return None
-    try:
-        return point.load()
-    except Exception as error:
-        raise ValueError(f"The adapter {point.value!r} of {name!r} could not be imported: {error}.") from error
+    for point in metadata.entry_points(group=ENTRY_POINTS):
+        if point.name == name:
+            try:
+                return point.load()
+            except Exception as error:
+                raise ValueError(f"The adapter {point.value!r} of {name!r} could not be imported: {error}.") from error
+    return None
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` or a torch device name, checked.
-
-    Raises:
-        ValueError: If the device does not exist here.
-    """
+    """`auto`, or the name of a torch device that must exist here."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device is {device!r}, which this machine does not have; try 'auto' or 'cpu'.") from error
-    return chosen
+    return torch.device(device)
 
 
 def seed_everything(seed: int) -> None:
@@ -146,17 +111,14 @@ def seed_everything(seed: int) -> None:
 @register_model("imagebind")
 def _imagebind(name: str, pretrained: str | None, precision: str) -> Model:
     """ImageBind's image and text towers: an adapter as a user would write it."""
-    from zsr_utils.models import _openclip, _supervised
-
     try:
         import imagebind
         from imagebind.models.imagebind_model import imagebind_huge
         from imagebind.models.multimodal_preprocessors import SimpleTokenizer
     except ImportError as error:
-        raise _openclip.ModelUnavailable(
-            f"imagebind is not installed ({error}): pip install git+https://github.com/facebookresearch/ImageBind, "
-            "and pass its weight file imagebind_huge.pth as `pretrained`."
-        ) from error
+        how = "pip install git+https://github.com/facebookresearch/ImageBind, and pass its weight file"
+        reason = f"imagebind is not installed ({error}): {how} imagebind_huge.pth as `pretrained`."
+        raise _openclip.ModelUnavailable(reason) from error
     net = imagebind_huge(pretrained=False)
     if pretrained:
         net.load_state_dict(_openclip.read_weights(Path(pretrained), name))
@@ -173,5 +135,5 @@ def _imagebind(name: str, pretrained: str | None, precision: str) -> Model:
         net, name=name, pretrained=pretrained, image_size=224, mean=mean, std=std, precision=precision,
         transform=_supervised.resize_and_crop(preprocessing), preprocessing=preprocessing,
         tokenizer=lambda texts: torch.stack([words(text) for text in texts]),
-        note="" if pretrained else "random weights: its accuracies mean nothing",
+        note="" if pretrained else RANDOM_WEIGHTS,
     )  # fmt: skip

@@ -7,15 +7,18 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import timm
 import torch
 from jaxtyping import Float
+from open_clip import IMAGENET_CLASSNAMES
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import Compose, InterpolationMode, Normalize, functional as TF
+from torchvision import models
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
-from zsr_utils._text import nearest, one_of, unknown
-from zsr_utils.models._handle import Model
-from zsr_utils.models._openclip import ModelUnavailable, _quiet, missing_weights, read_weights
+from zsr_utils._text import one_of, unknown
+from zsr_utils.models._handle import RANDOM_WEIGHTS, Model
+from zsr_utils.models._openclip import ModelUnavailable, broken_weights, known_tag, missing, quiet, read_weights
 
 
 PREFIX = "supervised:"
@@ -25,34 +28,29 @@ Naming = Sequence[tuple[str, ...]]  # for every class of a head, its names in on
 
 
 class SupervisedModel(Model):
-    """A classification network: its embeddings are what its linear head sees, and it has no text tower.
-
-    Attributes:
-        class_names: One name for every row of the head.
-    """
+    """A classification network: its embeddings are what its linear head sees, and it has no text tower."""
 
     bias_columns = 1
 
     def __init__(self, network: nn.Module, *, namings: Sequence[Naming], library: str = "timm", **options):
-        """`namings` are vocabularies for the head's classes, the first of them for display; the rest as `Model`."""
-        self._namings = [list(naming) for naming in namings]
-        self.class_names = tuple(names[0] for names in self._namings[0]) if namings else ()
+        """`namings` are vocabularies for the head's classes, the first of them for display; the rest as `Model`.
+
+        What is not given of `image_size`, `mean`, `std` and `transform` is taken from `preprocessing`.
+        """
+        self._namings = namings
+        self.class_names = tuple(names[0] for names in namings[0]) if namings else ()
+        if preprocessing := options.get("preprocessing"):
+            options |= {key: preprocessing[key] for key in ("image_size", "mean", "std")}
+            options["transform"] = options.get("transform") or resize_and_crop(preprocessing)
         super().__init__(Tower(network, library), activation=_activation(network), **options)
 
     def classifier(self, class_names: Sequence[str], templates: Sequence[str] = ()) -> Float[Tensor, "k d+1"]:
         """Rows of the head for these classes: weights, and the bias in the last column.
 
-        A name is looked for in the head's vocabularies one after the other: for ImageNet its WordNet
-        description, id (`n01440764`) and first word, CLIP's curated name, and every other word of the
-        description. A class that a data set has and the head has not (PACS's `dog` covers 118 of
-        ImageNet's) has no row: choose a data set with the head's own classes.
-
-        Args:
-            class_names: One name a class; a whole vocabulary in its order is every row.
-            templates: Not used: there is no text.
-
-        Raises:
-            ValueError: If a name is unknown, or means several classes, or two names mean the same one.
+        A name is looked for in the head's vocabularies one after the other: for ImageNet its WordNet description, id
+        (`n01440764`) and first word, CLIP's curated name, and every other word of the description. A class that a data
+        set has and the head has not (PACS's `dog` covers 118 of ImageNet's) has no row: choose a data set with the
+        head's own classes. A whole vocabulary in its order is every row. Templates are not used: there is no text.
         """
         rows = self._rows([" ".join(name.replace("_", " ").split()) for name in class_names])
         return torch.cat([self.net.weight, self.net.bias[:, None]], dim=1)[rows].float()
@@ -66,54 +64,54 @@ class SupervisedModel(Model):
         """The weights and the biases of the rows."""
         return classifier[:, :-1], classifier[:, -1]
 
-    def _rows(self, wanted: list[str]) -> list[int]:
-        if not wanted:
+    def _rows(self, names: list[str]) -> list[int]:
+        if not names:
             raise ValueError("class_names must hold at least one text.")
         if not self._namings:
-            raise ValueError(
-                f"{self.name}: nobody recorded what its {len(self.net.weight)} outputs are; "
-                "a JSON file beside the weight file, of the same name, may say it as 'class_names'."
-            )
+            missing = f"nobody recorded what its {len(self.net.weight)} outputs are"
+            way_out = "a JSON file beside the weight file, of the same name, may say it as 'class_names'"
+            raise ValueError(f"{self.name}: {missing}; {way_out}.")
         for naming in self._namings:  # a whole list may use a name twice, as CLIP's does 'missile'
-            if wanted == [names[0] for names in naming]:
+            if names == [same[0] for same in naming]:
                 return list(range(len(naming)))
-        rows = [self._row(name) for name in wanted]
-        for row, count in Counter(rows).items():
-            if count > 1:
-                same = [name for name, found in zip(wanted, rows) if found == row]
-                raise ValueError(f"{' and '.join(map(repr, same))} mean the same class of {self.name}.")
-        return rows
+        name_of: dict[int, str] = {}
+        for name in names:
+            row = self._row(name)
+            if row in name_of:
+                raise ValueError(f"{name_of[row]!r} and {name!r} mean the same class of {self.name}.")
+            name_of[row] = name
+        return list(name_of)
 
     def _row(self, name: str) -> int:
         for fold in (str, str.casefold):  # 'Cardigan' is a dog, 'cardigan' a garment
             for naming in self._namings:
-                found = _table(tuple(naming), fold).get(fold(name), [])
-                if len(found) == 1:
-                    return found[0]
-                if found:
-                    every = [f"{self._namings[:2][-1][i][0]} ({self.class_names[i]})" for i in found]
-                    raise ValueError(f"{name!r} means {len(found)} classes of {self.name}: {', '.join(every)}.")
+                rows = [row for row, names in enumerate(naming) if fold(name) in map(fold, names)]
+                if len(rows) > 1:
+                    every = [f"{self._namings[:2][-1][row][0]} ({self.class_names[row]})" for row in rows]
+                    raise ValueError(f"{name!r} means {len(rows)} classes of {self.name}: {', '.join(every)}.")
+                if rows:
+                    return rows[0]
         raise ValueError(unknown(f"class name of {self.name}", name, {n for names in self._namings[-1] for n in names}))
 
 
 class Tower(nn.Module):
     """A classification network as an image tower, with the linear head beside it.
 
-    `encode_image` gives what the head sees. Where the network ends in something else than a linear layer
-    (SqueezeNet pools after its last layer), the embedding is the network's output and the head is the identity.
+    `encode_image` gives what the head sees. Where the network ends in something else than a linear layer (SqueezeNet
+    pools after its last layer), the embedding is the network's output and the head is the identity.
     """
 
     def __init__(self, network: nn.Module, library: str):
         super().__init__()
-        place = _linear_head(network, library)
-        if place is None:
-            classes = _outputs(network, library)
-            weight, bias = torch.eye(classes), torch.zeros(classes)
+        head = network.get_classifier() if library == "timm" else _last_layer(network)
+        pointwise = isinstance(head, nn.Conv2d) and head.kernel_size == (1, 1) and library == "timm"
+        if isinstance(head, nn.Linear) or pointwise:
+            weight = head.weight.detach().flatten(1)
+            bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach()
+            network.set_submodule(next(p for p, m in network.named_modules() if m is head), nn.Identity())
         else:
-            head = network.get_submodule(place)
-            weight, bias = head.weight.detach().flatten(1), head.bias
-            bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
-            network.set_submodule(place, nn.Identity())
+            weight = torch.eye(_outputs(network, library))
+            bias = torch.zeros(len(weight))
         self.network, self.library = network, library
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
         self.register_buffer("logit_scale", torch.zeros(()), persistent=False)
@@ -126,109 +124,67 @@ class Tower(nn.Module):
         """Itself, where there is a token grid: the call that open_clip's image towers have."""
         if self.library == "timm":
             return self if hasattr(self.network, "forward_intermediates") else None
-        from torchvision.models import SwinTransformer, VisionTransformer
+        return None if isinstance(self.network, models.SwinTransformer | models.VisionTransformer) else self
 
-        return None if isinstance(self.network, SwinTransformer | VisionTransformer) else self
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        normalize_intermediates: bool = False,
-        intermediates_only: bool = False,
-        output_fmt: str = "NCHW",
-    ) -> dict:
+    def forward_intermediates(self, x: Tensor, *, indices: int | None, **_) -> dict:
         """Maps after every block or stage (torchvision: the last one of every resolution), and the features."""
         if self.library == "torchvision":
             features, maps = _maps(self.network, x)
-            if indices is not None:
-                maps = maps[-indices:] if isinstance(indices, int) else [maps[i] for i in indices]
-            return {"image_intermediates": maps, "image_features": features.flatten(1)}
-        options = {"norm": normalize_intermediates, "output_fmt": output_fmt}
-        if intermediates_only:
-            maps = self.network.forward_intermediates(x, indices=indices, intermediates_only=True, **options)
-            return {"image_intermediates": maps}
-        last, maps = self.network.forward_intermediates(x, indices=indices, **options)
-        return {"image_intermediates": maps, "image_features": self.network.forward_head(last).flatten(1)}
+        else:
+            last, maps = self.network.forward_intermediates(x, indices=indices, norm=True, output_fmt="NCHW")
+            features = self.network.forward_head(last)
+        return {"image_intermediates": maps, "image_features": features.flatten(1)}
 
 
 def load(name: str, pretrained: str | None, precision: str) -> SupervisedModel:
     """A handle over `supervised:<architecture>`, `supervised:timm/…` or `supervised:torchvision/…`.
 
-    timm is asked first. Preprocessing is that of the library for the tag, or for the architecture; a JSON
-    file beside a weight file (`weights.json` for `weights.pt`) may say `image_size`, `resize` (short side),
-    `interpolation`, `mean`, `std` and `class_names` of these weights.
-
-    Raises:
-        ValueError: If the architecture, tag or weight file is not usable.
-        ModelUnavailable: If the weights of a tag are not here and cannot be fetched.
+    timm is asked first. Preprocessing is that of the library for the tag, or for the architecture; a JSON file beside a
+    weight file (`weights.json` for `weights.pt`) may say `image_size`, `resize` (short side), `interpolation`, `mean`,
+    `std` and `class_names` of these weights.
     """
     library, architecture = _find(name)
     file = Path(pretrained) if pretrained and Path(pretrained).is_file() else None
     own = _own(file) if file else {}
-    tag = pretrained if pretrained and not file else None
-    with _quiet():
-        network, found, transform = LIBRARIES[library](name, architecture, tag, len(own.get("class_names", ())))
+    class_names = own.pop("class_names", ())
+    with quiet():
+        tag = None if file else pretrained or None
+        build = _timm if library == "timm" else _torchvision
+        network, preprocessing, transform = build(name, architecture, tag, len(class_names))
     if file:
         _fill(network, file, name)
     if own.keys() & {"image_size", "resize", "interpolation"}:
         transform = None
-        found.pop("crop_mode", None)
-    preprocessing = {**found, **{key: value for key, value in own.items() if key != "class_names"}}
+        preprocessing.pop("crop_mode", None)
+    preprocessing |= own
     if preprocessing["resize"] < preprocessing["image_size"]:
         resize, size = preprocessing["resize"], preprocessing["image_size"]
         raise ValueError(f"{name}: resize is {resize}, allowed is the image_size of {size} or more.")
-    classes = _outputs(network, library)
-    namings = [[(c,) for c in own["class_names"]]] if "class_names" in own else imagenet_names(classes)
+    namings = [[(c,) for c in class_names]] if class_names else imagenet_names(_outputs(network, library))
     return SupervisedModel(
-        network,
-        library=library,
-        namings=namings,
-        name=name,
-        pretrained=pretrained or None,
-        image_size=preprocessing["image_size"],
-        mean=preprocessing["mean"],
-        std=preprocessing["std"],
-        transform=transform or resize_and_crop(preprocessing),
-        precision=precision,
+        network, library=library, namings=namings, name=name, pretrained=pretrained or None, precision=precision,
         config={"library": library, "architecture": architecture, "namings": namings},
-        preprocessing=preprocessing,
-        note="" if pretrained else "random weights: its accuracies mean nothing",
-    )
+        preprocessing=preprocessing, transform=transform, note="" if pretrained else RANDOM_WEIGHTS,
+    )  # fmt: skip
 
 
-def load_folder(folder: Path, build: Callable[[str, int], nn.Module], precision: str, *, trained_on: str) -> Model:
+def load_folder(folder: Path, build: Callable[[str, int], nn.Module], precision: str) -> Model:
     """An embedded classifier: `config.json` beside `model.safetensors`, and `build(tower, classes)` for its network."""
     config = json.loads((folder / "config.json").read_text())
     network = build(config["tower"], len(config["class_names"]))
     _fill(network, folder / "model.safetensors", folder.name)
     size = config["image_size"]
     preprocessing = {"image_size": size, "resize": size, "interpolation": "bicubic"}
-    preprocessing |= {"mean": config["mean"], "std": config["std"]}
     return SupervisedModel(
-        network,
-        namings=[[(c,) for c in config["class_names"]]],
-        name=folder.name,
-        image_size=size,
-        mean=config["mean"],
-        std=config["std"],
-        transform=resize_and_crop(preprocessing),
-        precision=precision,
-        config=config,
-        preprocessing=preprocessing,
-        trained_on=trained_on,
-    )
+        network, namings=[[(c,) for c in config["class_names"]]], name=folder.name, precision=precision, config=config,
+        preprocessing=preprocessing | {key: config[key] for key in ("mean", "std")},
+    )  # fmt: skip
 
 
 def resize_and_crop(preprocessing: dict) -> Callable[[Image.Image], Float[Tensor, "3 size size"]]:
     """Short side to `resize`, then a centre crop of `image_size`, ending in [0, 1]."""
-    size, resize = preprocessing["image_size"], preprocessing["resize"]
-    filter_ = InterpolationMode(preprocessing["interpolation"])
-
-    def transform(image: Image.Image) -> Tensor:
-        return TF.to_tensor(TF.center_crop(TF.resize(image.convert("RGB"), resize, filter_), [size, size]))
-
-    return transform
+    resize = Resize(preprocessing["resize"], InterpolationMode(preprocessing["interpolation"]))
+    return Compose([_rgb, resize, CenterCrop(preprocessing["image_size"]), ToTensor()])
 
 
 @lru_cache
@@ -242,41 +198,22 @@ def imagenet_names(classes: int) -> list[Naming]:
         >>> [naming[0] for naming in imagenet_names(1000)]
         [('tench, Tinca tinca',), ('n01440764',), ('tench',), ('tench',), ('tench', 'Tinca tinca')]
 
-    Source:
-        `timm.data.ImageNetInfo` and `open_clip.IMAGENET_CLASSNAMES`; the order in which they are asked is ours.
+    Source: `timm.data.ImageNetInfo` and `open_clip.IMAGENET_CLASSNAMES`; the order in which they are asked is ours.
     """
-    from open_clip import IMAGENET_CLASSNAMES
-    from timm.data import ImageNetInfo, infer_imagenet_subset
-
-    subset = infer_imagenet_subset({"num_classes": classes})
+    subset = timm.data.infer_imagenet_subset({"num_classes": classes})
     if subset is None:
         return []
-    info = ImageNetInfo(subset)
+    info = timm.data.ImageNetInfo(subset)
     words = [tuple(text.split(", ")) for text in info.label_descriptions()]
     curated = [[(name,) for name in IMAGENET_CLASSNAMES]] if classes == 1000 else []
     ids = [(name,) for name in info.label_names()]
     return [[(", ".join(w),) for w in words], ids, [w[:1] for w in words], *curated, words]
 
 
-@lru_cache(maxsize=32)
-def _table(naming: tuple[tuple[str, ...], ...], fold: Callable[[str], str]) -> dict[str, list[int]]:
-    table: dict[str, list[int]] = {}
-    for row, names in enumerate(naming):
-        for name in {fold(n) for n in names}:
-            table.setdefault(name, []).append(row)
-    return table
-
-
 def _find(name: str) -> tuple[str, str]:
     """Library and architecture that a name means."""
-    import timm
-    from torchvision import models
-
     asked, _, architecture = name.removeprefix(PREFIX).rpartition("/")
-    known = {
-        "timm": [*timm.list_models(), *timm.list_pretrained()],
-        "torchvision": models.list_models(module=models),
-    }
+    known = {"timm": [*timm.list_models(), *timm.list_pretrained()], "torchvision": models.list_models(module=models)}
     for library, names in known.items():
         if asked in ("", library) and architecture in names:
             return library, architecture
@@ -285,37 +222,31 @@ def _find(name: str) -> tuple[str, str]:
 
 
 def _timm(name: str, architecture: str, tag: str | None, classes: int) -> tuple[nn.Module, dict, Callable]:
-    import timm
-
     if tag:
         architecture = architecture.split(".")[0]
-        tags = [full.split(".", 1)[1] for full in timm.list_pretrained(f"{architecture}.*")]
-        _known_tag(name, tag, tags)
+        known_tag(name, tag, [full.split(".", 1)[1] for full in timm.list_pretrained(f"{architecture}.*")])
         architecture = f"{architecture}.{tag}"
     try:
-        network = timm.create_model(architecture, pretrained=bool(tag), **({"num_classes": classes} if classes else {}))
+        network = timm.create_model(architecture, pretrained=bool(tag), num_classes=classes or None)
     except (OSError, RuntimeError) as error:
         entry = timm.get_pretrained_cfg(architecture)
         source = f"the Hugging Face project {entry.hf_hub_id!r}" if entry and entry.hf_hub_id else "timm's hub"
-        text = missing_weights(f"{name} {tag}", source, "the weight file as `pretrained`", error)
-        raise ModelUnavailable(text) from error
+        raise ModelUnavailable(missing(f"{name} {tag}", source, "the weight file as `pretrained`", error)) from error
     if not network.num_classes:
         raise ValueError(f"{name} has no classification head, so it cannot be a supervised baseline.")
     config = timm.data.resolve_model_data_config(network)
     *steps, last = timm.data.create_transform(**config, is_training=False).transforms
     assert isinstance(last, Normalize), "timm's transform ends with the normalisation"
     size = config["input_size"][-1]
-    found = {"image_size": size, "resize": math.floor(size / config["crop_pct"]), "crop_mode": config["crop_mode"]}
-    found |= {key: config[key] for key in ("interpolation", "mean", "std")}
-    return network, found, Compose([_rgb, *steps])
+    preprocessing = {"image_size": size, "resize": math.floor(size / config["crop_pct"])}
+    preprocessing |= {key: config[key] for key in ("crop_mode", "interpolation", "mean", "std")}
+    return network, preprocessing, Compose([_rgb, *steps])
 
 
 def _torchvision(name: str, architecture: str, tag: str | None, classes: int) -> tuple[nn.Module, dict, None]:
-    from torchvision import models
-
     every = models.get_model_weights(architecture)
     if tag:
-        _known_tag(name, tag, list(every.__members__))
+        known_tag(name, tag, list(every.__members__))
     # without a tag, the first one's: 256 to 224 px for most, and what the architecture needs for the others
     weights = every[tag] if tag else next(iter(every))
     try:
@@ -324,77 +255,44 @@ def _torchvision(name: str, architecture: str, tag: str | None, classes: int) ->
     except (OSError, RuntimeError) as error:
         size = weights.meta.get("_file_size")
         source = f"the file {weights.url!r}" + (f" of {size:.0f} MB" if size else "")
-        raise ModelUnavailable(missing_weights(f"{name} {tag}", source, "that file as `pretrained`", error)) from error
+        raise ModelUnavailable(missing(f"{name} {tag}", source, "that file as `pretrained`", error)) from error
     preset = weights.transforms()
-    found = {"image_size": preset.crop_size[0], "resize": preset.resize_size[0]}
-    found |= {"interpolation": preset.interpolation.value, "mean": preset.mean, "std": preset.std}
-    return network, found, None
-
-
-LIBRARIES = {"timm": _timm, "torchvision": _torchvision}
+    preprocessing = {"image_size": preset.crop_size[0], "resize": preset.resize_size[0]}
+    preprocessing |= {"interpolation": preset.interpolation.value, "mean": preset.mean, "std": preset.std}
+    return network, preprocessing, None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _known_tag(name: str, tag: str, tags: list[str]) -> None:
-    if tag not in tags:
-        close = ", ".join(nearest(tag, tags) or tags[:5]) or "none"
-        raise ValueError(
-            f"Unknown pretrained tag {tag!r} for {name}, and no weight file either: nearest known tags are {close}."
-        )
-
-
 def _own(file: Path) -> dict:
     """What the JSON file beside a weight file says, checked."""
     path = file.with_suffix(".json")
-    if not path.is_file():
-        return {}
-    own = json.loads(path.read_text())
-    for key in own:
+    own = json.loads(path.read_text()) if path.is_file() else {}
+    for key, value in own.items():
         if key not in OWN:
             raise ValueError(f"{str(path)!r} says {key!r}, allowed are {', '.join(OWN)}.")
-    for key in ("mean", "std"):
-        if key in own and not (isinstance(own[key], list) and len(own[key]) == 3):
-            raise ValueError(f"{str(path)!r}: {key} is {own[key]}, allowed are three numbers for pixels in [0, 1].")
-    if "interpolation" in own:
-        one_of(f"{str(path)!r}: interpolation", own["interpolation"], [mode.value for mode in InterpolationMode])
+        if key in ("mean", "std") and not (isinstance(value, list) and len(value) == 3):
+            raise ValueError(f"{str(path)!r}: {key} is {value}, allowed are three numbers for pixels in [0, 1].")
+        if key == "interpolation":
+            one_of(f"{str(path)!r}: interpolation", value, [mode.value for mode in InterpolationMode])
     return own
 
 
 def _fill(network: nn.Module, file: Path, name: str) -> None:
-    weights = read_weights(file, name)
-    here = network.state_dict()
-    missing, extra = here.keys() - weights.keys(), weights.keys() - here.keys()
-    shapes = [key for key in here.keys() & weights.keys() if here[key].shape != weights[key].shape]
-    if missing or extra or shapes:
-        what = ", ".join(
-            f"{len(keys)} tensors {said} (such as {min(keys)})"
-            for keys, said in ((missing, "missing"), (extra, "unknown"), (shapes, "of another shape"))
-            if keys
-        )
-        raise ValueError(f"{str(file)!r} holds the weights of another architecture than {name}: {what}.")
-    network.load_state_dict(weights)
+    try:
+        network.load_state_dict(read_weights(file, name))
+    except RuntimeError as error:
+        raise ValueError(broken_weights(file, name, error)) from error
+
+
+def _last_layer(network: nn.Module) -> nn.Module:
+    return [module for module in network.modules() if hasattr(module, "weight")][-1]
 
 
 def _outputs(network: nn.Module, library: str) -> int:
-    if library == "timm":
-        return network.num_classes
-    return len([module for module in network.modules() if hasattr(module, "weight")][-1].weight)
-
-
-def _linear_head(network: nn.Module, library: str) -> str | None:
-    """Where the linear layer is that ends the network, or None if it ends in something else."""
-    from torch.nn import Conv2d, Linear
-
-    if library == "timm":
-        head = network.get_classifier()
-        linear = isinstance(head, Linear) or (isinstance(head, Conv2d) and head.kernel_size == (1, 1))
-    else:
-        head = [module for module in network.modules() if hasattr(module, "weight")][-1]
-        linear = isinstance(head, Linear)
-    return next(place for place, module in network.named_modules() if module is head) if linear else None
+    return network.num_classes if library == "timm" else len(_last_layer(network).weight)
 
 
 def _maps(network: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -418,5 +316,5 @@ def _activation(network: nn.Module) -> str:
     """The activation that the network uses most, in small letters: `relu`, `gelu`, `silu`, …"""
     homes = ("torch.nn.modules.activation", "timm.layers.activations")
     names = [type(m).__name__.lower() for m in network.modules() if type(m).__module__ in homes]
-    found = Counter(name for name in names if "attention" not in name).most_common(1)
-    return found[0][0] if found else "unknown"
+    common = Counter(name for name in names if "attention" not in name).most_common(1)
+    return common[0][0] if common else "unknown"

@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 
 from zsr_utils._text import one_of
+from zsr_utils.models import _openclip, _supervised
 from zsr_utils.models._handle import Model
 
 
@@ -24,9 +25,6 @@ def training(name: str) -> dict:
     Examples:
         >>> training("tabletop-base")["samples"]
         384000
-
-    Raises:
-        ValueError: If there is no such model.
     """
     one_of("embedded model", name, embedded_models())
     # a setting that an older config does not know has the default's value
@@ -36,8 +34,10 @@ def training(name: str) -> dict:
 
 def load(name: str, precision: str) -> Model:
     from tabletop import towers  # registers the image towers with timm
-    from zsr_utils.models import _openclip, _supervised
 
     if (FOLDER / name / CONFIGS[0]).is_file():
-        return _openclip.load(f"local-dir:{FOLDER / name}", None, precision, shown_as=name, trained_on="tabletop")
-    return _supervised.load_folder(FOLDER / name, towers.build_classifier, precision, trained_on="tabletop")
+        model = _openclip.load(f"local-dir:{FOLDER / name}", None, precision)
+    else:
+        model = _supervised.load_folder(FOLDER / name, towers.build_classifier, precision)
+    model.name, model.trained_on = name, "tabletop"
+    return model

@@ -7,43 +7,27 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from zsr_utils.plots._style import (
-    BLUE,
-    GREY,
-    HEIGHT,
-    ORANGE,
-    SEQUENTIAL,
-    SERIES,
-    class_color,
-    class_symbol,
-    faded,
-)
+from zsr_utils.plots._style import BLUE, GREY, HEIGHT, ORANGE, SEQUENTIAL, SERIES, class_color, class_symbol, faded
 
 
-def _escaped(names: Sequence[str]) -> list[str]:
+def escaped(names: Sequence[str]) -> list[str]:
     """Names as text: class and file names are data and never markup."""
     return [html.escape(str(n)) for n in names]
 
 
 def forest(
-    table: pd.DataFrame,
-    names: Sequence[str] | None = None,
-    *,
-    title: str,
-    group: str | None = None,
-    unit: str | None = None,
-    reference: tuple[float, str] | None = None,
-) -> go.Figure:
+    table: pd.DataFrame, names: Sequence[str] | None = None, *, title: str, group: str | None = None,
+    unit: str | None = None, reference: tuple[float, str] | None = None,
+) -> go.Figure:  # fmt: skip
     """Dots with intervals, one a row of `table`; rows of one name share a line.
 
     Args:
         table: Columns value, low, high, interval, n, unit, such as `study.estimate` gives.
         names: One a row; the column `label` by default.
-        title: What is measured.
-        group: Column whose values, at most eight, are told apart by colour and mark; `model` by default, where
-            there are several.
-        unit: `percent` shows a share on an axis from 0 to 100 %, `share` one that may pass 100 %, `points` a
-            difference of shares in percentage points, `number` anything else; by default that of the table.
+        group: Column whose values, at most eight, are told apart by colour and mark; `model` by default, where there
+            are several.
+        unit: `percent` shows a share on an axis from 0 to 100 %, `share` one that may pass 100 %, `points` a difference
+            of shares in percentage points, `number` anything else; by default that of the table.
         reference: A value to compare with and its name, drawn as a dotted line.
     """
     names = table["label"] if names is None else names
@@ -51,13 +35,13 @@ def forest(
     unit = unit or _unit(table)
     scale = 100 if unit == "points" else 1
     number = {"percent": ".1%", "share": ".1%", "points": "+.2f", "number": ".3g"}[unit]
-    table = table.assign(**scale * table[["value", "low", "high"]], line=_escaped(names))
+    table = table.assign(**scale * table[["value", "low", "high"]], line=escaped(names))
     groups = table.groupby(group, sort=False) if group else [("", table)]
     figure = go.Figure()
     for (name, part), (color, symbol, _) in zip(groups, SERIES):
         if unit == "points" and not group:
             color, symbol = ORANGE, "diamond"
-        name = _escaped([name])[0]
+        name = escaped([name])[0]
         figure.add_scatter(
             x=part["value"], y=part["line"], mode="markers", name=name, orientation="h", offsetgroup=name,
             marker={"color": color, "size": 9, "symbol": symbol},
@@ -72,7 +56,7 @@ def forest(
     kinds = ", ".join(dict.fromkeys(table["interval"]))
     same = f", n = {int(table['n'].iloc[0]):,} each" if table["n"].nunique() == 1 else ""
     points = "percentage points, " if unit == "points" else ""
-    figure.update_xaxes(title=f"{title}<br><sub>{points}{_escaped([kinds])[0]}{same}</sub>")
+    figure.update_xaxes(title=f"{title}<br><sub>{points}{escaped([kinds])[0]}{same}</sub>")
     if unit == "percent":
         figure.update_xaxes(range=[-0.02, 1.02])
     if unit == "share":
@@ -85,45 +69,34 @@ def forest(
         figure.update_xaxes(range=[-reach, reach])
         reference = reference or (0, "no change")
     if reference:
-        figure.add_vline(
-            x=reference[0], line={"dash": "dot", "color": GREY}, annotation_text=reference[1], annotation_position="top"
-        )
+        at, text = reference
+        figure.add_vline(at, line={"dash": "dot", "color": GREY}, annotation_text=text, annotation_position="top")
     figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=list(dict.fromkeys(table["line"])))
     line = 22 + 12 * table.groupby("line").size().max()
     height = max(240, 100 + line * table["line"].nunique())
     if group:  # the legend leaves room for the name of the reference below it
         above = 1 + 26 / (height - 140)
-        figure.update_layout(
-            scattermode="group", scattergap=0.4, legend={"y": above, "yanchor": "bottom"}, margin={"t": 70}
-        )
+        legend = {"y": above, "yanchor": "bottom"}
+        figure.update_layout(scattermode="group", scattergap=0.4, legend=legend, margin={"t": 70})
     return figure.update_layout(height=height, showlegend=group is not None)
 
 
 def _unit(table: pd.DataFrame) -> str:
     """How `forest` shows a table: shares in percent, anything else as a number."""
-    if table["unit"].ne("fraction").any():
+    if "unit" in table and table["unit"].ne("fraction").any():
         return "number"
     return "percent" if table["low"].min() >= 0 and table["high"].max() <= 1 else "share"
 
 
 def curves(
-    table: pd.DataFrame,
-    x: str,
-    *,
-    group: str,
-    x_title: str,
-    y_title: str,
-    percent: bool = False,
-    log_x: bool = False,
-    log_y: bool = False,
-    markers: bool = True,
-    reference: tuple[float, str] | None = None,
-) -> go.Figure:
+    table: pd.DataFrame, x: str, *, group: str, x_title: str, y_title: str, percent: bool = False, log_x: bool = False,
+    log_y: bool = False, markers: bool = True, reference: tuple[float, str] | None = None,
+) -> go.Figure:  # fmt: skip
     """Lines with their intervals as bands (columns `x`, `group`, value, low, high), at most eight groups."""
     figure = go.Figure()
     number = ".1%" if percent else ".3g"
     for (name, part), (color, symbol, dash) in zip(table.groupby(group, sort=False), SERIES):
-        name = _escaped([name])[0]
+        name = escaped([name])[0]
         figure.add_scatter(
             x=[*part[x], *part[x][::-1]], y=[*part["high"], *part["low"][::-1]], fill="toself", legendgroup=name,
             fillcolor=faded(color), line={"width": 0}, mode="lines", hoverinfo="skip", showlegend=False,
@@ -136,7 +109,7 @@ def curves(
             f"<extra>{name}</extra>",
         )  # fmt: skip
     figure.update_xaxes(title=x_title, type="log" if log_x else "linear")
-    figure.update_yaxes(title=y_title, type="log" if log_y else "linear")
+    figure.update_yaxes(title=y_title, type="log" if log_y else "linear", exponentformat="power")
     steps = sorted(set(table[x]))
     if len(steps) < 12 and (log_x or all(float(v).is_integer() for v in steps)):
         figure.update_xaxes(tickvals=steps)
@@ -146,6 +119,7 @@ def curves(
         figure.add_hline(
             y=reference[0], line={"dash": "dot", "color": GREY}, annotation_text=reference[1],
             annotation_position="top left",
+            annotation_y=np.log10(reference[0]) if log_y else reference[0],  # annotations are placed by the power
         )  # fmt: skip
     return figure
 
@@ -161,9 +135,9 @@ def agreement(
         x=[low, high], y=[low, high], mode="lines", line={"dash": "dot", "color": GREY}, name="equal", hoverinfo="skip"
     )
     for (name, part), (color, symbol, _) in zip(table.groupby(group, sort=False), SERIES):
-        name = _escaped([name])[0]
+        name = escaped([name])[0]
         figure.add_scatter(
-            x=part[x], y=part[y], mode="markers", name=name, text=_escaped(part["sample_id"]),
+            x=part[x], y=part[y], mode="markers", name=name, text=escaped(part["sample_id"]),
             marker={"color": color, "symbol": symbol, "size": 6, "opacity": 0.6},
             hovertemplate=f"%{{text}}: %{{x:.3g}}, %{{y:.3g}}<extra>{name}</extra>",
         )  # fmt: skip
@@ -175,7 +149,7 @@ def bars(table: pd.DataFrame, x: str, *, group: str, x_title: str, y_title: str)
     """Grouped bars (columns `x`, `group`, value), at most eight groups."""
     figure = go.Figure()
     for (name, part), (color, _, _) in zip(table.groupby(group, sort=False), SERIES):
-        name = _escaped([name])[0]
+        name = escaped([name])[0]
         figure.add_bar(
             x=part[x], y=part["value"], name=name, marker_color=color,
             hovertemplate=f"%{{x}}: %{{y:.3g}}<extra>{name}</extra>",
@@ -184,20 +158,14 @@ def bars(table: pd.DataFrame, x: str, *, group: str, x_title: str, y_title: str)
 
 
 def heatmap(
-    values: np.ndarray,
-    *,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    row_title: str,
-    column_title: str,
-    format: str = "d",
-    hover: str = "%{y} → %{x}: %{z}",
-) -> go.Figure:
+    values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], row_title: str, column_title: str,
+    format: str = "d", hover: str = "%{y} → %{x}: %{z}",
+) -> go.Figure:  # fmt: skip
     """A labelled matrix with its numbers in the cells; zeros are left blank."""
     shown = [[f"{v:{format}}" if v >= 10**-2 or (format == "d" and v) else "" for v in row] for row in values]
     figure = go.Figure(
         go.Heatmap(
-            z=values, x=_escaped(columns), y=_escaped(rows), text=shown, texttemplate="%{text}",
+            z=values, x=escaped(columns), y=escaped(rows), text=shown, texttemplate="%{text}",
             colorscale=SEQUENTIAL, zmin=0, showscale=False, xgap=2, ygap=2, hovertemplate=hover + "<extra></extra>",
         )
     )  # fmt: skip
@@ -218,7 +186,7 @@ def similarity_histogram(
     colors = (ORANGE, BLUE, *(color for color, _, _ in SERIES[2:]))
     for (name, values), color, dash in zip(groups.items(), colors, ("dash", "solid", "dot", "dashdot")):
         density = np.histogram(values, edges, density=True)[0]
-        name = _escaped([name])[0]
+        name = escaped([name])[0]
         figure.add_scatter(
             x=middle, y=density, name=f"{name} ({len(values):,} pairs)", mode="lines", line_shape="hvh",
             fill="tozeroy" if name in ("same class", "different class") else None,
@@ -237,24 +205,24 @@ def projection(points: pd.DataFrame, class_names: Sequence[str]) -> go.Figure:
     """
     figure = go.Figure()
     trace = go.Scatter if len(points) <= 5000 else go.Scattergl  # the latter is fast, and hides what lies behind
-    for label, name in enumerate(_escaped(class_names)):
+    for label, name in enumerate(escaped(class_names)):
         images = points[(points.label == label) & (points.modality == "image")]
         figure.add_trace(trace(
             x=images.x, y=images.y, mode="markers", name=name, legendgroup=name,
             marker={"color": class_color(label), "symbol": class_symbol(label), "size": 6, "opacity": 0.75,
                     "line": {"color": GREY, "width": 0.5}},
-            text=_escaped(images.sample_id), hovertemplate=f"%{{text}}<br>{name}<extra></extra>",
+            text=escaped(images.sample_id), hovertemplate=f"%{{text}}<br>{name}<extra></extra>",
         ))  # fmt: skip
-    for label, name in enumerate(_escaped(class_names)):
+    for label, name in enumerate(escaped(class_names)):
         moved = points[(points.label == label) & (points.modality == "aligned")]
         figure.add_scatter(
             x=moved.x, y=moved.y, mode="markers", name=name, legendgroup=name, showlegend=False,
             marker={"color": class_color(label), "symbol": f"{class_symbol(label)}-open", "size": 11,
                     "line": {"width": 2}},
-            text=_escaped(moved.sample_id), hovertemplate=f"%{{text}}<br>aligned, source {name}<extra></extra>",
+            text=escaped(moved.sample_id), hovertemplate=f"%{{text}}<br>aligned, source {name}<extra></extra>",
         )  # fmt: skip
     texts = points[points.modality == "text"]
-    for label, name in enumerate(_escaped(class_names)):
+    for label, name in enumerate(escaped(class_names)):
         text = texts[texts.label == label]
         figure.add_scatter(
             x=text.x, y=text.y, mode="markers", name=name, legendgroup=name, showlegend=False,

@@ -13,12 +13,7 @@ from PIL import Image, ImageOps
 
 
 def picture(pixels) -> Image.Image:
-    """Pixels (3, H, W) in [0, 1] as a picture.
-
-    Examples:
-        >>> picture(np.ones((3, 2, 4))).size
-        (4, 2)
-    """
+    """Pixels (3, H, W) in [0, 1] as a picture."""
     values = np.asarray(pixels).transpose(1, 2, 0)
     return Image.fromarray((255 * values).round().clip(0, 255).astype(np.uint8))
 
@@ -36,16 +31,10 @@ def signed_picture(values, *, reach: float | None = None) -> Image.Image:
 
 
 def side_by_side(*images: Image.Image) -> Image.Image:
-    """Pictures next to each other, brought to the height of the first.
-
-    Examples:
-        >>> side_by_side(Image.new("RGB", (4, 4)), Image.new("RGB", (8, 16))).size
-        (7, 4)
-    """
+    """Pictures next to each other, brought to the height of the first."""
     height, gap = images[0].height, max(1, images[0].width // 32)
-    images = [
-        i.convert("RGB").resize((round(i.width * height / i.height), height), Image.Resampling.BICUBIC) for i in images
-    ]
+    shapes = [(round(i.width * height / i.height), height) for i in images]
+    images = [i.convert("RGB").resize(shape, Image.Resampling.BICUBIC) for i, shape in zip(images, shapes)]
     canvas = Image.new("RGB", (sum(i.width for i in images) + gap * (len(images) - 1), height), "white")
     left = 0
     for image in images:
@@ -58,18 +47,16 @@ def gallery(images: Sequence[Image.Image], captions: Sequence[str], *, width: in
     """A row of pictures that wraps; captions serve as alternative text.
 
     Args:
-        images: Pictures, shown as they are; a tuple of them stands side by side.
-        captions: One a picture; lines are separated by `\\n`.
+        images: Pictures, shown as they are; a tuple of them stands side by side. Arrays (3, H, W) are pixels in [0, 1],
+            or a change around middle grey where some are negative.
+        captions: Lines are separated by `\\n`.
         width: Shown width of a picture, in CSS pixels.
-
-    Raises:
-        ValueError: If the numbers of pictures and captions differ.
     """
     from IPython.display import HTML
 
     if len(images) != len(captions):
         raise ValueError(f"gallery: {len(images)} images and {len(captions)} captions, one caption each is needed.")
-    images = [side_by_side(*image) if isinstance(image, tuple) else image for image in images]
+    images = [_shown(image) for image in images]
     figures = "".join(
         f'<figure style="--width:{width}px"><img src="data:image/png;base64,{_png(image, width)}" width="{width}" '
         f'alt="{html.escape(caption.replace(chr(10), ", "), quote=True)}">'
@@ -77,6 +64,14 @@ def gallery(images: Sequence[Image.Image], captions: Sequence[str], *, width: in
         for image, caption in zip(images, captions, strict=True)
     )
     return HTML(f'<div class="zsr-gallery">{figures}</div>')
+
+
+def _shown(image) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, tuple):
+        return side_by_side(*map(_shown, image))
+    return signed_picture(image) if image.min() < 0 else picture(image)
 
 
 def with_thumbnails(
@@ -89,12 +84,6 @@ def with_thumbnails(
         samples: `(sample_id, image, label)`, such as a data set; those without a point are left out.
         size: Side of a thumbnail, in pixels; what is longer than high, or higher, loses its ends.
         limit: Of more samples none is shown, or the page would grow by megabytes.
-
-    Examples:
-        >>> figure = go.Figure(go.Scatter(x=[0], y=[0], text=["a"]))
-        >>> found = with_thumbnails(figure, [("a", Image.new("RGB", (90, 60)), 0)]).layout.meta["thumbnails"]
-        >>> found["ids"], found["columns"], found["sprite"][:23]
-        (['a'], 1, 'data:image/webp;base64,')
     """
     named = {text for trace in figure.data if trace.text is not None for text in np.atleast_1d(trace.text)}
     if len(named) > limit:

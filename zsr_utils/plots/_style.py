@@ -38,12 +38,7 @@ def class_color(label: int) -> str:
 
 
 def faded(color: str, opacity: float = 0.18) -> str:
-    """A `#rrggbb` colour as `rgba(…)`.
-
-    Examples:
-        >>> faded("#3366AA")
-        'rgba(51,102,170,0.18)'
-    """
+    """A `#rrggbb` colour as `rgba(…)`."""
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
 

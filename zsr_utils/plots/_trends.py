@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly import express
 
 from zsr_utils._text import one_of
-from zsr_utils.plots._figures import _escaped
+from zsr_utils.plots._figures import escaped
 from zsr_utils.plots._style import BLUE, GREY, SERIES, faded
 from zsr_utils.scores.trends import SCALES
 
@@ -97,11 +97,11 @@ def forests(
         baseline: The group drawn in grey.
         columns: Panels side by side.
     """
-    order = _escaped(dict.fromkeys(names))
+    order = escaped(dict.fromkeys(names))
     shown = table.assign(x=table["value"], up=table["high"] - table["value"], down=table["value"] - table["low"])
     number, height = ":.1%" if unit == "percent" else ":.3g", 75 + (24 if group else 20) * len(order)
     figure = _facets(
-        shown.assign(y=_escaped(names)), group, panel, columns, height, baseline,
+        shown.assign(y=escaped(names)), group, panel, columns, height, baseline,
         error_x="up", error_x_minus="down", labels={"x": title, "y": ""},
         hover_data={"x": number, "low": number, "high": number, "n": True},
     )  # fmt: skip
@@ -112,7 +112,7 @@ def forests(
     if reference:
         figure.add_vline(x=reference[0], line={"dash": "dot", "color": GREY})
         notes.append(f"dotted: {reference[1]}")
-    figure.layout.xaxis.title.text = f"{title}<br><sub>{', '.join(_escaped(dict.fromkeys(notes)))}</sub>"
+    figure.layout.xaxis.title.text = f"{title}<br><sub>{', '.join(escaped(dict.fromkeys(notes)))}</sub>"
     return figure.update_layout(scattermode="group", scattergap=0.4)
 
 
@@ -120,7 +120,7 @@ def _facets(
     table: pd.DataFrame, group: str | None, panel: str, columns: int, height: int, baseline: str = "", **options
 ) -> go.Figure:
     """Marks in a panel for each value of a column, its own vertical axis each, and one legend above."""
-    table = table.assign(**{column: _escaped(table[column]) for column in {group, panel, "name"} & set(table)})
+    table = table.assign(**{column: escaped(table[column]) for column in {group, panel, "name"} & set(table)})
     groups = [name for name in dict.fromkeys(table[group] if group else []) if name != baseline]
     styles = {baseline: (GREY, "circle", "solid"), **dict(zip(groups, SERIES))}
     rows = -(-table[panel].nunique() // columns)
@@ -140,7 +140,7 @@ def _facets(
 
 def _axes_of(figure: go.Figure, title: str) -> dict[str, str]:
     """The axes of a panel, which its marks carry among their data."""
-    trace = next(t for t in figure.data if t.customdata is not None and t.customdata[0][0] == _escaped([title])[0])
+    trace = next(t for t in figure.data if t.customdata is not None and t.customdata[0][0] == escaped([title])[0])
     return {"xaxis": trace.xaxis, "yaxis": trace.yaxis}
 
 

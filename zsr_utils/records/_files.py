@@ -49,65 +49,14 @@ def result_folder(model: str, dataset: str, notebook: str, pretrained: str | Non
 
 
 def read_provenance(folder: Path) -> dict:
-    """The provenance of one result folder.
-
-    Raises:
-        ValueError: If a newer version of this package wrote it.
-    """
+    """The provenance of one result folder."""
     provenance = json.loads((folder / "provenance.json").read_text())
     if provenance.get("format", 0) > FORMAT:
-        raise ValueError(
-            f"{str(folder)!r} has results of format {provenance['format']}, allowed is up to {FORMAT}: "
-            "a newer version of this package wrote it, so update."
-        )
+        found = f"{str(folder)!r} has results of format {provenance['format']}, allowed is up to {FORMAT}"
+        raise ValueError(f"{found}: a newer version of this package wrote it, so update.")
     return provenance
 
 
-def read_rows(folder: Path | str) -> pd.DataFrame:
-    """Rows of one result folder, or of several by a pattern such as `results/*/01-zero-shot-baseline`.
-
-    Columns `model`, `fingerprint` and `dataset` come from each folder's provenance; columns of the rows that
-    have such a name get `row_` before it.
-
-    Raises:
-        FileNotFoundError: If no folder holds `samples.parquet`.
-        ValueError: If a newer version of this package wrote one.
-    """
-    frames = []
-    for path in _matching(folder, "samples.parquet"):
-        provenance = read_provenance(path.parent)
-        whose = {name: provenance[name] for name in ("model", "fingerprint", "dataset")}
-        frames.append(pd.read_parquet(path).rename(columns={name: f"row_{name}" for name in whose}).assign(**whose))
-    return concat(frames)
-
-
 def concat(frames) -> pd.DataFrame:
-    """Rows of several conditions as one frame.
-
-    Examples:
-        >>> len(concat([pd.DataFrame({"label": [0]}), pd.DataFrame({"label": [1]})]))
-        2
-    """
+    """Rows of several conditions as one frame."""
     return pd.concat(frames, ignore_index=True)
-
-
-def read_metrics(folder: Path | str) -> pd.DataFrame:
-    """Metrics of one or several result folders: name, value, low, high, interval, n, unit, folder.
-
-    Raises:
-        FileNotFoundError: If no folder holds `metrics.json`.
-    """
-    frames = [
-        pd.DataFrame(json.loads(path.read_text())).assign(folder=str(path.parent))
-        for path in _matching(folder, "metrics.json")
-    ]
-    return concat(frames)
-
-
-def _matching(folder: Path | str, file: str) -> list[Path]:
-    pattern = Path(folder) / file
-    anchor = Path(pattern.anchor) if pattern.is_absolute() else Path()
-    found = sorted(anchor.glob(str(pattern.relative_to(anchor))))
-    if not found:
-        raise FileNotFoundError(f"No {file} in {str(folder)!r}: run the notebook first.")
-    return found

@@ -1,98 +1,122 @@
-"""Results that were computed elsewhere: found, told apart, and not mixed by accident."""
+"""Results that were computed before, here or elsewhere: found, told apart, and not mixed by accident."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
+from functools import reduce
+from operator import and_
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.fs as fs
+import pyarrow.parquet as pq
 
 from zsr_utils.records._files import concat, read_provenance
 
 
 WHOSE = ("model", "pretrained", "fingerprint", "dataset", "notebook", "precision")  # columns from the provenance
+FACTS = ("dataset_fingerprint", "git", "dirty")  # further ones of the numbers
+Found = list[tuple[Path, dict]]  # result folders, each with its provenance
+_OWN = "provenance "  # before the names of `WHOSE`, while they are read beside columns of the rows
 
 
-class Results(NamedTuple):
-    """Rows and numbers of several result folders.
+def read_rows(*folders: Path | str, notebook: str = "", mixed: bool = False) -> pd.DataFrame:
+    """Rows of many results: all of `samples.parquet`, after the columns `WHOSE`.
 
-    Attributes:
-        rows: Those of every `samples.parquet`, with the columns `WHOSE` in front; a column of the rows that
-            has such a name is called `row_<name>`.
-        metrics: Numbers of every `metrics.json`, with the same columns.
+    A column of the rows that has the name of one of these is called `row_<name>`. Arguments and errors are those of
+    `results`, and columns whose types do not agree are refused.
     """
-
-    rows: pd.DataFrame
-    metrics: pd.DataFrame
+    return scan(results(*folders, notebook=notebook, mixed=mixed)).to_table().to_pandas()
 
 
-def finished(folder: Path | str) -> Iterator[tuple[Path, dict]]:
-    """Result folders below `folder`, in the order of their paths, with their provenance.
+def read_metrics(*folders: Path | str, notebook: str = "", mixed: bool = False) -> pd.DataFrame:
+    """Numbers of many results: all of `metrics.json`, between the columns `WHOSE` and `FACTS`, and the folder.
 
-    A folder counts when it holds metrics and provenance, which a notebook writes at its end.
-
-    Raises:
-        ValueError: If a newer version of this package wrote one.
+    Arguments and errors are those of `results`.
     """
-    for path in sorted(Path(folder).rglob("provenance.json")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and (path.parent / "metrics.json").is_file():
-            yield path.parent, read_provenance(path.parent)
+    frames = []
+    for path, facts in results(*folders, notebook=notebook, mixed=mixed):
+        numbers = pd.DataFrame(json.loads((path / "metrics.json").read_text()))
+        known = {name: facts.get(name) for name in (*WHOSE, *FACTS)} | {"folder": str(path)}
+        frames.append(numbers.assign(**known)[[*WHOSE, *numbers, *FACTS, "folder"]])
+    return concat(frames)
 
 
-def load_results(folder: Path | str, *, notebook: str, mixed: bool = False) -> Results:
-    """Rows and numbers of one notebook, from every result folder below `folder`.
+def results(*folders: Path | str, notebook: str = "", mixed: bool = False) -> Found:
+    """Finished results, that is folders with numbers and provenance; an exact copy counts once.
 
     Args:
-        folder: Such as `results`, also copied from another machine.
-        notebook: Its name without `.ipynb`.
-        mixed: Take results together although they differ in precision, in prompts, or in the images of one
-            data set. Data sets of different names may always differ in their images.
-
-    Raises:
-        FileNotFoundError: If there is no finished result of the notebook.
-        ValueError: If results differ in what may not be mixed (the sentence names two folders and the
-            field), or a newer version of this package wrote one.
+        *folders: Of results, such as `results` or that of a profile, of a model and data set, or of a single result.
+        notebook: Its name without `.ipynb`; all where none is given.
+        mixed: Take results of a notebook together although they differ in precision, in prompts, or in the images of
+            one data set. Data sets of different names may always differ in their images.
     """
-    found = [(path, facts) for path, facts in finished(folder) if facts["notebook"] == notebook]
-    if not found:
-        raise FileNotFoundError(f"No finished result of {notebook!r} in {str(folder)!r}: run the notebook first.")
+    kept: dict[tuple, tuple[Path, dict]] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"There is no folder {str(folder)!r}.")
+        for path in sorted(path for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}provenance.json")):
+            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+            if hidden or not path.with_name("metrics.json").is_file():
+                continue
+            found = path.parent, read_provenance(path.parent)
+            if notebook not in ("", found[1]["notebook"]):
+                continue
+            other = kept.setdefault(tuple(found[1].get(name) for name in (*WHOSE, "dataset_fingerprint")), found)
+            if other[1] != found[1] or _bytes(other) != _bytes(found):
+                both = f"{str(other[0])!r} and {str(found[0])!r} hold different results"
+                raise ValueError(f"{both} of the same model, data, notebook and precision: take one of them.")
+    if not kept:
+        where, what = ", ".join(repr(str(folder)) for folder in folders), f" of {notebook!r}" if notebook else ""
+        raise FileNotFoundError(f"No finished result{what} in {where}: run the notebook first.")
     if not mixed:
-        _same(found)
-    rows, metrics = [], []
-    for path, facts in found:
-        columns = whose(facts)
-        metrics.append(_put_before(pd.DataFrame(json.loads((path / "metrics.json").read_text())), columns))
-        if (path / "samples.parquet").is_file():
-            frame = pd.read_parquet(path / "samples.parquet")
-            rows.append(_put_before(frame.rename(columns={n: f"row_{n}" for n in WHOSE}), columns))
-    return Results(concat(rows) if rows else pd.DataFrame(columns=list(WHOSE)), concat(metrics))
+        _same(kept.values())
+    return list(kept.values())
 
 
-def whose(provenance: dict) -> dict:
-    """Values of the columns that tell results apart."""
-    return {name: provenance.get(name) for name in WHOSE}
+def scan(found: Found) -> ds.Scanner:
+    """The table of `read_rows`, to be read whole or in batches."""
+    files = [(path / "samples.parquet", facts) for path, facts in found if (path / "samples.parquet").is_file()]
+    schema = pa.schema([])
+    for file, _ in files:
+        fields = pq.read_schema(file)
+        plain = [(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in fields]
+        try:
+            schema = pa.unify_schemas([schema, pa.schema(plain)], promote_options="permissive")
+        except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+            raise ValueError(f"{str(file)!r} does not go with the results before it: {error}.") from error
+    columns = {name: ds.field(_OWN + name) for name in WHOSE}
+    columns |= {f"row_{name}" if name in WHOSE else name: ds.field(name) for name in schema.names}
+    rows = ds.FileSystemDataset.from_paths(
+        [str(file.absolute()) for file, _ in files],
+        schema=pa.schema([*((_OWN + name, pa.string()) for name in WHOSE), *schema]),
+        format=ds.ParquetFileFormat(),
+        filesystem=fs.LocalFileSystem(),
+        partitions=[_owner(facts) for _, facts in files],
+    )
+    return rows.scanner(columns=columns)
 
 
-def _put_before(frame: pd.DataFrame, columns: dict) -> pd.DataFrame:
-    return frame.assign(**columns)[[*columns, *frame.columns]]
+def _owner(facts: dict) -> ds.Expression:
+    """What holds for every row of a file, which gives its columns `WHOSE` their values."""
+    values = [(ds.field(_OWN + name), facts.get(name)) for name in WHOSE]
+    return reduce(and_, (field.is_null() if value is None else field == value for field, value in values))
 
 
-def _same(found: list[tuple[Path, dict]]) -> None:
+def _bytes(found: tuple[Path, dict]) -> bytes:
+    return (found[0] / "metrics.json").read_bytes()
+
+
+def _same(found: Iterable[tuple[Path, dict]]) -> None:
     """Refuse to mix; the prompts a run recorded are compared by their texts, not by their names alone."""
     first: dict[tuple, tuple[Path, object]] = {}
     for path, facts in found:
         for field in ("precision", "prompts", "dataset_fingerprint"):
-            key = (field, facts["dataset"]) if field == "dataset_fingerprint" else (field,)
-            other, value = first.setdefault(key, (path, facts.get(field)))
-            if value != facts.get(field):
-                raise ValueError(
-                    f"{str(other)!r} and {str(path)!r} differ in {field}{_difference(value, facts.get(field))}, "
-                    "and are mixed only with mixed=True."
-                )
-
-
-def _difference(one, other) -> str:
-    if isinstance(one, str) and isinstance(other, str):
-        return f" ({one[:12]!r} and {other[:12]!r})"
-    return ""
+            key = (field, facts["notebook"], facts["dataset"] if field == "dataset_fingerprint" else "")
+            value = facts.get(field)
+            other, known = first.setdefault(key, (path, value))
+            if known != value:
+                short = f" ({known[:12]!r} and {value[:12]!r})" if isinstance(value, str) else ""
+                both = f"{str(other)!r} and {str(path)!r} differ in {field}{short}"
+                raise ValueError(f"{both}, and are mixed only with mixed=True.")

@@ -7,7 +7,7 @@ import platform
 import re
 import subprocess
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -16,9 +16,7 @@ from zsr_utils.records._files import FORMAT, result_folder, write_frame, write_j
 from zsr_utils.scores import Estimate
 
 
-PACKAGES = (
-    "torch", "torchvision", "open_clip_torch", "timm", "numpy", "scipy", "pandas", "umap-learn", "plotly",
-)  # fmt: skip
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "scipy", "pandas", "umap-learn", "plotly")
 NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)+")
 RECORD = "application/papermill.record/"
 
@@ -26,19 +24,12 @@ RECORD = "application/papermill.record/"
 class Run:
     """What one notebook measures with one model on one data set.
 
-    Its folder is known by names, before any model is loaded. If it holds results of another checkpoint of the
-    same name, the first file that is written moves them to `<model>-<8 digits of its fingerprint>@<data set>`;
-    an embedded model that was trained again replaces its results.
+    If its `folder` holds results of another checkpoint of the same name, the first file that is written moves them to
+    `<model>-<8 digits of its fingerprint>@<data set>`; an embedded model that was trained again replaces its results.
 
     Args:
         notebook: File name of the notebook without `.ipynb`.
-        net: The model handle.
-        images: The data set.
         **parameters: Everything in the notebook's `parameters` cell.
-
-    Attributes:
-        folder: Where the files of this run are written.
-        metrics: Estimates by name, in the order they were added.
     """
 
     def __init__(self, notebook: str, net, images, **parameters):
@@ -62,31 +53,11 @@ class Run:
         return net.note
 
     def metric(self, name: str, estimate: Estimate) -> Estimate:
-        """Keep a number under `topic/quantity[/qualifier]`; later pages can quote it by that name.
-
-        Raises:
-            ValueError: If the name is not lower snake case with at least one `/`.
-        """
+        """Keep a number under `topic/quantity[/qualifier]`; later pages can quote it by that name."""
         if not NAME.fullmatch(name):
             raise ValueError(f"metric name is {name!r}, allowed is 'topic/quantity' in lower snake case.")
         self.metrics[name] = estimate
         return estimate
-
-    def metrics_of(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
-        """Keep one number a row of a table of estimates, and give the table back.
-
-        Args:
-            table: Columns of an estimate, and those that tell its rows apart.
-            name: Format of the names over those columns, such as `noise/auroc/{kind} {sigma:g}`; what may
-                not stand in a name becomes `_`.
-
-        Raises:
-            ValueError: As `metric`.
-        """
-        for row in table.to_dict("records"):
-            words = re.sub(r"[^a-z0-9_/]+", "_", name.format(**row).lower()).strip("_")
-            self.metric(words, Estimate(**{f.name: row[f.name] for f in fields(Estimate)}))
-        return table
 
     def prompts(self, name: str, templates) -> None:
         """Record a prompt set that was used."""
@@ -102,10 +73,7 @@ class Run:
         write_frame(self.folder / f"{name}.parquet", rows)
 
     def say(self, text: str) -> None:
-        """Show a sentence of the report, as Markdown: the place for results in prose.
-
-        Numbers enter as f-string fields, never typed in: `run.say(f"… {run['a/b']:pct} …")`.
-        """
+        """Show a sentence of the report, as Markdown."""
         from IPython.display import Markdown, display
 
         display(Markdown(typeset(text)))
@@ -137,16 +105,12 @@ class Run:
     def provenance(self) -> dict:
         """Everything needed to say where these numbers come from."""
         net, images = self._net, self._images
+        of_net = ("pretrained", "fingerprint", "activation", "precision", "image_size", "preprocessing")
         return {
             "format": FORMAT,
             "notebook": self.notebook,
             "model": net.name,
-            "pretrained": net.pretrained,
-            "fingerprint": net.fingerprint,
-            "activation": net.activation,
-            "precision": net.precision,
-            "image_size": net.image_size,
-            "preprocessing": net.preprocessing,
+            **{name: getattr(net, name) for name in of_net},
             "caution": self.caution,
             "dataset": images.name,
             "dataset_fingerprint": images.fingerprint,
@@ -166,13 +130,10 @@ class Run:
         """The provenance as a folded box."""
         from IPython.display import HTML
 
-        rows = "".join(
-            f"<tr><th>{html.escape(key)}</th><td>{_cell(value)}</td></tr>" for key, value in self.provenance().items()
-        )
-        return HTML(
-            '<details class="zsr-provenance"><summary>Where these numbers come from</summary>'
-            f"<table>{rows}</table></details>"
-        )
+        cells = ((html.escape(key), _cell(value)) for key, value in self.provenance().items())
+        table = "".join(f"<tr><th>{key}</th><td>{value}</td></tr>" for key, value in cells)
+        summary = "<summary>Where these numbers come from</summary>"
+        return HTML(f'<details class="zsr-provenance">{summary}<table>{table}</table></details>')
 
 
 def parameters(namespace: dict) -> dict:
@@ -202,11 +163,7 @@ def glue(name: str, estimate: Estimate) -> None:
     from IPython.display import display
 
     for key, value in ((name, f"{estimate.value:.4g}"), (f"{name}:pct", f"{estimate:pct}")):
-        display(
-            {RECORD + "text/plain": value},
-            raw=True,
-            metadata={"scrapbook": {"name": key, "mime_prefix": RECORD}},
-        )
+        display({RECORD + "text/plain": value}, raw=True, metadata={"scrapbook": {"name": key, "mime_prefix": RECORD}})
 
 
 def _cell(value) -> str:
@@ -229,13 +186,11 @@ def _versions() -> dict[str, str]:
 
 def _git() -> dict:
     def git(*arguments: str) -> str | None:
+        options = {"capture_output": True, "text": True, "check": True, "cwd": Path(__file__).parent}
         try:
-            done = subprocess.run(
-                ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=True
-            )
+            return subprocess.run(["git", *arguments], **options).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None
-        return done.stdout.strip()
 
     status = git("status", "--porcelain", "--untracked-files=no")
     return {"git": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}

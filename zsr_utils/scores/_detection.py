@@ -3,10 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
-from zsr_utils.scores._intervals import Estimate, proportion
+from zsr_utils.scores._intervals import Estimate, wilson
 from zsr_utils.scores._similarity import auroc
 
 
@@ -27,9 +26,9 @@ def detection(
 
     Every interval is a percentile bootstrap. All three samples are drawn anew, so the intervals of `tpr`
     and `fpr` hold the uncertainty of the threshold as well; positives are drawn by group. A value of
-    exactly 0 or 1 leaves a bootstrap (and DeLong's method) without width, so there the interval is
-    widened to the Wilson interval of as many independent trials as there surely are: groups for `tpr`,
-    negatives for `fpr`, and for `auroc` disjoint pairs of a group and a negative.
+    exactly 0 or 1, or scores that are all tied, leave a bootstrap (and DeLong's method) without width, so
+    there the interval is widened to the Wilson interval of as many independent trials as there surely are:
+    groups for `tpr`, negatives for `fpr`, and for `auroc` disjoint pairs of a group and a negative.
 
     Examples:
         >>> found = detection(np.arange(100) + 90.0, np.arange(100.0), np.arange(99.0))
@@ -50,10 +49,6 @@ def detection(
 
     Returns:
         `auroc`, `tpr`, `fpr` (fractions) and `threshold` (in units of the score).
-
-    Raises:
-        ValueError: If scores are empty, not one-dimensional or not finite, groups do not match the
-            positives, or false_alarm or resamples is out of range.
 
     Source:
         Salman et al. (2024) for the question; bootstrap of Efron (1979), ties in the AUROC count half.
@@ -95,29 +90,8 @@ def detection(
     for (name, value, what, n, trials), (low, high) in zip(columns, np.quantile(draws, [0.025, 0.975], axis=0).T):
         label, unit = f"bootstrap 95 % ({what}, {resamples})", "score" if trials is None else "fraction"
         estimate = Estimate(value, float(low), float(high), label, n, unit)
-        found[name] = _widened(estimate, trials) if trials and value in (0, 1) else estimate
+        found[name] = _widened(estimate, trials) if trials and (value in (0, 1) or low == high) else estimate
     return found
-
-
-def roc_curve(positive: Float[np.ndarray, "p"], negative: Float[np.ndarray, "n"]) -> pd.DataFrame:
-    """Corners of the ROC curve: columns `threshold`, `fpr`, `tpr`, from nothing flagged to everything.
-
-    Examples:
-        >>> roc_curve(np.array([3.0, 2.0]), np.array([1.0])).tpr.tolist()
-        [0.0, 0.5, 1.0, 1.0]
-
-    Raises:
-        ValueError: If scores are empty, not one-dimensional or not finite.
-
-    Source:
-        `sklearn.metrics.roc_curve`; a row flags the scores at or above its threshold.
-    """
-    from sklearn import metrics
-
-    positive, negative = _scores(positive=positive, negative=negative)
-    labels = np.repeat([1, 0], [len(positive), len(negative)])
-    fpr, tpr, threshold = metrics.roc_curve(labels, np.concatenate([positive, negative]))
-    return pd.DataFrame({"threshold": threshold, "fpr": fpr, "tpr": tpr})
 
 
 def _threshold(held_out: np.ndarray, false_alarm: float) -> float:
@@ -125,9 +99,9 @@ def _threshold(held_out: np.ndarray, false_alarm: float) -> float:
 
 
 def _widened(estimate: Estimate, trials: int) -> Estimate:
-    """A value of 0 or 1 with an interval no narrower than Wilson's for that many trials."""
-    wilson = proportion(int(estimate.value) * trials, trials)
-    low, high = min(estimate.low, wilson.low), max(estimate.high, wilson.high)
+    """With an interval no narrower than Wilson's for that many trials."""
+    low, high = wilson(estimate.value, trials)
+    low, high = min(estimate.low, low), max(estimate.high, high)
     return replace(estimate, low=low, high=high, interval=f"{estimate.interval}, wilson 95 % of {trials}")
 
 

@@ -92,6 +92,17 @@ def mean_of(column: str, unit: str) -> Statistic:
     return statistic
 
 
+def median_of(column: str, unit: str) -> Statistic:
+    """Median of a column over all rows; the interval draws images.
+
+    Examples:
+        >>> rows = pd.DataFrame({"sample_id": list("aab"), "rms": [1.0, 3.0, 4.0]})
+        >>> median_of("rms", "grey levels")(rows).value
+        3.0
+    """
+    return lambda rows: bootstrap(np.median, rows[column].to_numpy(float), groups=rows.sample_id, unit=unit)
+
+
 def paired_change(one: pd.DataFrame, other: pd.DataFrame, column: str, *, unit: str = "fraction") -> Estimate:
     """Mean of `other - one` over the images that both have, each image's rows averaged first.
 

@@ -2,44 +2,34 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import scipy
 
 
+Z = float(scipy.stats.norm.ppf(0.975))
 AT_ONCE = 2**22  # numbers of a column drawn at once
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval and the number of samples behind it.
-
-    Attributes:
-        value: The estimate.
-        low, high: Bounds of the interval.
-        interval: How the bounds were found, such as `wilson 95 %`.
-        n: Number of samples.
-        unit: `fraction`, `cosine`, `images`, …
-    """
+    """A value with its interval and the number of samples behind it."""
 
     value: float
     low: float
     high: float
-    interval: str
+    interval: str  # how the bounds were found, such as `wilson 95 %`
     n: int
-    unit: str = "fraction"
+    unit: str = "fraction"  # or `cosine`, `images`, …
 
     def __format__(self, spec: str) -> str:
-        """`pct` gives percentages, `points` a difference of shares in percentage points; any other format
-        applies to value and bounds.
+        """`pct` gives percentages, `points` a difference in percentage points, else the format of value and bounds.
 
         Examples:
             >>> e = Estimate(0.9876, 0.98, 0.993, "wilson 95 %", 800)
             >>> f"{e:pct}", f"{e:.2f}"
             ('98.8 % [98.0, 99.3]', '0.99 [0.98, 0.99]')
-            >>> f"{Estimate(-0.0008, -0.002, 0.0, 'bootstrap 95 %', 1200):points}"
-            '-0.1 points [-0.2, +0.0]'
         """
         if spec == "pct":
             return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
@@ -55,7 +45,7 @@ def estimate_of(row) -> Estimate:
     return Estimate(*(getattr(row, f.name) if hasattr(row, f.name) else row[f.name] for f in fields(Estimate)))
 
 
-def proportion(successes: int, n: int, *, confidence: float = 0.95, unit: str = "fraction") -> Estimate:
+def proportion(successes: int, n: int) -> Estimate:
     """A proportion with its Wilson interval.
 
     Examples:
@@ -63,45 +53,31 @@ def proportion(successes: int, n: int, *, confidence: float = 0.95, unit: str = 
         >>> e.value, e.low, round(e.high, 4)
         (0.0, 0.0, 0.0043)
 
-    Raises:
-        ValueError: If `n` is not positive or `successes` is not in 0 … n.
-
-    Source:
-        Wilson (1927); computed by `scipy.stats.binomtest`.
+    Source: Wilson (1927).
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"successes is {successes} of n = {n}, allowed are 0 to n with n at least 1.")
-    interval = scipy.stats.binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
-    low, high = float(interval.low), float(interval.high)
-    return Estimate(float(successes / n), low, high, f"wilson {100 * confidence:.0f} %", int(n), unit)
+    return Estimate(float(successes / n), *wilson(successes / n, n), "wilson 95 %", int(n))
 
 
-def grouped_proportion(successes: np.ndarray, groups: np.ndarray, *, unit: str = "fraction") -> Estimate:
+def grouped_proportion(successes: np.ndarray, groups: np.ndarray) -> Estimate:
     """A proportion over samples that come in groups, such as pairs that share a source image.
 
-    Samples of one group are not independent, so the Wilson interval gets the effective number of
-    samples, n over the design effect. Where the successes, or the failures, lie in one group or
-    none, the design effect cannot be estimated, and every group counts once.
+    Samples of one group are not independent, so the Wilson interval gets the effective number of samples: n over the
+    design effect, and less where few groups show that effect. Where the successes, or the failures, lie in one group or
+    none, it cannot be estimated, and every group counts once.
 
-    Examples:
-        >>> alike = grouped_proportion(np.repeat([1, 0, 1, 0], 9), np.repeat([0, 1, 2, 3], 9))
-        >>> alike.n, round(alike.low, 2)  # as wide as four samples, not 36
-        (36, 0.13)
-        >>> grouped_proportion(np.zeros(36), np.repeat([0, 1, 2], 12)).low
-        0.0
+    Args:
+        successes: 0 or 1, or shares in between, one a sample.
+        groups: One label a sample.
 
-    Raises:
-        ValueError: If there is no sample, or not one group a sample.
-
-    Source:
-        Korn & Graubard (1998), with the Wilson interval in place of the exact one.
+    Source: Korn & Graubard (1998), with the Wilson interval in place of the exact one.
     """
     successes, groups = np.asarray(successes, dtype=float), np.asarray(groups)
     n = len(successes)
     if n == 0 or len(groups) != n:
-        raise ValueError(
-            f"{n} samples and {len(groups)} groups given, allowed is one group a sample and at least one sample."
-        )
+        allowed = "one group a sample and at least one sample"
+        raise ValueError(f"{n} samples and {len(groups)} groups given, allowed is {allowed}.")
     share = successes.mean()
     _, index = np.unique(groups, return_inverse=True)
     number = index.max() + 1
@@ -111,43 +87,33 @@ def grouped_proportion(successes: np.ndarray, groups: np.ndarray, *, unit: str =
     else:
         off = np.bincount(index, successes - share)
         variance = number / (number - 1) * np.square(off).sum() / n**2
-        effective = min(n, max(1, share * (1 - share) / variance)) if variance > 0 else n
-    z = scipy.stats.norm.ppf(0.975)
-    middle = (share + z**2 / (2 * effective)) / (1 + z**2 / effective)
-    half = z / (1 + z**2 / effective) * np.sqrt(share * (1 - share) / effective + z**2 / (4 * effective**2))
+        few = (Z / scipy.stats.t.ppf(0.975, number - 1)) ** 2
+        effective = min(n, max(1, few * share * (1 - share) / variance)) if variance > 0 else n
+    return Estimate(float(share), *wilson(share, effective), f"wilson 95 % ({number} groups)", n)
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """Bounds of a share of n samples; n need not be whole."""
+    middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
     # where all fail or all succeed, one end is the value itself, which rounding would miss
     low = 0.0 if share == 0 else max(0.0, middle - half)
     high = 1.0 if share == 1 else min(1.0, middle + half)
-    return Estimate(float(share), float(low), float(high), f"wilson 95 % ({number} groups)", n, unit)
+    return float(low), float(high)
 
 
 def bootstrap(
-    statistic: Callable[..., float],
-    *columns: np.ndarray,
-    groups: np.ndarray | None = None,
-    resamples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    unit: str = "fraction",
-    paired: bool = True,
-) -> Estimate:
+    statistic: Callable[..., float], *columns: np.ndarray, groups: np.ndarray | None = None, resamples: int = 1000,
+    seed: int = 0, unit: str = "fraction",
+) -> Estimate:  # fmt: skip
     """Percentile bootstrap of a statistic of columns that belong to the same samples.
 
-    The rows are drawn together, so a difference between two columns is a paired difference. With
-    `groups`, whole groups are drawn, such as all pairs of one source image. Without, a statistic that has
-    a parameter `axis`, as those of numpy, sees many resamples at once.
+    The rows are drawn together, so a difference between two columns is a paired difference. With `groups`, whole groups
+    are drawn, such as all pairs of one source image. Without, a statistic that has a parameter `axis`, as those of
+    numpy, sees many resamples at once. A column of fractions that are all the same gives resamples no width: its
+    interval is Wilson's for as many trials as there are draws.
 
-    Examples:
-        >>> before, after = np.array([1, 1, 1, 0, 1.0]), np.array([1, 0, 1, 0, 1.0])
-        >>> e = bootstrap(lambda a, b: b.mean() - a.mean(), before, after)
-        >>> round(e.value, 2), e.interval
-        (-0.2, 'bootstrap 95 % (paired, 1000)')
-
-    Raises:
-        ValueError: If columns are empty or differ in length.
-
-    Source:
-        Efron (1979).
+    Source: Efron (1979).
     """
     columns = tuple(np.asarray(c) for c in columns)
     n = len(columns[0])
@@ -168,20 +134,52 @@ def bootstrap(
         else:
             rows = np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))])
         draws[i] = statistic(*(c[rows] for c in columns))
-    low, high = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    kind = f"paired, {resamples}" if paired and len(columns) > 1 else str(resamples)
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    kind = f"paired, {resamples}" if len(columns) > 1 else str(resamples)
     if members is not None:
         kind += f", {len(members)} groups"
-    label = f"bootstrap {100 * confidence:.0f} % ({kind})"
-    return Estimate(float(statistic(*columns)), float(low), float(high), label, n, unit)
+    label = f"bootstrap 95 % ({kind})"
+    value, same = float(statistic(*columns)), len(columns) == 1 and (columns[0] == columns[0][0]).all()
+    if same and unit == "fraction" and 0 <= value <= 1:
+        trials = n if members is None else len(members)
+        (low, high), label = wilson(value, trials), f"wilson 95 % of {trials}, no variation"
+    return Estimate(value, float(low), float(high), label, n, unit)
 
 
 def paired_difference(before: np.ndarray, after: np.ndarray, *, seed: int = 0, unit: str = "fraction") -> Estimate:
-    """Mean of `after - before` over the same samples, with a paired bootstrap interval.
+    """Mean of `after - before` over the same samples.
 
-    Examples:
-        >>> same = np.array([1.0, 0.0, 1.0])
-        >>> paired_difference(same, same).high
-        0.0
+    For fractions that are 0 or 1 the interval is Tango's, which has width even if no sample changed; otherwise it is a
+    paired bootstrap. If all samples change by the same number, a bootstrap has no width: then the interval is Tango's
+    for as many samples without a change, times the largest change there can be: 1 for fractions, else the range of the
+    values and 0. Only where every value is 0 of an unknown scale, no width is left.
+
+    Source: Tango (1998) for the score interval of paired shares; its use without variation is this project's.
     """
-    return bootstrap(lambda a, b, axis=-1: (b - a).mean(axis), before, after, seed=seed, unit=unit)
+    before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    n, both = len(before), np.concatenate([before, after])
+    shares = unit == "fraction" and (both >= 0).all() and (both <= 1).all()
+    if shares and n == len(after) > 0 and np.isin(both, (0, 1)).all():
+        low, high = _tango(int((after > before).sum()), int((after < before).sum()), n)
+        return Estimate(float((after - before).mean()), low, high, "tango 95 % (paired)", n, unit)
+    found = bootstrap(lambda a, b, axis=-1: (b - a).mean(axis), before, after, seed=seed, unit=unit)
+    if np.ptp(after - before) > 1e-12 * np.abs(both).max():
+        return found
+    largest = 1.0 if shares else float(np.ptp([0, *both]))
+    low, high = (max(-largest, min(largest, found.value + largest * end)) for end in _tango(0, 0, n))
+    return replace(found, low=low, high=high, interval=f"tango 95 % of {n}, no variation (paired)")
+
+
+def _tango(gained: int, lost: int, n: int) -> tuple[float, float]:
+    """Bounds of (gained - lost) / n: the differences d that a score test does not reject at 5 %."""
+    difference = (gained - lost) / n
+
+    def excess(d: float) -> float:
+        b, c = (2 * n - gained + lost) * d - gained - lost, -lost * d * (1 - d)
+        share_lost = (np.sqrt(max(0, b**2 - 8 * n * c)) - b) / (4 * n)  # the likeliest, given d
+        return (gained - lost - n * d) ** 2 - Z**2 * n * (2 * share_lost + d * (1 - d))
+
+    # just off the difference: without a change, the score has a root there too
+    bounds = (difference - 1e-9, -1.0), (difference + 1e-9, 1.0)
+    low, high = (end if abs(start) >= 1 else scipy.optimize.brentq(excess, start, end) for start, end in bounds)
+    return float(low), float(high)

@@ -7,21 +7,10 @@ from jaxtyping import Float, Int
 from zsr_utils.scores._intervals import Estimate
 
 
-def pair_similarities(
-    embeddings: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines of all pairs of different images: (same class, different class).
+def pair_similarities(embeddings: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"]) -> tuple:
+    """Cosines of all pairs of different images, as two arrays: (same class, different class).
 
-    Examples:
-        >>> within, between = pair_similarities(np.eye(3), np.array([0, 0, 1]))
-        >>> len(within), len(between)
-        (1, 2)
-
-    Raises:
-        ValueError: If fewer than two images are given.
-
-    Source:
-        Salman et al. (2024), Fig. 4.
+    Source: Salman et al. (2024), Fig. 4.
     """
     if len(embeddings) < 2:
         raise ValueError(f"{len(embeddings)} embeddings given, at least two are needed to make a pair.")
@@ -38,14 +27,10 @@ def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
     Examples:
         >>> auroc(np.array([0.9, 0.8]), np.array([0.1, 0.8]))
         0.875
-
-    Raises:
-        ValueError: If either side is empty.
     """
     if len(positive) == 0 or len(negative) == 0:
         raise ValueError("auroc needs at least one positive and one negative score.")
-    ranks = scipy.stats.rankdata(np.concatenate([positive, negative]))
-    above = ranks[: len(positive)].sum() - len(positive) * (len(positive) + 1) / 2
+    above = scipy.stats.mannwhitneyu(positive, negative, method="asymptotic").statistic
     return float(above / (len(positive) * len(negative)))
 
 
@@ -55,8 +40,6 @@ def overlap_coefficient(a: np.ndarray, b: np.ndarray, *, bins: int = 100) -> flo
     Examples:
         >>> overlap_coefficient(np.array([0.0, 0.1]), np.array([0.9, 1.0]))
         0.0
-        >>> round(overlap_coefficient(np.linspace(0, 1, 50), np.linspace(0, 1, 50)), 6)
-        1.0
     """
     edges = np.linspace(min(a.min(), b.min()), max(a.max(), b.max()) + 1e-9, bins + 1)
     p, q = (np.histogram(v, edges)[0] / len(v) for v in (a, b))
@@ -68,19 +51,14 @@ def pair_estimates(
 ) -> dict[str, Estimate]:
     """Mean cosines, AUROC and overlap of same-class against different-class pairs, with intervals.
 
-    The interval resamples images, not pairs: pairs share images, so resampling pairs would make it
-    far too narrow. A resample gives image i the weight w_i it was drawn, and a pair the weight
-    w_i w_j, so that an image is never paired with itself. Resamples are read off a histogram of
-    2,000 bins; the values themselves are exact.
+    The interval resamples images, not pairs: pairs share images, so resampling pairs would make it far too narrow. A
+    resample gives image i the weight w_i it was drawn, and a pair the weight w_i w_j, so that an image is never paired
+    with itself. Resamples are read off a histogram of 2,000 bins; the values themselves are exact.
 
     Returns:
         `auroc`, `overlap` (fractions), `within_mean`, `between_mean` (cosines).
 
-    Raises:
-        ValueError: If there is no pair of the same class or none of different classes.
-
-    Source:
-        Salman et al. (2024), Fig. 4, shows the two histograms; the summary numbers are ours.
+    Source: Salman et al. (2024), Fig. 4, shows the two histograms; the summary numbers are ours.
     """
     within, between = pair_similarities(embeddings, labels)
     if len(within) == 0 or len(between) == 0:

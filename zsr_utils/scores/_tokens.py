@@ -12,27 +12,19 @@ def dirichlet_energy(
 ) -> Float[np.ndarray, "n"]:
     """Roughness of token grids: mean of ||z_i - z_j||^2 over 4-neighbour edges.
 
-    A flat area lowers it, whatever the model makes of the rest: `keep` leaves out the tokens of a border
-    or a box, and dividing by `mean_square_norm` takes out the length of the tokens.
+    A flat area lowers it, whatever the model makes of the rest: `keep` leaves out the tokens of a border or a box (an
+    edge counts if both of its ends do), and dividing by `mean_square_norm` takes out the length of the tokens.
 
     Examples:
         >>> board = np.where(np.indices((4, 4)).sum(0) % 2, 1.0, -1.0)
         >>> dirichlet_energy(board[None, :, :, None]).tolist()
         [4.0]
 
-    Args:
-        tokens: Grids of tokens, raw.
-        keep: Tokens that count; an edge counts if both of its ends do. None: all.
-
     Returns:
-        (N,) float64, squared units of the tokens; NaN where no edge is left.
+        (N,) float64, squared units of the raw tokens; NaN where no edge is left.
 
-    Raises:
-        ValueError: If tokens or keep have the wrong shape.
-
-    Source:
-        Wani et al. (2026), Dirichlet energy of vision tokens, unweighted and without feature
-        normalisation as in the authors' code; `keep` is this project's choice.
+    Source: Wani et al. (2026), Dirichlet energy of vision tokens, unweighted and without feature normalisation as in
+        the authors' code; `keep` is this project's choice.
     """
     tokens, keep = _grids(tokens, keep)
     total, edges = 0, 0
@@ -48,22 +40,10 @@ def mean_square_norm(
 ) -> Float[np.ndarray, "n"]:
     """Mean of ||z||^2 over the tokens that count: what a Dirichlet energy is divided by to be free of scale.
 
-    Examples:
-        >>> mean_square_norm(np.full((1, 2, 2, 3), 2.0)).tolist()
-        [12.0]
-
-    Args:
-        tokens: Grids of tokens, raw.
-        keep: Tokens that count. None: all.
-
     Returns:
-        (N,) float64, squared units of the tokens; NaN where no token is kept.
+        (N,) float64, squared units of the raw tokens; NaN where no token is kept.
 
-    Raises:
-        ValueError: If tokens or keep have the wrong shape.
-
-    Source:
-        This project's choice: rotation and overlays add flat area, and the energy alone cannot tell.
+    Source: This project's choice: rotation and overlays add flat area, and the energy alone cannot tell.
     """
     tokens, keep = _grids(tokens, keep)
     return _ratio((np.square(tokens).sum(-1) * keep).sum((1, 2)), keep.sum((1, 2)))
@@ -72,18 +52,13 @@ def mean_square_norm(
 def band_of(h: int, w: int, bands: int) -> Int[np.ndarray, "h w"]:
     """Radial band, 0 to `bands - 1`, of every frequency of the 2-D DFT of an h x w grid, in the DFT's order.
 
-    Bands have equal width in radius, from 0 to the grid's highest frequency, the corner. A frequency on
-    an edge belongs to the band above. Band 0 holds the mean.
+    Bands have equal width in radius, from the mean to the corner. A frequency on an edge belongs to the band above.
 
     Examples:
         >>> band_of(4, 4, 2).tolist()
         [[0, 0, 1, 0], [0, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]]
 
-    Raises:
-        ValueError: If the grid is not square, or bands is below 1.
-
-    Source:
-        This project's choice.
+    Source: This project's choice.
     """
     if h != w or h < 1:
         raise ValueError(f"The token grid is {h} x {w}, allowed is a square one.")
@@ -98,32 +73,17 @@ def change_spectrum(
 ) -> tuple[Float[np.ndarray, "n bands"], Float[np.ndarray, "n bands"]]:
     """At which spatial frequencies token grids change, and how much of the clean pattern is left there.
 
-    Shares: of the energy of perturbed - clean that lies in every band of `band_of`. Coherence: magnitude
-    squared, |sum X Y*|^2 / (sum |X|^2 sum |Y|^2) of the spectra X (clean) and Y (perturbed), with sums over
-    the band's frequencies and over features. It is 1 if the band is only multiplied by a number. Grids
-    that moved lose coherence, so compare only perturbations that leave content where it is.
-
-    Examples:
-        >>> clean = np.random.default_rng(0).normal(size=(1, 8, 8, 2))
-        >>> shares, coherence = change_spectrum(clean, clean + 1, bands=2)
-        >>> shares.round(6).tolist()
-        [[1.0, 0.0]]
-
-    Args:
-        clean: Token grids before.
-        perturbed: The same after.
-        bands: Radial bands of equal width.
+    Shares: of the energy of perturbed - clean that lies in every band of `band_of`. Coherence: magnitude squared, |sum
+    X Y*|^2 / (sum |X|^2 sum |Y|^2) of the spectra X (clean) and Y (perturbed), with sums over the band's frequencies
+    and over features. It is 1 if the band is only multiplied by a number. Grids that moved lose coherence, so compare
+    only perturbations that leave content where it is.
 
     Returns:
-        Shares, which sum to 1 (0 in a band that holds no frequency; all NaN for a grid that did not
-        change); and coherences, 0 to 1 (NaN in a band where clean or perturbed have no energy beyond
-        1e-24 of their total, which is rounding).
+        Shares, which sum to 1 (0 in a band that holds no frequency; all NaN for a grid that did not change); and
+        coherences, 0 to 1 (NaN in a band where clean or perturbed have no energy beyond 1e-24 of their total, which is
+        rounding).
 
-    Raises:
-        ValueError: If shapes differ, grids are not square, or bands is below 1.
-
-    Source:
-        This project's choice; Wani et al. (2026) conclude on coherence across bands without a formula.
+    Source: This project's choice; Wani et al. (2026) conclude on coherence across bands without a formula.
     """
     clean, perturbed = _same_shape(clean, perturbed)
     band = band_of(*clean.shape[1:3], bands)
@@ -147,30 +107,21 @@ def power_change(
 ) -> tuple[Float[np.ndarray, "n bands"], Float[np.ndarray, "n bands"]]:
     """Change of the power spectrum of images, from low to high spatial frequency.
 
-    Power is |FFT|^2 of [0, 1] pixels, averaged over a band's frequencies and over channels. As in the
-    paper it is not divided by the number of pixels, so that the difference grows with image size; the
-    relative change does not. Bands are rings around frequency 0 in cycles an image, with edges
-    `geomspace(1, r + 1, bands + 1) - 1` up to the corner r; the first holds the mean.
+    Power is |FFT|^2 of [0, 1] pixels, averaged over a band's frequencies and over channels. As in the paper it is not
+    divided by the number of pixels, so that the difference grows with image size; the relative change does not. Bands
+    are rings around frequency 0 in cycles an image, with edges `geomspace(1, r + 1, bands + 1) - 1` up to the corner r;
+    the first holds the mean.
 
     Examples:
         >>> image = np.random.default_rng(0).random((1, 3, 16, 16))
         >>> power_change(image, image / 2)[1].round(6).tolist()
         [[-0.75, -0.75, -0.75]]
 
-    Args:
-        clean: Images in [0, 1].
-        perturbed: The same after, in the same size.
-        bands: Radial bands.
-
     Returns:
-        Mean power of perturbed less clean, and that over the clean power plus 1e-8; NaN in a band that
-        holds no frequency.
+        Mean power of perturbed less clean, and that over the clean power plus 1e-8; NaN in a band that holds no
+        frequency.
 
-    Raises:
-        ValueError: If shapes differ, or bands is below 1.
-
-    Source:
-        Wani et al. (2026), spectrum of the input image, after the authors' code.
+    Source: Wani et al. (2026), spectrum of the input image, after the authors' code.
     """
     clean, perturbed = _same_shape(clean, perturbed)
     _check_bands(bands)
@@ -185,19 +136,15 @@ def power_change(
 
 
 def _spectrum(values: np.ndarray, axes: tuple[int, int]) -> np.ndarray:
-    """Half of the 2-D DFT of real values, real and imaginary parts side by side in the last axis.
-
-    A sum of products of two spectra over the last axis is then the real part of X Y*.
-    """
+    """Half of the 2-D DFT of real values, parts side by side: a sum of products of two is the real part of X Y*."""
     return np.ascontiguousarray(np.fft.rfft2(values, axes=axes)).view(np.float64)
 
 
 def _band_sums(half: Float[np.ndarray, "n h k"], band: Int[np.ndarray, "h w"], bands: int) -> np.ndarray:
     """Sums over every band of the whole DFT, from the half that `rfft2` gives."""
-    w = band.shape[1]
     times = np.full(half.shape[2], 2.0)  # columns k and -k are one column of the half
     times[0] = 1
-    if w % 2 == 0:
+    if band.shape[1] % 2 == 0:
         times[-1] = 1
     member = (band[:, : half.shape[2], None] == np.arange(bands)) * times[:, None]
     return half.reshape(len(half), -1) @ member.reshape(-1, bands)

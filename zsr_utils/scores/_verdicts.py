@@ -1,10 +1,54 @@
-"""Which way a number points."""
+"""What an interval lets one say: the one rule behind every sentence that compares."""
+
+import pandas as pd
 
 from zsr_utils.scores._intervals import Estimate
 
 
-def decide(estimate: Estimate, reference: float = 0.0) -> str:
-    """`more` if the whole interval lies above the reference, `less` if below, else `undecided`."""
+def decide(estimate: Estimate, reference: float = 0.0, *, margin: float | None = None) -> str:
+    """Whether an estimate lies above a reference, below it, or cannot be told from it.
+
+    "No difference" is a claim of its own, and only a margin stated beforehand allows it: an interval that holds
+    the reference says that nothing was found, not that nothing is there.
+
+    Examples:
+        >>> wide, narrow = (Estimate(0.01, 0.01 - half, 0.01 + half, "95 %", 100) for half in (0.03, 0.005))
+        >>> decide(wide), decide(narrow), decide(narrow, 0.5)
+        ('undecided', 'more', 'less')
+        >>> decide(narrow, margin=0.02), decide(wide, margin=0.02)
+        ('same', 'undecided')
+
+    Args:
+        estimate: Anything with the bounds `low` and `high`, such as a row of a table of estimates.
+        reference: What it is compared with: 0 for a difference, 1 for a ratio, 0.5 for an AUROC.
+        margin: The largest distance from the reference that counts as none, in the estimate's unit.
+
+    Returns:
+        `same` if the whole interval lies within the margin, else `more` or `less` if it lies on one side of the
+        reference, else `undecided`. A bound that touches the reference does not exclude it, and bounds that are
+        not numbers decide nothing.
+
+    Source:
+        Two one-sided tests of Schuirmann (1987) for `same`: at 95 % intervals stricter than their 5 %.
+    """
+    if margin is not None and not margin > 0:
+        raise ValueError(f"margin is {margin}, allowed is above 0, or None to claim no equality.")
+    if margin is not None and reference - margin <= estimate.low and estimate.high <= reference + margin:
+        return "same"
     if estimate.low > reference:
         return "more"
-    return "less" if estimate.high < reference else "undecided"
+    if estimate.high < reference:
+        return "less"
+    return "undecided"
+
+
+def within(table: pd.DataFrame, reference: float, margin: float) -> pd.DataFrame:
+    """Rows of estimates whose whole interval lies within a margin of a reference: they agree with it.
+
+    An interval that only holds the reference is no agreement, it may be wide.
+
+    Examples:
+        >>> within(pd.DataFrame({"low": [0.95, 0.5], "high": [1.05, 1.5]}), 1, 0.1).index.tolist()
+        [0]
+    """
+    return table[(table.low > reference - margin) & (table.high < reference + margin)]

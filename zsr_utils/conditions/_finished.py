@@ -14,7 +14,7 @@ CODE = ("models", "conditions")
 EVERY = 64  # finished pairs between two files
 
 
-class Kept:
+class FinishedPairs:
     """Finished pairs in the cache folder, found again by source, goal and everything that made them."""
 
     def __init__(self, net, sources, goal, until, settings, names):

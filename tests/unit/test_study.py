@@ -1,0 +1,126 @@
+"""What every chapter opens with: numbers by name, words by rule, parameters that reach every call."""
+
+import pandas as pd
+import pytest
+from tiny import token_model, token_pictures
+
+import zsr_utils.study
+from zsr_utils import scores
+from zsr_utils.conditions import ORIGINAL, gaussian_noise
+from zsr_utils.study import open_study
+
+
+@pytest.fixture
+def open_tiny(tmp_path, monkeypatch):
+    for name in ("ZSR_CACHE", "ZSR_RESULTS"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    asked = []
+
+    def load_model(name, pretrained="", **options):
+        asked.append((name, pretrained, options))
+        net = token_model()
+        net.name = name
+        return net
+
+    def load_dataset(name, **options):
+        asked.append((name, options))
+        return token_pictures(6, 8)
+
+    monkeypatch.setattr(zsr_utils.study, "load_model", load_model)
+    monkeypatch.setattr(zsr_utils.study, "load_dataset", load_dataset)
+    given = {"model": "one", "models": ["two@tag"], "dataset": "noise", "batch_size": 4, "seed": 3}
+
+    def opened(**changes):
+        study = open_study("99-x", given | changes)
+        study.asked = asked
+        return study
+
+    return opened
+
+
+def test_parameters_reach_models_data_and_rows(open_tiny, monkeypatch):
+    study = open_tiny(pretrained="w", precision="tf32", limit=5, split="test")
+    data, one, two = study.asked
+    assert data == ("noise", {"split": "test", "classes": 0, "ids": "", "limit": 5, "seed": 3})
+    assert one == ("one", "w", {"device": "auto", "precision": "tf32"}) and two[:2] == ("two", "tag")
+    given = {}
+    original = zsr_utils.study.measure
+    monkeypatch.setattr(zsr_utils.study, "measure", lambda *a, **k: given.update(k) or original(*a, **k))
+    study.measure(gaussian_noise([4]), draws=2)
+    assert given == {"seed": 3, "batch_size": 4, "draws": 2}
+
+
+def test_rows_of_all_models_are_kept_with_their_model(open_tiny):
+    study = open_tiny()
+    rows = study.measure([ORIGINAL, *gaussian_noise([4])])
+    study.measure([ORIGINAL], models=["one"], keep=False)
+    assert rows.groupby("model").size().to_dict() == {"one": 12, "two@tag": 12} and study.name == "one"
+    study.number("a/b", scores.proportion(1, 2))
+    study.close()
+    kept = pd.read_parquet(study.run.folder / "samples.parquet")
+    assert len(kept) == 24 and kept.model.nunique() == 2
+
+
+def test_numbers_get_names_labels_and_the_model_where_it_is_another(open_tiny):
+    study = open_tiny()
+    rows = study.measure([ORIGINAL, *gaussian_noise([0.5, 4])])
+    table = study.estimate(rows, "noise/flips", scores.flip_rate, ["condition", "severity"])
+    assert table.name.tolist()[:2] == ["noise/flips/original_0", "noise/flips/gaussian_noise_0_5"]
+    assert table.label.tolist()[1] == "gaussian noise, 0.5" and "noise/flips/gaussian_noise_4/two_tag" in set(
+        table.name
+    )
+    assert study["noise/flips/gaussian_noise_4"].n == 6
+    plain = study.estimate(rows[rows.condition == "original"], "zero_shot/accuracy", scores.accuracy)
+    assert plain.name.tolist() == ["zero_shot/accuracy", "zero_shot/accuracy/two_tag"]
+    assert plain.label.tolist() == ["one", "two@tag"]
+    with pytest.raises(ValueError, match="Unknown recorded number 'noise/flip'"):
+        study["noise/flip"]
+
+
+def test_sentences_take_recorded_numbers_and_words_chosen_by_a_rule(open_tiny, monkeypatch):
+    study, said = open_tiny(), []
+    monkeypatch.setattr(study.run, "say", said.append)
+    words = {"more": "more", "less": "less", "undecided": "not decided"}
+    for low, high, reference, expected in (
+        (0.1, 0.3, 0, "more"),
+        (0.1, 0.3, 0.5, "less"),
+        (-0.1, 0.3, 0, "not decided"),
+    ):
+        study.number("a/b", scores.Estimate(0.2, low, high, "x", 10))
+        study.say("{a/b:pct} of {n}: {verdict}", n=10, verdict=study.decide("a/b", reference, **words))
+        assert said[-1] == f"20.0 % [{100 * low:.1f}, {100 * high:.1f}] of 10: {expected}"
+    assert study.decide("a/b", margin=1, same="the same", **words) == "the same"
+    with pytest.raises(ValueError, match="Unknown recorded number 'a/c': nearest known names are a/b"):
+        study.say("{a/c:pct}")
+
+
+def test_prompts_change_the_head_and_are_recorded(open_tiny):
+    study = open_tiny()
+    study.measure([ORIGINAL], prompts="bare name", models=["one"])
+    study.measure([ORIGINAL], prompts=zsr_utils.study.OWN_PROMPTS, models=["one"])
+    prompts = study.run.provenance()["prompts"]
+    assert prompts["bare name"] == ["{}"] and set(prompts) == {"plain prompt", "bare name", zsr_utils.study.OWN_PROMPTS}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0, allowed is 1 or more"),
+        ({"seed": -1}, "seed is -1, allowed is 0 or more"),
+        ({"limit": -5}, "limit is -5, allowed is 0 or more"),
+        ({"models": ["a@b@c"]}, "models holds 'a@b@c', allowed are names such as 'ViT-B-32' or 'ViT-B-32@openai'"),
+        ({"prompts": "plane prompt"}, "Unknown prompt set 'plane prompt': nearest known names are plain prompt"),
+    ],
+)
+def test_bad_parameters_are_refused_by_name(open_tiny, change, message):
+    with pytest.raises(ValueError, match=message):
+        open_tiny(**change)
+
+
+def test_facts_of_a_study_can_be_kept_as_rows(open_tiny):
+    study = open_tiny()
+    rows = study.measure([ORIGINAL], models=["one"], keep=False)
+    study.keep_rows(rows.assign(largest=1.0))
+    study.number("a/b", scores.proportion(1, 2))
+    study.close()
+    assert "largest" in pd.read_parquet(study.run.folder / "samples.parquet")

@@ -1,0 +1,78 @@
+"""`chapters.yaml`, the one list of chapters: read, checked, and made into a table of contents."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+from zsr_utils._text import unknown
+
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = Path(__file__).with_name("chapters.schema.yaml")
+FIRST, SECOND = "book/preface", "book/how-to-read"
+REFERENCE = "tabletop-data tabletop-model _generated/figures _generated/every-number glossary references"
+LAST = ("Reference", [f"book/{page}" for page in REFERENCE.split()])
+
+
+def read_chapters(root: Path = ROOT) -> dict[str, dict]:
+    """The chapters in order, each with `numbers` and `figure`, and `needs`, `minutes`, `per_model` where given."""
+    known = read_yaml(root / "chapters.yaml")
+    valid(known, SCHEMA, "chapters.yaml")
+    notebooks = {path.stem for path in (root / "notebooks").glob("*.ipynb")}
+    for name, entry in known.items():
+        if name not in notebooks:
+            raise ValueError(f"chapters.yaml: {name} has no notebook notebooks/{name}.ipynb.")
+        for other in entry.get("needs", ()):
+            if other not in known:
+                raise ValueError(f"chapters.yaml: needs of {name}: {unknown('chapter', other, known)}")
+    if left := sorted(notebooks - known.keys()):
+        raise ValueError(f"notebooks/{left[0]}.ipynb has no entry in chapters.yaml.")
+    return known
+
+
+def chosen(words: str, known: Sequence[str]) -> list[str]:
+    """The chapters that are named, by number or in full, in the order of the book; without a name all of them.
+
+    Examples:
+        >>> chosen("05 1", ["01-zero-shot-baseline", "05-representation-drift", "19-model-trends"])
+        ['01-zero-shot-baseline', '05-representation-drift']
+    """
+    by_number = {name.split("-")[0].lstrip("0"): name for name in known}
+    named = {by_number.get(word.lstrip("0"), word) for word in words.split()}
+    for name in sorted(named.difference(known)):
+        raise ValueError(unknown("chapter", name, known))
+    return [name for name in known if name in named or not named]
+
+
+def table_of_contents(parts: Sequence[tuple[str, Sequence[str]]]) -> dict:
+    """What Jupyter Book takes for a table of contents: captions and pages, between the pages of the book itself."""
+    listed = [{"caption": caption, "chapters": [{"file": page} for page in pages]} for caption, pages in (*parts, LAST)]
+    return {"format": "jb-book", "root": FIRST, "parts": [{"chapters": [{"file": SECOND}]}, *listed]}
+
+
+def read_yaml(path: Path):
+    """What a YAML file holds; an empty one stands for no lines."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read ({' '.join(str(error).split())}).") from error
+
+
+def valid(content: dict, schema: Path, what: str) -> None:
+    """Hold a file's content against a JSON schema, whose descriptions say what is allowed."""
+    checked = Draft202012Validator(yaml.safe_load(schema.read_text(encoding="utf-8")))
+    error = best_match(checked.iter_errors(json.loads(json.dumps(content, default=str))))
+    if error is None:
+        return
+    where = ": ".join([what, *(f"entry {p + 1}" if isinstance(p, int) else p for p in error.absolute_path)])
+    if error.validator == "additionalProperties":
+        names = error.schema["properties"]
+        raise ValueError(f"{where}: {unknown('key', min(error.instance.keys() - names.keys()), names)}")
+    if error.validator == "required":
+        missing = next(name for name in error.validator_value if name not in error.instance)
+        raise ValueError(f"{where} has no {missing}.")
+    raise ValueError(f"{where} is {error.instance!r}, allowed is {error.schema['description']}.")

@@ -1,0 +1,199 @@
+"""Chapter 03: singular values of the encoder's Jacobian, and where its linear account ends."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from zsr_utils import jacobian, scores
+from zsr_utils.conditions import ORIGINAL, gaussian_noise, unit_noise
+from zsr_utils.conditions.alignment import Answer, align, saved_as_png
+from zsr_utils.experiments.pairs import Pairs, pair_names, settings_of
+from zsr_utils.measure import Pixels
+from zsr_utils.models import Model
+from zsr_utils.study import Study
+
+
+KINDS = ("original", "aligned")
+QUANTITIES = {
+    "largest": "s₁", "frobenius": "‖J‖ (Frobenius)", "effective_rank": "effective rank",
+    "condition_number": "condition",
+}  # fmt: skip
+STRETCH = {
+    "more": "aligned images lie where the encoder stretches more",
+    "less": "aligned images lie where the encoder stretches less",
+    "undecided": "whether the encoder stretches more there is not decided",
+}
+FLIPPED = {
+    "more": "noise changes more answers than the linear account says",
+    "less": "noise changes fewer answers than the linear account says",
+    "undecided": "no difference is seen",
+}
+TESTABLE = (0.05, 0.5)  # predicted flip rates at which the prediction can be seen to fail
+
+
+def spectra_of(net: Model, pairs: Pairs) -> dict[str, jacobian.Spectra]:
+    """Spectra of the source images and of their aligned versions, as an 8-bit file keeps them."""
+    return dict(zip(KINDS, (jacobian.spectra(net, pixels) for pixels in (pairs.sources, pairs.pixels))))
+
+
+def by_rank(found: Mapping[str, jacobian.Spectra]) -> pd.DataFrame:
+    """The median spectrum, rank by rank, and the range that holds nine in ten images, with a column `kind`."""
+    frames = [scores.spectrum_by_rank(s.values.numpy()).assign(kind=kind) for kind, s in found.items()]
+    return pd.concat(frames, ignore_index=True)
+
+
+def measured(study: Study, pairs: Mapping[str, Pairs], found: Mapping[str, Mapping]) -> pd.DataFrame:
+    """Rows of every model's sources and aligned images, with the numbers of their spectra as facts."""
+    frames = []
+    for name, made in pairs.items():
+        ids = list(made.table.sample_id)
+        shown = [ORIGINAL, made.condition()]
+        rows = study.measure(shown, images=study.images.only(ids), models=[name], keep=False)
+        spectra = {kind: scores.spectrum_summary(s.values.numpy(), ids) for kind, s in found[name].items()}
+        tables = [table.assign(condition=kind) for kind, table in spectra.items()]
+        frames.append(rows.merge(pd.concat(tables), on=["sample_id", "condition"]))
+    return study.keep_rows(pd.concat(frames, ignore_index=True))
+
+
+def ratios(rows: pd.DataFrame, quantities: Sequence[str] = tuple(QUANTITIES)) -> pd.DataFrame:
+    """Aligned over original, image by image: columns `model`, `sample_id`, `quantity`, `ratio`."""
+    wide = rows.pivot(index=["model", "sample_id"], columns="condition", values=list(quantities))
+    change = pd.DataFrame({q: wide[q]["aligned"] / wide[q]["original"] for q in quantities}).reset_index()
+    return change.melt(["model", "sample_id"], list(quantities), "quantity", "ratio")
+
+
+def patterns(net: Model, pairs: Pairs, found: Mapping[str, jacobian.Spectra], k: int) -> tuple[list, list[str]]:
+    """The first pair's images, each before its k right singular vectors, as arrays and captions."""
+    shown, captions = [], []
+    for (kind, values), pixels in zip(found.items(), (pairs.sources, pairs.pixels)):
+        vectors = jacobian.right_singular_images(net, pixels[:1], values.left[:1], k)[0]
+        shown += [pixels[0], *vectors]
+        captions += [kind, *(f"{kind}\ns{i + 1} = {v:.2f}" for i, v in enumerate(values.values[0, :k]))]
+    return shown, captions
+
+
+def linear_errors(
+    net: Model, pairs: Pairs, left: Float[Tensor, "n d d"], sizes: Sequence[float], *, seed: int = 0
+) -> pd.DataFrame:
+    """Rows of `jacobian.linear_error` along the attack, the first right singular vector, and noise."""
+    ids = list(pairs.table.sample_id)
+    along = {
+        "attack": pairs.pixels - pairs.sources,
+        "first_pattern": jacobian.right_singular_images(net, pairs.sources, left, 1)[:, 0].float(),
+        "random": unit_noise(pairs.sources.shape[1:], ids, (seed, "direction")),
+    }
+    errors = {k: jacobian.linear_error(net, pairs.sources, d, sizes, sample_ids=ids) for k, d in along.items()}
+    return pd.concat([rows.assign(direction=k) for k, rows in errors.items()], ignore_index=True)
+
+
+def reaches(errors: pd.DataFrame) -> pd.DataFrame:
+    """The size up to which the linear prediction stays within 10 %, for every direction and image."""
+    return scores.linear_reach(errors, 0.1, by=["direction", "sample_id"])
+
+
+def just_named(study: Study, pairs: Pairs) -> Float[Tensor, "n 3 h w"]:
+    """The sources moved until they are just named as the target: where noise decides, a prediction can fail."""
+    goal = Answer(study.net, study.heads[study.name].weights, torch.tensor(pairs.table.target_label.to_numpy()))
+    names, size, settings = pair_names(pairs.table), study.parameters["batch_size"], settings_of(study)
+    return saved_as_png(align(study.net, pairs.sources, goal, settings, names=names, batch_size=size, keep=True).pixels)
+
+
+def flips_by_noise(
+    study: Study, pairs: Pairs, images: Mapping[str, Float[Tensor, "n 3 h w"]], sigmas: Sequence[float], draws: int
+) -> pd.DataFrame:
+    """How often noise changes the answer: predicted from the Jacobian and measured, image by image.
+
+    Args:
+        images: By kind, one a pair.
+        sigmas: Standard deviations of the noise, in grey levels.
+        draws: Noisy copies an image and sigma.
+
+    Returns:
+        A row an image, kind and sigma: `sample_id`, `kind`, `sigma`, `predicted` (lower bound), `at_most` (upper
+        bound), `measured`.
+    """
+    net, head, frames = study.net, study.heads[study.name], []
+    names = pair_names(pairs.table)
+    for kind, pixels in images.items():
+        shown = Pixels(names[: len(pixels)], pairs.table.label.to_numpy()[: len(pixels)], pixels)
+        rows = study.measure(gaussian_noise(sigmas), images=shown, models=[study.name], draws=draws, keep=False)
+        flips = (rows.prediction != rows.clean_prediction).groupby([rows.sample_id, rows.severity]).mean()
+        levels, gram = [s / 255 for s in sigmas], jacobian.spectra(net, pixels).gram
+        linear = jacobian.flip_prediction(net, pixels, gram, head.weights, levels, sample_ids=shown.sample_ids)
+        linear["sigma"] = np.tile([float(s) for s in sigmas], len(pixels))
+        linear["measured"] = [flips[row.sample_id, row.sigma] for row in linear.itertuples()]
+        frames.append(linear.rename(columns={"flip": "predicted", "flip_at_most": "at_most"}).assign(kind=kind))
+    return pd.concat(frames, ignore_index=True)
+
+
+def accounts(flips: pd.DataFrame) -> pd.DataFrame:
+    """Predicted and measured flip rates as one column `flip`, with `account`."""
+    return flips.melt(["sample_id", "kind", "sigma"], ["predicted", "measured"], "account", "flip")
+
+
+def testable(flips: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose predicted flip rate is 5 to 50 %: not at a floor or a ceiling."""
+    return flips[flips.predicted.between(*TESTABLE)]
+
+
+def beyond_prediction(flips: pd.DataFrame) -> scores.Estimate:
+    """Measured less predicted flip rate where the prediction can fail, image by image."""
+    kept = testable(flips)
+    both = [kept.assign(flip=kept[account]) for account in ("predicted", "measured")]
+    return scores.paired_change(*both, "flip")
+
+
+def medians(study: Study, rows: pd.DataFrame) -> None:
+    """Keep the medians of the spectra's numbers, of original and aligned images of the chapter's own model."""
+    own = rows[rows.model == study.name]
+    for quantity in QUANTITIES:
+        unit = scores.JACOBIAN_UNITS.get(quantity, "ratio")
+        study.estimate(own, f"jacobian/{quantity}", scores.median_of(quantity, unit), ["condition"])
+
+
+def attack_size(pairs: Pairs) -> scores.Estimate:
+    """Median RMS of the change that aligns, in grey levels."""
+    rms = 255 * (pairs.pixels - pairs.sources).flatten(1).double().square().mean(1).sqrt().numpy()
+    return scores.median_of("rms", "grey levels")(pd.DataFrame({"sample_id": pairs.table.sample_id, "rms": rms}))
+
+
+def how_linear(study: Study) -> str:
+    """Whether the linear account covers whole attacks."""
+    reach, length = study["linear/reach/attack"], study["linear/attack_rms"]
+    if reach.high < length.low:
+        return "only their first steps are linear"
+    return "they are linear from end to end" if reach.low > length.high else "how much of them is linear is not decided"
+
+
+def test_of_flips(study: Study, flips: pd.DataFrame) -> None:
+    """Keep measured less predicted flip rate where the prediction can fail, and say what it is."""
+    kept = testable(flips)
+    images = kept.sample_id.nunique()
+    if images < 2:
+        study.say("Predictions of 5 to 50 % were made for fewer than two images, so the account was not tested.")
+        return
+    study.number("linear/flips_beyond_prediction", beyond_prediction(flips))
+    verdict = study.decide("linear/flips_beyond_prediction", **FLIPPED)
+    study.say(
+        "Where between 5 and 50 % of the answers are predicted to change ({n} images at σ from {low:g} to {high:g} "
+        "grey levels), measured and predicted differ by {linear/flips_beyond_prediction:points}: {verdict}.",
+        n=images, low=kept.sigma.min(), high=kept.sigma.max(), verdict=verdict,
+    )  # fmt: skip
+
+
+def common(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
+    """Rows of some quantities, of the images that all models have."""
+    models = table.groupby("sample_id").model.transform("nunique")
+    return table[(models == table.model.nunique()) & table.quantity.isin(quantities)]
+
+
+def root_p(study: Study, pairs: Pairs, draws: int) -> scores.Estimate:
+    """How much further a margin moves along its gradient than along noise of the same length."""
+    weights = study.heads[study.name].weights
+    options = {"draws": draws, "seed": study.parameters["seed"], "sample_ids": list(pairs.table.sample_id)}
+    rows = jacobian.directed_against_random(study.net, pairs.sources, weights, **options)
+    return scores.median_of("factor", "ratio")(rows)

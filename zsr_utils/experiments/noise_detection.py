@@ -1,0 +1,198 @@
+"""Chapter 04: what Gaussian noise says of an image: how its embedding moves, and whether somebody modified it.
+
+Images of several kinds meet the same noise, and their rows are those of `measure`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from zsr_utils import jacobian
+from zsr_utils._text import one_of
+from zsr_utils.conditions import Batch, Condition, Seen, gaussian_noise, random_control
+from zsr_utils.conditions.alignment import Answer, Match, Settings, align, saved_as_png
+from zsr_utils.datasets import Dataset
+from zsr_utils.experiments.pairs import Pairs, pair_names
+from zsr_utils.measure import Pixels
+from zsr_utils.records import concat
+from zsr_utils.scores import CLEAN, HELD_OUT, Estimate, decide, estimate_of, paired_change
+from zsr_utils.study import Study
+
+
+LEAST = 16  # draws
+CONVERSIONS = ("float", "round", "truncate")
+NAMED = Settings(eight_bit=True, max_steps=20)  # few steps change an answer
+LINEAR = {
+    "more": "the embedding moves farther than the linear account allows",
+    "less": "the embedding moves less far than the linear account says",
+    "undecided": "the linear account is not refuted",
+}
+FRAGILE = {
+    "more": "the directed change is the more fragile one",
+    "less": "the random change is the more fragile one",
+    "undecided": "which change is the more fragile one is not decided",
+}
+DRIFTS = {
+    "more": "aligned images drift more than clean ones",
+    "less": "aligned images drift **less** than clean ones",
+    "undecided": "aligned images are not told from clean ones by their drift",
+}
+EVADES = {
+    "more": "who knows of the noise is found more often",
+    "less": "who knows of the noise is found less often",
+    "undecided": "whether knowing of the noise hides an attack is not decided",
+}
+NORMAL = {
+    "more": "more than normal clouds would be",
+    "less": "fewer than normal clouds would be",
+    "undecided": "that it is more than normal clouds would be is not decided",
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Images of one kind that noise is added to.
+
+    Attributes:
+        name: Such as `aligned`.
+        images: As an 8-bit file keeps them. A pair has one id in all kinds, so that all meet the same noise.
+        known: Facts by id: `source_id`, `target_label` (-1 of a clean image), `rms` (of the change, grey levels).
+    """
+
+    name: str
+    images: Pixels
+    known: pd.DataFrame
+
+    def facts(self, batch: Batch, seen: Seen) -> dict:
+        known = self.known.loc[list(batch.sample_ids)]
+        return {"kind": self.name, **{column: known[column].to_numpy() for column in known}}
+
+
+def unmodified(study: Study, pairs: Pairs, number: int, *, name: str = "") -> list[Kind]:
+    """Clean and held-out images, at most so many each: they do not overlap, and none is a source or target."""
+    free = pd.DataFrame({"sample_id": pairs.embedded.sample_ids, "label": pairs.embedded.labels, "target_label": -1})
+    free = free[~free.sample_id.isin({*pairs.table.sample_id, *pairs.table.target_id})]
+    free = free.sample(min(2 * number, len(free)), random_state=study.parameters["seed"])
+    if len(free) < 2:
+        raise ValueError(f"{len(free)} image is neither source nor target of a pair, allowed are 2 or more.")
+    pixels = study.images.pixels(free.sample_id, study.nets[name or study.name].from_pil)
+    halves = {CLEAN: slice(0, None, 2), HELD_OUT: slice(1, None, 2)}
+    return [_kind(kind, free.sample_id[half], free[half], pixels[half], pixels[half]) for kind, half in halves.items()]
+
+
+def modified(
+    study: Study, pairs: Pairs, attackers: Mapping[str, Settings], *, first: int | None = None, name: str = ""
+) -> list[Kind]:
+    """Sources of pairs, moved by attackers; those that are named as the target already are left out.
+
+    Args:
+        study, pairs: Whose models are attacked, with which sources and targets.
+        attackers: How images are moved, by kind. What stands before a comma is the goal: `aligned` (the embedding is
+            the target's) or `named` (the answer is the target's class).
+        first, name: Of the pairs, only so many; of the model, the chapter's own by default.
+    """
+    net, head = study.nets[name or study.name], study.heads[name or study.name]
+    table, sources = pairs.table[:first], pairs.sources[:first]
+    labels, names = torch.tensor(table.target_label.to_numpy()), pair_names(table)
+    goals = {"aligned": Match(pairs.targets[:first]), "named": Answer(net, head.weights, labels)}
+    kept = np.flatnonzero(head.scores(net, pairs.embedded.of(table.sample_id)).argmax(1) != labels)
+    if (sources_left := table.sample_id.iloc[kept].nunique()) < 2:
+        raise ValueError(f"{sources_left} sources are not named as their target already, allowed are 2 or more.")
+    options, kinds = {"names": names, "batch_size": study.parameters["batch_size"], "keep": True}, []
+    for kind, settings in attackers.items():
+        one_of("goal", goal := kind.split(",")[0], goals)
+        moved = align(net, sources, goals[goal], settings, **options).pixels
+        kinds.append(_kind(kind, np.array(names)[kept], table.iloc[kept], sources[kept], moved[kept]))
+    return kinds
+
+
+def control(study: Study, kind: Kind) -> Kind:
+    """The sources of a kind, each changed as much as there, in a random direction."""
+    sources, seed = study.images.pixels(kind.known.source_id, study.net.from_pil), study.parameters["seed"]
+    pixels = random_control(kind.images.sample_ids, sources, kind.images.pixels, seed=seed)
+    known = kind.known.assign(rms=_rms(sources, pixels))
+    return Kind("random control", replace(kind.images, pixels=pixels), known)
+
+
+def noisy(study: Study, kinds: Sequence[Kind], sigmas: Sequence[float], draws: int, *, name: str = "") -> pd.DataFrame:
+    """Rows of noisy images of some kinds, each saved as an 8-bit file."""
+    if draws < LEAST:
+        raise ValueError(f"draws is {draws}, allowed is {LEAST} or more: a share of fewer answers is no threshold.")
+    frames, added = [], gaussian_noise(sigmas, conversion="round")
+    for kind in kinds:
+        shown = [replace(condition, facts=kind.facts) for condition in added]
+        frames.append(study.measure(shown, images=kind.images, models=[name or study.name], draws=draws))
+    return concat(frames)
+
+
+def by_source(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose `sample_id` is the source image: pairs that share one are not independent."""
+    return rows.assign(sample_id=rows.source_id)
+
+
+def between(rows: pd.DataFrame, one: str, other: str, column: str, unit: str = "fraction") -> Estimate:
+    """Mean of a column over the images of another kind less that over one kind, source by source."""
+    of = by_source(rows).groupby("kind")
+    return paired_change(of.get_group(one), of.get_group(other), column, unit=unit)
+
+
+def on_same_pairs(rows: pd.DataFrame, heard: pd.DataFrame) -> pd.DataFrame:
+    """Some rows, and those among the others that are of the same pairs, or of clean images, at the same sigma."""
+    same = rows.sample_id.isin(heard.sample_id) | rows.kind.isin([CLEAN, HELD_OUT])
+    return concat([rows[same & rows.severity.isin(heard.severity)], heard])
+
+
+def named_as(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of modified images twice: whether a noisy copy is named as the class of its `source` or `target`."""
+    rows = by_source(rows[rows.target_label >= 0])
+    classes = ("source", rows.label), ("target", rows.target_label)
+    return concat(rows.assign(whose=whose, hit=rows.prediction == label) for whose, label in classes)
+
+
+def clouds(sigmas: Sequence[float]) -> list[Condition]:
+    """Float noise whose rows keep in `move` how the raw embedding changed, (D,)."""
+
+    def move(batch: Batch, seen: Seen) -> dict:
+        return {"move": list((seen.features - batch.clean.features).float().numpy())}
+
+    return [replace(c, facts=move) for c in gaussian_noise(sigmas)]
+
+
+def squared_norms(study: Study, images: Dataset) -> dict[tuple[str, str], float]:
+    """||J||_F^2, the trace of J J^T, by model and image."""
+    ids, found = [sample.sample_id for sample in images.samples], {}
+    for name, net in study.nets.items():
+        grams = jacobian.spectra(net, images.pixels(ids, net.from_pil)).gram
+        found |= {(name, sample_id): float(gram.trace()) for sample_id, gram in zip(ids, grams)}
+    return found
+
+
+def as_files(study: Study, images: Dataset, sigmas: Sequence[float], draws: int) -> pd.DataFrame:
+    """Rows of noisy images of the chapter's own model, by what becomes of the noise in a file, `conversion`."""
+    options = {"images": images, "models": [study.name], "draws": draws, "keep": False}
+    return concat(
+        study.measure(gaussian_noise(sigmas, conversion=how), **options).assign(conversion=how) for how in CONVERSIONS
+    )
+
+
+def models_in_words(table: pd.DataFrame) -> str:
+    """The AUROC of aligned images by drift, of every model, and whether it is one half."""
+    told = {"more": "above one half", "less": "below one half", "undecided": "one half is not excluded"}
+    rows = [row for row in table.itertuples() if row.series == "aligned, by drift"]
+    said = [f"{row.model} {estimate_of(row):.2f} ({told[decide(estimate_of(row), 0.5)]})" for row in rows]
+    return f"AUROC of aligned images by drift: {'; '.join(said)}."
+
+
+def _kind(name: str, ids: Sequence[str], table: pd.DataFrame, sources: Tensor, pixels: Tensor) -> Kind:
+    """`table` has a row an image: `sample_id` (of its source), `label`, `target_label`."""
+    shown = saved_as_png(pixels)
+    known = table[["target_label"]].assign(source_id=table.sample_id, rms=_rms(saved_as_png(sources), shown))
+    return Kind(name, Pixels(list(ids), np.array(table.label), shown), known.set_index(pd.Index(ids)))
+
+
+def _rms(sources: Tensor, pixels: Tensor) -> np.ndarray:
+    return (255 * (pixels - sources).flatten(1).double()).square().mean(1).sqrt().numpy()

@@ -1,0 +1,75 @@
+"""What singular values, and the error of a linear account, say of an encoder."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+
+ROUNDING = 1e-6  # of the largest singular value: what lies below comes from float32 rows
+# of the columns below and of `zsr_utils.jacobian`
+JACOBIAN_UNITS = dict.fromkeys(("largest", "frobenius", "lipschitz"), "embedding units per unit of [0, 1] pixels")
+JACOBIAN_UNITS |= dict.fromkeys(("effective_rank", "rank"), "directions")
+JACOBIAN_UNITS |= {"condition_number": "ratio", "reach": "grey levels"}
+
+
+def spectrum_summary(values: Float[np.ndarray, "n d"], sample_ids: Sequence | None = None) -> pd.DataFrame:
+    """One row an image: how strongly, and in how many directions, the embedding answers to the pixels.
+
+    Args:
+        values: Singular values of every image, descending.
+
+    Returns:
+        Columns `sample_id`, `largest` (s_1), `frobenius` (root of the sum of s^2), `effective_rank` ((sum s^2)^2 / sum
+        s^4, from 1 to D), `rank` (values above 1e-6 of the largest; below it is rounding) and `condition_number` (s_1
+        by the smallest of those); units in `JACOBIAN_UNITS`. An encoder that ends in a layer normalisation has at least
+        one value of 0: its outputs lie in a plane.
+
+    Examples:
+        >>> spectrum_summary(np.array([[3.0, 3.0]])).round(3).values.tolist()
+        [[0.0, 3.0, 4.243, 2.0, 2.0, 1.0]]
+
+    Source: Salman et al. (2024) show spectra; the numbers are this project's choice.
+    """
+    values = np.asarray(values)
+    squares, rank = np.square(values), (values > ROUNDING * values[:, :1]).sum(1)
+    ids = range(len(values)) if sample_ids is None else list(sample_ids)
+    effective = np.square(squares.sum(1)) / np.square(squares).sum(1)
+    condition = values[:, 0] / values[np.arange(len(values)), rank - 1]
+    found = {"sample_id": ids, "largest": values[:, 0], "frobenius": np.sqrt(squares.sum(1))}
+    return pd.DataFrame(found | {"effective_rank": effective, "rank": rank, "condition_number": condition})
+
+
+def spectrum_by_rank(values: Float[np.ndarray, "n d"]) -> pd.DataFrame:
+    """The spectrum of a set of images, rank by rank.
+
+    Returns:
+        Columns `rank` (from 1), `value` (median over the images), `low` and `high` (5th and 95th percentile), for ranks
+        whose median is above 1e-6 of the largest.
+    """
+    low, middle, high = np.quantile(np.asarray(values), [0.05, 0.5, 0.95], axis=0)
+    table = pd.DataFrame({"rank": np.arange(1, len(middle) + 1), "value": middle, "low": low, "high": high})
+    return table[table["value"] > ROUNDING * middle[0]]
+
+
+def linear_reach(rows: pd.DataFrame, tolerance: float = 0.1, *, by: Sequence[str] = ("sample_id",)) -> pd.DataFrame:
+    """The largest size up to which the linear account holds: no relative error above the tolerance until there.
+
+    Args:
+        rows: From `jacobian.linear_error`; rows of several experiments may be joined.
+        tolerance: Of the relative error.
+        by: Columns that tell one direction from another.
+
+    Returns:
+        The columns of `by` and `reach`, one of the sizes in grey levels, 0 if the smallest fails.
+
+    Examples:
+        >>> rows = pd.DataFrame({"sample_id": 0, "size": [1, 2, 4], "relative_error": [0.01, 0.2, 0.05]})
+        >>> linear_reach(rows).reach.tolist()
+        [1.0]
+    """
+    rows = rows.sort_values("size", kind="stable")
+    holds = (rows["relative_error"] <= tolerance).groupby([rows[column] for column in by]).cummin()
+    reached = rows["size"].astype(float).where(holds, 0.0)
+    return rows.assign(reach=reached).groupby(list(by), sort=False)["reach"].max().reset_index()
