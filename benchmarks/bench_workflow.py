@@ -23,7 +23,7 @@ import yaml
 
 import zsr_utils as zsr
 from zsr_utils import run
-from zsr_utils.experiments import family
+from zsr_utils.experiments import model_trends
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,8 +85,8 @@ def members(workers: int, threads: int) -> tuple[float, pd.DataFrame]:
         os.environ["ZSR_CACHE"] = place
         began = time.perf_counter()
         prompts = zsr.prompts.prompt_set("plain prompt")
-        found = family.members(names, world, shifted, prompts, device="cpu", workers=workers)
-        return time.perf_counter() - began, found
+        found = model_trends.members(names, world, shifted, prompts, device="cpu", workers=workers)
+        return time.perf_counter() - began, model_trends.measurements(found)
 
 
 def whole_family(options: argparse.Namespace) -> None:

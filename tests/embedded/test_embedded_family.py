@@ -101,8 +101,7 @@ def test_several_models_measured_in_processes_are_those_measured_one_by_one(monk
     names, few = ["tabletop-small", "tabletop-conv"], {"pairs": 2, "steps": 1, "spectra": 1, "views": 1}
     some = zsr.load_dataset("tabletop", limit=20)
     data = some, {"photo": zsr.load_dataset("tabletop", split="photo", limit=10)}, some.templates
-    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
-    found = model_trends.members(names, *data, device="cpu", **few)
+    found = model_trends.members(names, *data, device="cpu", workers=2, **few)
     assert found.model.unique().tolist() == names
     monkeypatch.setenv("ZSR_CACHE", str(tmp_path / "other"))
     alone = model_trends.member(zsr.load_model(names[1], device="cpu"), *data, **few)

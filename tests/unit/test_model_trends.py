@@ -122,7 +122,7 @@ def test_accuracy_and_margin_are_those_of_the_models_own_logits(case, images, da
 
 def test_alignment_is_measured_in_every_ball(case):
     _, rows, found = case
-    bounded = rows[rows.condition == "bounded"]
+    bounded = rows[rows.condition == "named_in_ball"]
     assert set(bounded.severity) == {1.0, 64.0} and (bounded.linf <= bounded.severity + 1e-3).all()
     named = (bounded.prediction == bounded.target_label) == bounded.reached
     assert named.all()

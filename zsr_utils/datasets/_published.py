@@ -74,7 +74,7 @@ def claims() -> pd.DataFrame:
 
     Returns:
         Columns `factor`, `model` (the member of the family that differs from the default in it), `measurement` (as in
-        `zsr_utils.experiments.family`), `expected` (sign of the change against the default: 1, 0 or -1), `reported` and
-        `source`.
+        `zsr_utils.experiments.model_trends`), `expected` (sign of the change against the default: 1, 0 or -1),
+        `reported` and `source`.
     """
     return _table("claims.csv").copy()

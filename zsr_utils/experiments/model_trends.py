@@ -12,10 +12,10 @@ from scipy import special, stats
 from zsr_utils import jacobian
 from zsr_utils._progress import progress
 from zsr_utils.conditions import ORIGINAL, Head, gaussian_noise, made_before
-from zsr_utils.conditions.alignment import Answer, Settings, saved_as_png, smallest_budgets
+from zsr_utils.conditions.alignment import Settings, saved_as_png
 from zsr_utils.datasets import PUBLISHED_IMAGES, Dataset, claims, published
 from zsr_utils.experiments import representation_drift as drift
-from zsr_utils.experiments.pairs import aligned_pairs, moved, pair_names
+from zsr_utils.experiments.pairs import aligned_pairs, in_balls
 from zsr_utils.measure import Pixels, measure
 from zsr_utils.models import Model, load_model, resolve_device, training
 from zsr_utils.scores import Estimate, decide, holm, paired_changes, proportion, trends
@@ -235,9 +235,10 @@ def member(
 
     Returns:
         Rows of `measure`, and in the column `part` what they are for: the name of a set (`validation`, or one of
-        `shifted`), `pairs` (conditions `aligned` and `bounded`), `jacobian` (facts `sensitivity`, the share of the
-        embedding's length by which one grey level can move it at most by the linear account, and `effective_rank`),
-        `noise_aligned` and `noise_clean`, or `views` (with `unrelated`, the mean distance of unrelated images).
+        `shifted`), `pairs` (conditions `aligned` and `named_in_ball`), `jacobian` (facts `sensitivity`, the share of
+        the embedding's length by which one grey level can move it at most by the linear account, and
+        `effective_rank`), `noise_aligned` and `noise_clean`, or `views` (with `unrelated`, the mean distance of
+        unrelated images).
     """
     head = Head(net.classifier(images.class_names, templates), images.class_names)
     options = {"batch_size": batch_size, "seed": seed}
@@ -249,11 +250,7 @@ def member(
     draw = {"per_class": -(-pairs // len(images.class_names)), "number": pairs, "one_a_source": True}
     made = aligned_pairs(net, images, Settings(momentum=0.3, seed=seed), **draw, **options)
     table, ids = made.table, list(made.table.sample_id)
-    goal = Answer(net, head.weights, torch.tensor(list(table.target_label)))
-    search = Settings(momentum=0.7, max_steps=steps, eight_bit=True, seed=seed)
-    known = {"names": pair_names(table), "batch_size": batch_size, "keep": True}
-    balls = smallest_budgets(net, made.sources, goal, [b / 255 for b in budgets], search, **known)
-    bounded = [moved("bounded", b, table, ball, made.targets) for b, ball in zip(budgets, balls.values())]
+    bounded = in_balls(net, head, made, budgets, max_steps=steps, batch_size=batch_size)
     found.append(rows("pairs", images.only(ids), [made.condition(), *bounded]))
 
     few, pixels = ids[:spectra], made.sources[:spectra]
@@ -279,12 +276,14 @@ def member(
     return pd.concat(found, ignore_index=True)
 
 
-def members(names: Sequence[str], *data, device: str = "auto", precision: str = "fp32", **settings) -> pd.DataFrame:
+def members(
+    names: Sequence[str], *data, device: str = "auto", precision: str = "fp32", workers: int | None = None, **settings
+) -> pd.DataFrame:
     """Rows of several models, in a column `model`; `data` are images, shifted sets and templates, as `member` has them.
 
-    On a CPU they are made in as many processes as torch may use threads: one embedded model is too small for two.
+    On a CPU they are made by as many workers as torch may use threads: one embedded model is too small for two.
     """
-    workers = torch.get_num_threads() if resolve_device(device).type == "cpu" else 1
+    workers = workers or (torch.get_num_threads() if resolve_device(device).type == "cpu" else 1)
     calls = [delayed(_member)(name, data, settings, device=device, precision=precision) for name in names]
     found = []
     one_thread = parallel_config("loky", n_jobs=min(workers, len(names)), inner_max_num_threads=1)
@@ -317,7 +316,7 @@ def measurements(rows: pd.DataFrame) -> pd.DataFrame:
     parts = [
         (original, "accuracy/" + rows.part, right),
         (original & (rows.part == "validation"), "margin/" + rows.part, rows.margin),
-        (rows.condition == "bounded", "alignment/systematic_" + rows.severity.map("{:g}_255".format), right),
+        (rows.condition == "named_in_ball", "alignment/systematic_" + rows.severity.map("{:g}_255".format), right),
         (rows.condition == "aligned", "alignment/rms", rows.rms),
         (spectra, "jacobian/sensitivity", rows.sensitivity),
         (spectra, "jacobian/effective_rank", rows.effective_rank),
