@@ -75,12 +75,12 @@ def test_as_many_scores_are_drawn_as_there_are():
     half = np.repeat([-1.0, 1.0], 5)
     found = scores.detection(half, half, np.zeros(9), resamples=1000)
     for name in ("tpr", "fpr"):
-        assert (found[name].low, found[name].high) == tuple(binom.ppf([0.025, 0.975], 10, 0.5) / 10)
+        assert (found[name].low, found[name].high) == tuple(stats.binom.ppf([0.025, 0.975], 10, 0.5) / 10)
     pairs = scores.detection(np.repeat(half, 2), half, np.zeros(9), groups=np.repeat(range(10), 2), resamples=1000)
     assert (pairs["tpr"].low, pairs["tpr"].high) == (found["tpr"].low, found["tpr"].high)
     # the threshold is the second largest of 39: two or more of 39 draws are above k - 1 with a known chance
     found = scores.detection(half, half, np.arange(39.0), resamples=1000)["threshold"]
-    chance = binom.cdf(1, 39, 1 - np.arange(1, 40) / 39)  # that it is at most k
+    chance = stats.binom.cdf(1, 39, 1 - np.arange(1, 40) / 39)  # that it is at most k
     assert (found.low, found.high) == tuple(np.searchsorted(chance, [0.025, 0.975]))
 
 

@@ -45,5 +45,6 @@ def test_a_profile_has_files_for_what_differs_alone(profile):
 def test_the_full_run_of_tabletop_goes_to_a_folder_of_its_own():
     found = {job.chapter: job for job in grid.jobs(grid.of_profile("tabletop-full"))}
     assert {job.folder.parent for job in found.values()} == {run.ROOT / "results/tabletop-full/tabletop-base@tabletop"}
-    pairs = found["02-embedding-alignment"].parameters
+    job = found["02-embedding-alignment"]
+    pairs = run.check(job.notebook, job.parameters)
     assert pairs["number"] == 0 and pairs["per_class"] * 10 * 9 >= 900
