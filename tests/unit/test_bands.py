@@ -258,9 +258,9 @@ def test_bad_input_gets_one_clear_sentence(call, words):
 
 
 def test_gaussian_noise_has_the_standard_deviation_it_says(net, images, texts):
-    """Of 96 draws of 1,152 values the root mean square is right to 0.2 %; 255/256 of sigma would be 0.4 % off."""
+    """The change is sigma times unit noise, in grey levels of 1/255; unit noise has a standard deviation of 1."""
     batch = batch_of(net, images, texts)
     (condition,) = conditions.gaussian_noise([8])
-    changes = [condition.change(replace(batch, draw=draw)) - images for draw in range(96)]
-    rms = 255 * torch.stack(changes).double().square().mean().sqrt()
-    assert float(rms) == pytest.approx(8, rel=2.2e-3)
+    torch.testing.assert_close(condition.change(batch) - images, 8 / 255 * batch.noise, atol=1e-6, rtol=0)
+    many = conditions.unit_noise((3, 16, 16), map(str, range(1000)), (0, 0))
+    assert float(many.double().square().mean()) == pytest.approx(1, abs=4 * (2 / many.numel()) ** 0.5)
