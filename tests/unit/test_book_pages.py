@@ -7,12 +7,11 @@ import pytest
 import yaml
 
 from zsr_utils.book import __main__, _chromium, _notebook
-from zsr_utils.book._build import contents
 from zsr_utils.book._chapters import Chapter, caption, chapters, figures_of, specification
 from zsr_utils.book._chromium import pages, print_book
 from zsr_utils.book._notebook import folded, prepared, repository
 from zsr_utils.book._pages import generated, rendered
-from zsr_utils.book.contents import chosen, read_chapters
+from zsr_utils.book.contents import chosen, read_chapters, table_of_contents
 
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -105,15 +104,16 @@ def test_code_is_folded_but_for_the_method():
         ("code", "rows = study.measure(conditions)", ["method"]),
         ("code", "plots.forest(rows)", []),
         ("code", "print(1)", ["keep_output"]),
-        ("code", "study.table().round(4)", []),
+        ("code", "run.table().round(4)", []),
+        ("code", "chapter.beside_the_paper(study.run.table())", []),
         ("code", "table = run.table()", ["remove-input"]),
         ("code", "x", ["hide-output"]),
     ]  # fmt: skip
     notebook = {"cells": [{"cell_type": k, "source": [s], "metadata": {"tags": [*t]}} for k, s, t in cells]}
     found = [cell["metadata"]["tags"][-1] for cell in folded(notebook)["cells"] if cell["cell_type"] == "code"]
     assert found == [
-        "hide-cell", "hide-cell", "hide-cell", "method", "hide-input", "hide-cell", "hide-cell", "remove-input",
-        "hide-output",
+        "hide-cell", "hide-cell", "hide-cell", "method", "hide-input", "hide-cell", "hide-cell", "hide-input",
+        "remove-input", "hide-output",
     ]  # fmt: skip
 
 
@@ -129,6 +129,15 @@ def test_a_figure_keeps_its_html_and_gets_a_picture_or_a_word(tmp_path):
     assert 'src="figure-1.webp" alt="Figure 7.1. By style: AUROC"' in with_picture and "needs JavaScript" in without
     assert all('id="figure-1"' in text and 'href="samples.parquet"' in text for text in (with_picture, without))
     assert "figure-1.webp" not in without
+
+
+def test_all_numbers_of_a_chapter_are_a_folded_box_at_its_end():
+    outputs = [{"data": {"text/html": html}} for html in ('<table class="dataframe"></table>', "<details></details>")]
+    cell = {"cell_type": "code", "source": ["study.close()"], "metadata": {}, "outputs": outputs}
+    (found,) = folded({"cells": [cell]})["cells"]
+    table, provenance = (output["data"]["text/html"] for output in found["outputs"])
+    assert found["metadata"]["tags"] == ["remove-input"] and provenance == "<details></details>"
+    assert table.startswith("<details") and table.endswith("</table></details>") and "All numbers" in table
 
 
 @pytest.mark.parametrize(
@@ -176,8 +185,11 @@ def test_cards_show_the_listed_numbers_and_link_to_their_chapter(tmp_path):
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        ({"numbers": {"shift/acuracy": "x"}}, "Unknown number 'shift/acuracy': nearest known names are shift/accuracy"),
-        ({"figure": 2}, "07-shift: figure is 2, and results/m@d/07-shift has 1 figures"),
+        (
+            {"numbers": {"shift/acuracy": "x"}},
+            "07-shift recorded no number 'shift/acuracy': nearest are shift/accuracy.",
+        ),
+        ({"figure": 2}, "chapters.yaml: results/m@d/07-shift has no figure 2: its run drew 1."),
     ],
 )
 def test_an_answer_that_the_run_does_not_have_is_refused_before_anything_is_drawn(
@@ -240,9 +252,9 @@ def test_models_stand_side_by_side_where_both_have_the_number(tmp_path):
 
 def test_the_contents_give_every_model_a_part_and_the_comparison_a_page(tmp_path):
     books = [[chapter(tmp_path)], [chapter(tmp_path, folder="e@d", model="e")]]
-    captions = [p.get("caption") for p in contents(books)["parts"]]
+    captions = [p.get("caption") for p in table_of_contents(books)["parts"]]
     assert captions == [None, "Comparison", "m on d", "e on d", "Reference"]
-    alone = contents(books[:1])["parts"]
+    alone = table_of_contents(books[:1])["parts"]
     assert [p.get("caption") for p in alone] == [None, "Chapters", "Reference"]
     assert alone[1]["chapters"] == [{"file": "results/m@d/07-shift/07-shift"}]
 
@@ -273,7 +285,7 @@ def test_pictures_of_figures_that_are_gone_are_removed(tmp_path, monkeypatch):
 
 
 def test_pages_come_in_the_order_of_the_contents(tmp_path):
-    (tmp_path / "_toc.yml").write_text(json.dumps(contents([[chapter(tmp_path)]])))
+    (tmp_path / "_toc.yml").write_text(json.dumps(table_of_contents([[chapter(tmp_path)]])))
     found = [p.relative_to(tmp_path / "html").as_posix() for p in pages(tmp_path / "html")]
     assert found[:4] == [
         "book/preface.html",

@@ -117,7 +117,7 @@ def test_the_command_says_what_it_wrote(tmp_path, capsys):
     assert main([str(tmp_path / "nowhere")]) == 2
     assert main([str(tmp_path / "out")]) == 2
     (tmp_path / "file").touch()
-    assert main([str(tmp_path), "--to", str(tmp_path / "file" / "out")]) == 1
+    assert main([str(tmp_path), "--to", str(tmp_path / "file" / "out")]) == 2
     first, second, third = capsys.readouterr().err.splitlines()
     assert "There is no folder" in first and "No finished result in" in second and "Not a directory" in third
 

@@ -27,8 +27,12 @@ def write_static() -> None:
     """Put what pages share beside them: scripts from the pinned packages, and pictures of Tabletop."""
     write_changed(STATIC / "plotly.min.js", plotly.offline.get_plotlyjs())
     package = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent
+<<<<<<< HEAD
     target = STATIC / "mathjax" / "tex-svg.js"
     if not target.exists():
+=======
+    if not (target := STATIC / "mathjax" / "tex-svg.js").exists():
+>>>>>>> flow
         write_whole(target, lambda p: shutil.copyfile(package / "static" / "mathjax" / "tex-svg.js", p))
     if not (GENERATED / "curve.png").exists():
         subprocess.run([sys.executable, "-m", "tabletop.sheets", str(GENERATED)], check=True, cwd=ROOT)
@@ -44,7 +48,7 @@ def copy_files(books: Sequence[Sequence[Chapter]]) -> None:
     """Put what pages link to beside them: notebooks, rows, numbers, pictures; pages of other builds go."""
     drawn = pictures()
     shown = {BUILT / chapter.folder: chapter for book in books for chapter in book}
-    for old in (BUILT / "results").rglob("metrics.json"):
+    for old in list((BUILT / "results").rglob("metrics.json")):
         if old.parent not in shown:
             shutil.rmtree(old.parent)
     for folder, chapter in shown.items():
@@ -56,23 +60,19 @@ def copy_files(books: Sequence[Sequence[Chapter]]) -> None:
     (BUILT / ".nojekyll").touch()  # or project pages leave out folders that begin with an underscore
 
 
-def contents(books: Sequence[Sequence[Chapter]]) -> dict:
-    """The table of contents; several folders of results get a part each, after one that compares them."""
-    many = len(books) > 1
-    parts = [("Comparison", ["book/_generated/side-by-side"])] * many
-    parts += [(book[0].run if many else "Chapters", [chapter.docname for chapter in book]) for book in books]
-    return table_of_contents(parts)
-
-
 def build(books: Sequence[Sequence[Chapter]]) -> int:
+<<<<<<< HEAD
     """Build `_build/html` from the chapters of one or several folders of results; gives Jupyter Book's exit status."""
+=======
+    """Build `_build/html` from the chapters of some folders of results; returns the exit status of Jupyter Book."""
+>>>>>>> flow
     write_static()
     draw([f for book in books for chapter in book for f in chapter.figures], STATIC / "plotly.min.js")
     for name, text in generated(books, pictures()).items():
         write_changed(GENERATED / name, text)
     copy_files(books)
     toc = ROOT / "_build" / "_toc.yml"
-    write_changed(toc, yaml.safe_dump(contents(books), sort_keys=False, allow_unicode=True))
+    write_changed(toc, yaml.safe_dump(table_of_contents(books), sort_keys=False, allow_unicode=True))
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", "."]
     command += ["--toc", str(toc), "-n", "-W", "--keep-going", "-q"]
     return subprocess.run(command, cwd=ROOT, env=os.environ | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}).returncode

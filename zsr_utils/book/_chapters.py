@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from zsr_utils._text import unknown
+from zsr_utils._text import nearest
 from zsr_utils.records import read_provenance
 
 
@@ -91,7 +91,7 @@ class Chapter:
     def cost(self) -> str:
         """What it took, as a reader says it."""
         known, seconds = self.provenance, self.provenance["seconds"]
-        took = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+        took = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
         return f"{known['images']:,} images, {took} on {known['device']}"
 
     @property
@@ -100,8 +100,8 @@ class Chapter:
         recorded = {metric["name"]: metric for metric in self.metrics}
         for name in self.entry["numbers"]:
             if name not in recorded:
-                sentence = unknown("number", name, recorded)
-                raise ValueError(f"chapters.yaml: {self.name}: {sentence} {self.folder} recorded no other.")
+                close = ", ".join(nearest(name, recorded) or sorted(recorded)[:5])
+                raise ValueError(f"chapters.yaml: {self.folder} recorded no number {name!r}: nearest are {close}.")
         return [(recorded[name], words) for name, words in self.entry["numbers"].items()]
 
     @property
@@ -109,7 +109,7 @@ class Chapter:
         """The figure that answers the chapter's question."""
         place, drew = self.entry["figure"], len(self.figures)
         if place > drew:
-            raise ValueError(f"chapters.yaml: {self.name}: figure is {place}, and {self.folder} has {drew} figures.")
+            raise ValueError(f"chapters.yaml: {self.folder} has no figure {place}: its run drew {drew}.")
         return self.figures[place - 1]
 
 

@@ -25,7 +25,9 @@ ADDRESS = re.compile(
 SHOWN = {"method", *(f"{how}-{what}" for how in ("hide", "remove") for what in ("input", "output", "cell"))}
 ASIDE = {"parameters", "injected-parameters", "keep_output"}
 SET_UP = {"Setup", "Set-up", "What you need"}
-TABLE = re.compile(r"\b(run|study)\.table\(")
+TABLE = re.compile(r"^(?:study\.)?(?:run|study)\.table\(", re.M)
+CLOSE = "study.close()"
+NUMBERS = '<details class="zsr-provenance"><summary>All numbers of this chapter</summary>'
 
 
 def repository() -> str:
@@ -60,16 +62,20 @@ def prepared(notebook: dict, chapter: Chapter, where: str, pictured: Container[s
 def folded(notebook: dict) -> dict:
     """The notebook with tags that fold its code, but for the lines that are the method, which a cell's tag says.
 
-    Folded with what they show are parameters, set-up, numbers that tests compare, and tables of all numbers. A cell
-    whose own tags say what is shown keeps them.
+    Folded with what they show are parameters, set-up, numbers that tests compare, and tables of all numbers; a cell
+    whose own tags say what is shown keeps them. At the end, all numbers of the chapter are a box like its provenance.
     """
     section = ""
     for cell in notebook["cells"]:
         section = next((text for _, text in reversed(headings(cell))), section)
-        tags = cell["metadata"].setdefault("tags", [])
+        tags, source = cell["metadata"].setdefault("tags", []), "".join(cell["source"])
         if cell["cell_type"] == "code" and not SHOWN.intersection(tags):
-            aside = ASIDE.intersection(tags) or section in SET_UP or TABLE.search("".join(cell["source"]))
-            tags.append("hide-cell" if aside else "hide-input")
+            aside = ASIDE.intersection(tags) or section in SET_UP or TABLE.search(source)
+            tags.append("remove-input" if source == CLOSE else "hide-cell" if aside else "hide-input")
+        for output in cell.get("outputs", []) if source == CLOSE else ():
+            data = output.get("data", {})
+            if "dataframe" in (table := "".join(data.get("text/html", ""))):
+                data["text/html"] = f"{NUMBERS}{table}</details>"
     return notebook
 
 

@@ -15,11 +15,7 @@ from zsr_utils.records._results import read_metrics, results, scan
 
 
 def collect(folders: Sequence[Path | str], to: Path | str) -> dict[str, int]:
-    """Write `results.parquet`, as `read_rows` has it, and `metrics.csv`, as `read_metrics`, whatever is mixed there.
-
-    Returns:
-        How many `results` and `rows` they hold.
-    """
+    """Write `results.parquet`, as `read_rows` has it, and `metrics.csv`, as `read_metrics`, whatever is mixed there."""
     found, numbers = results(*folders, mixed=True), read_metrics(*folders, mixed=True)
     rows = scan(found)
 
@@ -40,12 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         done = collect(options.folders, options.to)
-    except (FileNotFoundError, ValueError) as error:
-        print(error, file=sys.stderr)
+    except (ValueError, OSError) as error:
+        reason = getattr(error, "strerror", None)
+        print(f"Nothing was written to {options.to!r}: {reason}." if reason else error, file=sys.stderr)
         return 2
-    except OSError as error:
-        print(f"Nothing was written to {options.to!r}: {error.strerror}.", file=sys.stderr)
-        return 1
     print(f"{done['rows']:,} rows of {done['results']} results in {options.to}.")
     return 0
 
