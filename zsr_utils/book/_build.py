@@ -27,12 +27,7 @@ def write_static() -> None:
     """Put what pages share beside them: scripts from the pinned packages, and pictures of Tabletop."""
     write_changed(STATIC / "plotly.min.js", plotly.offline.get_plotlyjs())
     package = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent
-<<<<<<< HEAD
-    target = STATIC / "mathjax" / "tex-svg.js"
-    if not target.exists():
-=======
     if not (target := STATIC / "mathjax" / "tex-svg.js").exists():
->>>>>>> flow
         write_whole(target, lambda p: shutil.copyfile(package / "static" / "mathjax" / "tex-svg.js", p))
     if not (GENERATED / "curve.png").exists():
         subprocess.run([sys.executable, "-m", "tabletop.sheets", str(GENERATED)], check=True, cwd=ROOT)
@@ -61,11 +56,7 @@ def copy_files(books: Sequence[Sequence[Chapter]]) -> None:
 
 
 def build(books: Sequence[Sequence[Chapter]]) -> int:
-<<<<<<< HEAD
-    """Build `_build/html` from the chapters of one or several folders of results; gives Jupyter Book's exit status."""
-=======
     """Build `_build/html` from the chapters of some folders of results; returns the exit status of Jupyter Book."""
->>>>>>> flow
     write_static()
     draw([f for book in books for chapter in book for f in chapter.figures], STATIC / "plotly.min.js")
     for name, text in generated(books, pictures()).items():

@@ -21,12 +21,19 @@ TAG = re.compile(r"<(?:br|/?su[bp]|/?[bi])\s*/?>")
 
 @dataclass(frozen=True)
 class Figure:
-    """An interactive figure of a chapter."""
+    """An interactive figure of a chapter.
 
-    number: int  # place in the chapter, from 1
-    label: str  # `<chapter>.<number>`
-    caption: str  # the section it stands in and what its axes show, as plain text
-    spec: dict  # `data` and `layout` as plotly.js takes them
+    Attributes:
+        number: Place in the chapter, from 1.
+        label: `<chapter>.<number>`.
+        caption: The section it stands in and what its axes show, as plain text.
+        spec: `data` and `layout` as plotly.js takes them.
+    """
+
+    number: int
+    label: str
+    caption: str
+    spec: dict
 
     @property
     def anchor(self) -> str:
@@ -46,18 +53,28 @@ class Figure:
 
 
 class Chapter:
-    """A folder of results, `<results>/<model>@<data set>/<notebook>`, relative to the project `root`.
+    """A folder of results, `<results>/<model>@<data set>/<notebook>`.
 
-    `entry` is the chapter's in `chapters.yaml`, and `files` are what a reader can download.
+    Args:
+        folder: The folder, relative to the project, as a page's address has it.
+        root: The project.
+        entry: The chapter's entry in `chapters.yaml`.
+
+    Attributes:
+        name, number: `01-zero-shot-baseline` and `1`.
+        docname: The page, as Sphinx names it: the path without its ending.
+        path: The folder.
+        files: What a reader can download: the notebook, all rows with the samples first, the numbers, the provenance.
     """
 
     def __init__(self, folder: str, root: Path, entry: Mapping):
         self.folder, self.path, self.entry = folder, root / folder, entry
         self.name = self.path.name
         self.number = self.name.split("-")[0].lstrip("0")
-        self.docname = f"{folder}/{self.name}"  # the page, as Sphinx names it
+        self.docname = f"{folder}/{self.name}"
         rows = sorted(self.path.glob("*.parquet"), key=lambda p: (p.stem != "samples", p.stem))
-        first, *last = (self.path / name for name in (f"{self.name}.ipynb", "metrics.json", "provenance.json"))
+        names = (f"{self.name}.ipynb", "metrics.json", "provenance.json")
+        first, *last = (self.path / name for name in names)
         self.files = [first, *rows, *last]
 
     @cached_property
@@ -116,8 +133,9 @@ class Chapter:
 def chapters(folder: str, root: Path, known: Mapping[str, Mapping]) -> list[Chapter]:
     """The chapters of one folder of results, in the order of their entries; those that have not been run are said."""
     found = [Chapter(f"{folder}/{name}", root, entry) for name, entry in known.items()]
-    whole = [c for c in found if all(path.is_file() for path in (c.files[0], *c.files[-2:]))]
-    there = [c for c in whole if c.headlines and c.answer]
+    there = [
+        c for c in found if all(path.is_file() for path in (c.files[0], *c.files[-2:])) and c.headlines and c.answer
+    ]
     if not there:
         raise ValueError(f"There are no results in {folder!r}: run `make book`, or a notebook, first.")
     if left := [chapter.name for chapter in found if chapter not in there]:

@@ -41,7 +41,12 @@ def pictures() -> dict[str, Path]:
 
 
 def draw(figures: Iterable[Figure], script: Path) -> None:
-    """Draw by plotly.js, on white, figures that have no picture yet, say which cannot be, and remove other pictures."""
+    """Draw the figures that have no picture yet, on white; those that cannot be drawn are said and stay without.
+
+    Args:
+        figures: Figures of the book; pictures of others are removed.
+        script: plotly.js.
+    """
     PICTURES.mkdir(parents=True, exist_ok=True)
     wanted, known = {f.digest: f for f in figures}, pictures()
     for digest in known.keys() - wanted.keys():

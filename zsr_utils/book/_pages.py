@@ -17,7 +17,12 @@ MARKUP = re.compile(r"([!-/:-@\[-`{-~])")
 
 
 def plain(text: str) -> Markup:
-    """Text that Markdown shows as it is."""
+    """Text that Markdown shows as it is.
+
+    Examples:
+        >>> print(plain("a_b <x>"))
+        a\\_b \\<x\\>
+    """
     return Markup(MARKUP.sub(r"\\\1", " ".join(text.split())))
 
 
@@ -52,7 +57,12 @@ def rendered(template: str, **content) -> str:
 
 
 def generated(books: Sequence[Sequence[Chapter]], pictured: dict[str, object]) -> dict[str, str]:
-    """The pages that records make, by file name: headline numbers, figures, every number, and a comparison."""
+    """The pages that records make, by file name: headline numbers, figures, every number, and a comparison.
+
+    Args:
+        books: The chapters of each folder of results.
+        pictured: Digests of the figures that have a picture.
+    """
     content = {"books": books, "pictured": pictured}
     names = ["headline.md", "figures.md", "every-number.md"]
     if len(books) > 1:

@@ -48,17 +48,11 @@ def chosen(words: str, known: Sequence[str]) -> list[str]:
     return [name for name in known if name in named or not named]
 
 
-<<<<<<< HEAD
-def table_of_contents(parts: Sequence[tuple[str, Sequence[str]]]) -> dict:
-    """What Jupyter Book takes for a table of contents: captions and pages, between the pages of the book itself."""
-    listed = [{"caption": caption, "chapters": [{"file": page} for page in pages]} for caption, pages in (*parts, LAST)]
-=======
 def table_of_contents(books: Sequence[Sequence]) -> dict:
     """What Jupyter Book takes for one; several folders of chapters get a part each, after one that compares them."""
     parts = [(book[0].run if len(books) > 1 else "Chapters", [chapter.docname for chapter in book]) for book in books]
     parts = [("Comparison", ["book/_generated/side-by-side"])] * (len(books) > 1) + parts + [LAST]
     listed = [{"caption": caption, "chapters": [{"file": page} for page in pages]} for caption, pages in parts]
->>>>>>> flow
     return {"format": "jb-book", "root": FIRST, "parts": [{"chapters": [{"file": SECOND}]}, *listed]}
 
 

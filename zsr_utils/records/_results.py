@@ -43,7 +43,8 @@ def results(*folders: Path | str, notebook: str = "", mixed: bool = False) -> Fo
     """Finished results, that is folders with numbers and provenance; an exact copy counts once.
 
     Args:
-        *folders: Of results, such as `results` or that of a profile, of a model and data set, or of a single result.
+        *folders: Each one of results, such as `results` or a copy from another machine, or one of a model and data set,
+            or of a single result. What a profile or grid has in a folder of its own is asked for by that folder.
         notebook: Its name without `.ipynb`; all where none is given.
         mixed: Take results of a notebook together although they differ in precision, in prompts, or in the images of
             one data set. Data sets of different names may always differ in their images.
@@ -60,17 +61,11 @@ def results(*folders: Path | str, notebook: str = "", mixed: bool = False) -> Fo
             if notebook not in ("", found[1]["notebook"]):
                 continue
             other = kept.setdefault(tuple(found[1].get(name) for name in (*WHOSE, "dataset_fingerprint")), found)
-<<<<<<< HEAD
-            if other[1] != found[1] or _bytes(other) != _bytes(found):
-                both = f"{str(other[0])!r} and {str(found[0])!r} hold different results"
-                raise ValueError(f"{both} of the same model, data, notebook and precision: take one of them.")
-=======
             if other[1] != found[1] or len({(p / "metrics.json").read_bytes() for p, _ in (other, found)}) > 1:
                 raise ValueError(
                     f"{str(other[0])!r} and {str(found[0])!r} hold different results of the same model, data, notebook "
                     "and precision: take one of them."
                 )
->>>>>>> flow
     if not kept:
         where, what = ", ".join(repr(str(folder)) for folder in folders), f" of {notebook!r}" if notebook else ""
         raise FileNotFoundError(f"No finished result{what} in {where}: run the notebook first.")
@@ -84,12 +79,7 @@ def scan(found: Found) -> ds.Scanner:
     files = [(path / "samples.parquet", facts) for path, facts in found if (path / "samples.parquet").is_file()]
     schema = pa.schema([])
     for file, _ in files:
-<<<<<<< HEAD
-        fields = pq.read_schema(file)
-        plain = [(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in fields]
-=======
         own = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in pq.read_schema(file)]
->>>>>>> flow
         try:
             schema = pa.unify_schemas([schema, pa.schema(own)], promote_options="permissive")
         except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
@@ -122,5 +112,6 @@ def _same(found: Iterable[tuple[Path, dict]]) -> None:
             other, known = first.setdefault(key, (path, value))
             if known != value:
                 short = f" ({known[:12]!r} and {value[:12]!r})" if isinstance(value, str) else ""
-                both = f"{str(other)!r} and {str(path)!r} differ in {field}{short}"
-                raise ValueError(f"{both}, and are mixed only with mixed=True.")
+                raise ValueError(
+                    f"{str(other)!r} and {str(path)!r} differ in {field}{short}, and are mixed only with mixed=True."
+                )
