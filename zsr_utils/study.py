@@ -126,8 +126,8 @@ class Study:
                 chapter's own.
             by: Columns that tell the groups apart, beside `model`.
 
-        Returns:
-            The columns of `by`, `model`, those of an estimate, `name` and `label` (what tells the row apart, in words).
+        Returns: The columns of `by`, `model`, those of an estimate, `name` and `label` (what tells the row apart, in
+            words).
         """
         by = list(by)
         keys = [*by, *(["model"] if "model" in rows else [])]

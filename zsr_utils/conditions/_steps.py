@@ -23,29 +23,25 @@ class Settings:
 
     Attributes:
         optimizer: `polyak`, whose step length `step * L / ||gradient||^2` follows from the known least loss 0;
-            `gradient_descent`, the paper's fixed step length, halved for a pair after 50 steps without progress;
-            or `pgd`, steps of a length that decays from `step * eps` to 0 along the steepest direction of the
-            ball's norm (the sign of the gradient for `linf`).
-        step: Relative step length of `polyak` and `pgd` (default 1), or the absolute one of `gradient_descent`,
-            in squared pixels per unit of loss.
+            `gradient_descent`, the paper's fixed step length, halved for a pair after 50 steps without progress; or
+            `pgd`, steps of a length that decays from `step * eps` to 0 along the steepest direction of the ball's norm
+            (the sign of the gradient for `linf`).
+        step: Relative step length of `polyak` and `pgd` (default 1), or the absolute one of `gradient_descent`, in
+            squared pixels per unit of loss.
         momentum: Share of the last move (`polyak`) or of the accumulated gradient (`pgd`) kept.
         max_steps: Steps after which a pair is given up.
-        eps: Radius of the ball around the source that the image may not leave, in units of [0, 1] pixels; None
-            leaves only the box [0, 1].
+        eps: Radius of the ball around the source that the image may not leave, in units of [0, 1] pixels; None leaves
+            only the box [0, 1].
         norm: `linf` bounds the change of every pixel, `l2` its Euclidean norm over the image.
         eight_bit: Look at the model, in every step, through an image rounded to 256 grey levels, so that what is
-            reached holds for the saved file. An L-infinity ball then holds the levels inside it, wherever between
-            two levels the source lies; an L2 ball is kept before the rounding.
-        noise: Standard deviation of Gaussian noise in [0, 1] units; above 0 the loss is averaged over `draws`
-            noisy copies and the image itself, and all of them must meet the goal.
+            reached holds for the saved file. An L-infinity ball then holds the levels inside it, wherever between two
+            levels the source lies; an L2 ball is kept before the rounding.
+        noise: Standard deviation of Gaussian noise in [0, 1] units; above 0 the loss is averaged over `draws` noisy
+            copies and the image itself, and all of them must meet the goal.
         draws: Noisy copies a step.
         seed: Of the noise, which depends on the pair's name, the step and the draw alone.
 
-    Raises:
-        ValueError: If a value is out of range.
-
-    Source:
-        Salman et al. (2024): loss, start at the source and stop rule as in the authors' code, at [0, 1] pixels.
+    Source: Salman et al. (2024): loss, start at the source and stop rule as in the authors' code, at [0, 1] pixels.
         Steps: Polyak (1987); Madry et al. (2018), with momentum Dong et al. (2018).
     """
 

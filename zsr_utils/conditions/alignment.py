@@ -36,11 +36,10 @@ class Match:
     Attributes:
         targets: (N, D) raw target embeddings, one a source.
         cosine: Bound on the cosine similarity.
-        distance: Bound on the squared distance, in embedding units; None is `2 (1 - cosine) ||t||^2`,
-            where the two bounds say the same of embeddings of equal length, whatever the model's scale.
+        distance: Bound on the squared distance, in embedding units; None is `2 (1 - cosine) ||t||^2`, where the two
+            bounds say the same of embeddings of equal length, whatever the model's scale.
 
-    Source:
-        Salman et al. (2024); 16 and 0.96 in the authors' code for the raw features of ViT-H-14.
+    Source: Salman et al. (2024); 16 and 0.96 in the authors' code for the raw features of ViT-H-14.
     """
 
     targets: Float[Tensor, "n d"]
@@ -85,9 +84,8 @@ class Answer:
         classifier: (K, D) unit text weights.
         labels: (N,) target classes.
 
-    Source:
-        The margin loss of Carlini & Wagner (2017); with Polyak's step it is the step of DeepFool
-        (Moosavi-Dezfooli et al. 2016).
+    Source: The margin loss of Carlini & Wagner (2017); with Polyak's step it is the step of DeepFool (Moosavi-Dezfooli
+        et al. 2016).
     """
 
     net: Model
@@ -133,16 +131,9 @@ class Aligned:
 
 
 def align(
-    net: Model,
-    sources: Float[Tensor, "n 3 h w"],
-    goal: Goal,
-    settings: Settings = DEFAULT,
-    *,
-    until: Goal | None = None,
-    names: Sequence[str] | None = None,
-    batch_size: int = 64,
-    keep: bool = False,
-) -> Aligned:
+    net: Model, sources: Float[Tensor, "n 3 h w"], goal: Goal, settings: Settings = DEFAULT, *,
+    until: Goal | None = None, names: Sequence[str] | None = None, batch_size: int = 64, keep: bool = False,
+) -> Aligned:  # fmt: skip
     """Move every source image towards its goal, and stop there.
 
     Args:
@@ -153,12 +144,8 @@ def align(
         until: When a pair is finished, if that is another goal than the one minimised.
         names: Of the pairs, for messages and for their noise; their numbers by default.
         batch_size: Pairs stepped at a time.
-        keep: Keep finished pairs in the cache folder by model, source, goal and settings: an interrupted run goes
-            on from there, and a second one computes nothing.
-
-    Raises:
-        ValueError: If shapes do not match.
-        FloatingPointError: If a gradient is not finite; the message names pair and step.
+        keep: Keep finished pairs in the cache folder by model, source, goal and settings: an interrupted run goes on
+            from there, and a second one computes nothing.
     """
     until = until or goal
     _check(net, sources, goal, until, batch_size)
@@ -199,20 +186,13 @@ def align(
 
 
 def smallest_budgets(
-    net: Model,
-    sources: Float[Tensor, "n 3 h w"],
-    goal: Goal,
-    budgets: Sequence[float],
-    settings: Settings,
-    *,
-    names: Sequence[str] | None = None,
-    batch_size: int = 64,
-    keep: bool = False,
-) -> dict[float, Aligned]:
+    net: Model, sources: Float[Tensor, "n 3 h w"], goal: Goal, budgets: Sequence[float], settings: Settings, *,
+    names: Sequence[str] | None = None, batch_size: int = 64, keep: bool = False,
+) -> dict[float, Aligned]:  # fmt: skip
     """`align` in balls of growing radius; a pair that succeeds keeps its image in all larger balls.
 
-    An image inside a small ball is inside every larger one, so success cannot fall with the budget, and only
-    pairs that resist are tried again.
+    An image inside a small ball is inside every larger one, so success cannot fall with the budget, and only pairs that
+    resist are tried again.
 
     Args:
         net: The model handle.
@@ -221,9 +201,6 @@ def smallest_budgets(
         budgets: Radii in units of [0, 1] pixels, growing; they take the place of `settings.eps`.
         settings: Of every search.
         names, batch_size, keep: As in `align`.
-
-    Raises:
-        ValueError: If the budgets do not grow, and as `align`.
     """
     if list(budgets) != sorted(set(budgets)):
         raise ValueError(f"budgets are {list(budgets)}, allowed are growing numbers.")
@@ -246,14 +223,9 @@ def smallest_budgets(
 
 @torch.no_grad()
 def blended(
-    net: Model,
-    sources: Float[Tensor, "n 3 h w"],
-    others: Float[Tensor, "n 3 h w"],
-    goal: Goal,
-    *,
-    batch_size: int = 64,
-    halvings: int = 8,
-) -> Aligned:
+    net: Model, sources: Float[Tensor, "n 3 h w"], others: Float[Tensor, "n 3 h w"], goal: Goal, *,
+    batch_size: int = 64, halvings: int = 8,
+) -> Aligned:  # fmt: skip
     """Sources blended with other pictures, as little as meets the goal in an 8-bit file: a crossing, by bisection."""
 
     def blend(share: Tensor) -> tuple[Tensor, Tensor]:
@@ -289,15 +261,10 @@ def text_targets(
         net: The model handle.
         texts: One a source image.
         features: Raw embeddings of the source images.
-        scale: `min-max` stretches each text embedding to the smallest and largest coordinate of the
-            image's, as the authors' code does; `norm` keeps its direction and takes the image's length.
+        scale: `min-max` stretches each text embedding to the smallest and largest coordinate of the image's, as the
+            authors' code does; `norm` keeps its direction and takes the image's length.
 
-    Raises:
-        TypeError: If the model has no text tower.
-        ValueError: If `scale` is unknown or there is not one text an image.
-
-    Source:
-        Salman et al. (2024) and their code for text targets (arXiv 2407.01157); `norm` is ours.
+    Source: Salman et al. (2024) and their code for text targets (arXiv 2407.01157); `norm` is ours.
     """
     one_of("scale", scale, ("min-max", "norm"))
     if len(texts) != len(features):

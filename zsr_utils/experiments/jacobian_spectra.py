@@ -112,8 +112,7 @@ def flips_by_noise(
         sigmas: Standard deviations of the noise, in grey levels.
         draws: Noisy copies an image and sigma.
 
-    Returns:
-        A row an image, kind and sigma: `sample_id`, `kind`, `sigma`, `predicted` (lower bound), `at_most` (upper
+    Returns: A row an image, kind and sigma: `sample_id`, `kind`, `sigma`, `predicted` (lower bound), `at_most` (upper
         bound), `measured`.
     """
     net, head, frames = study.net, study.heads[study.name], []

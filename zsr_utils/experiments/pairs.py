@@ -11,15 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zsr_utils.conditions import Batch, Condition, Head, Seen, Settings, made_before, sizes
-from zsr_utils.conditions.alignment import (
-    Aligned,
-    Answer,
-    Match,
-    align,
-    closeness,
-    saved_as_png,
-    smallest_budgets,
-)
+from zsr_utils.conditions.alignment import Aligned, Answer, Match, align, closeness, saved_as_png, smallest_budgets
 from zsr_utils.datasets import Dataset
 from zsr_utils.measure import Embedded, embed
 from zsr_utils.models import Model
@@ -65,18 +57,13 @@ class Pairs:
 
 
 def moved(
-    name: str,
-    severity: float,
-    table: pd.DataFrame,
-    aligned: Aligned,
-    targets: Float[Tensor, "n d"],
-    *,
+    name: str, severity: float, table: pd.DataFrame, aligned: Aligned, targets: Float[Tensor, "n d"], *,
     eight_bit: bool = True,
-) -> Condition:
+) -> Condition:  # fmt: skip
     """Images that an optimisation moved, as a condition: several of one source are its draws, in the table's order.
 
-    Rows get the facts `target_id`, `target_label`, `target_probability`, `target_cosine`, `steps`, `reached`, `rms`
-    and `linf` (grey levels), `psnr` (dB), `ssim`, and `lpips` where its weights are.
+    Rows get the facts `target_id`, `target_label`, `target_probability`, `target_cosine`, `steps`, `reached`, `rms` and
+    `linf` (grey levels), `psnr` (dB), `ssim`, and `lpips` where its weights are.
 
     Args:
         name: Of the condition.
@@ -85,9 +72,6 @@ def moved(
         aligned: What became of them.
         targets: Raw embeddings of the targets.
         eight_bit: Show what an 8-bit file keeps; False shows the float images.
-
-    Raises:
-        ValueError: If a target is of its source's own class.
     """
     own = table[table.label == table.target_label]
     if len(own):
@@ -125,18 +109,9 @@ class Closeness:
 
 
 def aligned_pairs(
-    net: Model,
-    images: Dataset,
-    settings: Settings,
-    *,
-    per_class: int = 10,
-    number: int | None = None,
-    one_a_source: bool = False,
-    of: str | None = None,
-    cosine: float = 0.96,
-    batch_size: int = 64,
-    seed: int = 0,
-) -> Pairs:
+    net: Model, images: Dataset, settings: Settings, *, per_class: int = 10, number: int | None = None,
+    one_a_source: bool = False, of: str | None = None, cosine: float = 0.96, batch_size: int = 64, seed: int = 0,
+) -> Pairs:  # fmt: skip
     """Embed a data set, draw ordered pairs and align them; what has been computed before comes from the cache.
 
     Args:
@@ -150,9 +125,6 @@ def aligned_pairs(
         cosine: As `alignment.Match`.
         batch_size: Images a pass.
         seed: Of the draws.
-
-    Raises:
-        ValueError: If number is below 1, and as the functions named above.
     """
     if number is not None and number < 1:
         raise ValueError(f"number is {number}, allowed is 1 or more, or None for all pairs.")
@@ -180,8 +152,8 @@ def pairs_of(study: Study, number: int, others: int, *, one_a_source: bool = Fal
     """The same pairs for every model of a chapter, each aligned in its own embedding space.
 
     Args:
-        study: The chapter's; its parameters `per_class`, `cosine`, `momentum`, `max_steps`, `batch_size` and `seed`
-            say how.
+        study: The chapter's; its parameters `per_class`, `cosine`, `momentum`, `max_steps`, `batch_size` and `seed` say
+            how.
         number: Pairs of the chapter's own model; 0 is all.
         others: Pairs of the models it is compared with, the first ones of these; 0 is all.
         one_a_source: As `aligned_pairs`.
@@ -201,8 +173,8 @@ def in_balls(
 ) -> list[Condition]:
     """Sources moved until they are named as the target, inside balls of growing radius (L-infinity, 8-bit files).
 
-    Projected gradient steps with momentum minimise the margin by which the target's class loses; a pair that
-    succeeds in a small ball counts in all larger ones, which contain it.
+    Projected gradient steps with momentum minimise the margin by which the target's class loses; a pair that succeeds
+    in a small ball counts in all larger ones, which contain it.
 
     Args:
         net: The model handle.
@@ -212,8 +184,7 @@ def in_balls(
         max_steps: Steps in each ball.
         batch_size: Images a pass.
 
-    Source:
-        Madry et al. (2018), with momentum Dong et al. (2018).
+    Source: Madry et al. (2018), with momentum Dong et al. (2018).
     """
     settings = Settings("pgd", momentum=0.7, max_steps=max_steps, eight_bit=True)
     goal = Answer(net, head.weights, torch.tensor(pairs.table.target_label.to_numpy()))
@@ -224,9 +195,6 @@ def in_balls(
 
 def counted(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows whose source image every model of these rows names rightly: only such a source can lose its name.
-
-    Raises:
-        ValueError: If there is none.
 
     Examples:
         >>> rows = pd.DataFrame({"sample_id": list("abab"), "label": [0, 1, 0, 1], "clean_prediction": [0, 1, 0, 2]})
@@ -252,19 +220,14 @@ def make_pairs(images: Embedded, *, per_class: int = 10, seed: int = 0) -> pd.Da
         per_class: Source images a class; 10 classes give `90 * per_class` pairs.
         seed: Of the draws.
 
-    Returns:
-        Columns `sample_id`, `label` (the source's), `target_id`, `target_label`.
-
-    Raises:
-        ValueError: If a class has fewer images than asked, or there is only one class.
+    Returns: Columns `sample_id`, `label` (the source's), `target_id`, `target_label`.
 
     Examples:
         >>> four = Embedded(np.array(list("abcd")), np.array([0, 0, 1, 1]), np.zeros((4, 2)))
         >>> make_pairs(four, per_class=1).label.tolist()
         [0, 1]
 
-    Source:
-        Salman et al. (2024), Fig. 1: one aligned image for each other class; 10 sources a class is ours.
+    Source: Salman et al. (2024), Fig. 1: one aligned image for each other class; 10 sources a class is ours.
     """
     by_class = {int(label): images.sample_ids[images.labels == label] for label in np.unique(images.labels)}
     if len(by_class) < 2:

@@ -102,9 +102,8 @@ def unrelated(embedded: Embedded, *, draws: int = 25, seed: int = 0, layer: int 
         draws: Other images each one is compared with, drawn without replacement; all of them if there are fewer.
         layer: Number of the block, for the column.
 
-    Returns:
-        One row an image and kind of control (`any`, `same class`, `other class`), with `layer` and the mean `distance`
-        (1 - cosine). An image without such others has no row.
+    Returns: One row an image and kind of control (`any`, `same class`, `other class`), with `layer` and the mean
+        `distance` (1 - cosine). An image without such others has no row.
 
     Source: Wani et al. (2026), drift against control (25 others in their log); the two controls by class are ours.
     """

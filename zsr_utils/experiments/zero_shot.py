@@ -36,8 +36,7 @@ def project(
         moved: Further images, such as aligned ones, laid on the finished map at the mean of their nearest images,
             weighted by the inverse of the distance; they do not change it.
 
-    Returns:
-        Columns `sample_id`, `label`, `modality` (`image`, `aligned` or `text`), `x`, `y`.
+    Returns: Columns `sample_id`, `label`, `modality` (`image`, `aligned` or `text`), `x`, `y`.
 
     Source: McInnes et al. (2018); centring is this project's choice.
     """

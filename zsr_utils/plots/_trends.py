@@ -19,24 +19,16 @@ END = 1e-4  # an interval that reaches 0 or 1 is drawn to here
 
 
 def trend(
-    points: pd.DataFrame,
-    lines: pd.DataFrame,
-    *,
-    x_title: str,
-    y_title: str,
-    group: str = "group",
-    panel: str = "panel",
-    baseline: str = "standard",
-    scale: str = "logit",
-    columns: int = 2,
-) -> go.Figure:
+    points: pd.DataFrame, lines: pd.DataFrame, *, x_title: str, y_title: str, group: str = "group",
+    panel: str = "panel", baseline: str = "standard", scale: str = "logit", columns: int = 2,
+) -> go.Figure:  # fmt: skip
     """Models as points on stretched axes with ticks in percent, lines with their bands, and y = x dotted.
 
     Args:
-        points: One row a model and panel: `name`, the accuracies `x` and `y`, strictly between 0 and 1, the interval
-            of y, `low` and `high`, and the columns `group` and `panel`.
-        lines: Rows along lines of the baseline, in order: `x`, `value`, `low`, `high`, the column `panel`, and
-            `piece`, which tells the parts of a line that breaks apart.
+        points: One row a model and panel: `name`, the accuracies `x` and `y`, strictly between 0 and 1, the interval of
+            y, `low` and `high`, and the columns `group` and `panel`.
+        lines: Rows along lines of the baseline, in order: `x`, `value`, `low`, `high`, the column `panel`, and `piece`,
+            which tells the parts of a line that breaks apart.
         x_title, y_title: Of all axes.
         group: Column told apart by colour and mark, in order of appearance, at most eight beside the baseline.
         panel: Column with a panel for each of its values.
@@ -77,17 +69,9 @@ def trend(
 
 
 def forests(
-    table: pd.DataFrame,
-    names: Sequence[str],
-    *,
-    panel: str,
-    title: str,
-    group: str | None = None,
-    unit: str = "number",
-    reference: tuple[float, str] | None = None,
-    baseline: str = "",
-    columns: int = 2,
-) -> go.Figure:
+    table: pd.DataFrame, names: Sequence[str], *, panel: str, title: str, group: str | None = None,
+    unit: str = "number", reference: tuple[float, str] | None = None, baseline: str = "", columns: int = 2,
+) -> go.Figure:  # fmt: skip
     """Forests side by side, a panel for each value of a column, each with its own horizontal axis.
 
     Args:

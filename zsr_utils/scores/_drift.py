@@ -38,8 +38,7 @@ def flip_rate(rows: pd.DataFrame) -> Estimate:
         >>> flip_rate(rows).value, vulnerability(rows).value, equal_vulnerability(2)(rows).value
         (0.25, 0.5, 0.5)
 
-    Source:
-        Wani et al. (2026), IFR and IV; the equal-instances IV is this project's.
+    Source: Wani et al. (2026), IFR and IV; the equal-instances IV is this project's.
     """
     return grouped_proportion((rows.prediction != rows.clean_prediction).to_numpy(), rows.sample_id.to_numpy())
 
@@ -51,11 +50,7 @@ def vulnerability(rows: pd.DataFrame) -> Estimate:
 
 
 def equal_vulnerability(views: int) -> Statistic:
-    """IV as it would be with so many views an image: the mean over all choices of that many.
-
-    Raises:
-        ValueError: If views is below 1, or (when it is called) an image has fewer.
-    """
+    """IV as it would be with so many views an image: the mean over all choices of that many."""
     if views < 1:
         raise ValueError(f"views is {views}, allowed is 1 or more.")
 
@@ -106,9 +101,6 @@ def median_of(column: str, unit: str) -> Statistic:
 def paired_change(one: pd.DataFrame, other: pd.DataFrame, column: str, *, unit: str = "fraction") -> Estimate:
     """Mean of `other - one` over the images that both have, each image's rows averaged first.
 
-    Raises:
-        ValueError: If they have no image in common.
-
     Examples:
         >>> rows = pd.DataFrame({"sample_id": list("abab"), "band": list("llhh"), "flip": [0, 1, 1, 1]})
         >>> paired_change(rows[rows.band == "l"], rows[rows.band == "h"], "flip").value
@@ -142,11 +134,7 @@ def relative_to(control: pd.DataFrame, *, drift: str = "drift", resamples: int =
         drift: Column of the rows.
         resamples: Bootstrap resamples, of the images.
 
-    Raises:
-        ValueError: (When it is called) if rows and control have fewer than two images in common.
-
-    Source:
-        Wani et al. (2026), drift against control, whose averages hold changed answers too; the restriction to
+    Source: Wani et al. (2026), drift against control, whose averages hold changed answers too; the restriction to
         unchanged ones (`same_answer`) and the intervals are this project's.
     """
     return lambda rows: bootstrap(_ratio, *_matched(rows, control, drift), resamples=resamples)

@@ -83,18 +83,17 @@ def squared_moves(rows: pd.DataFrame, squares: Mapping[tuple[str, str], float]) 
         rows: Columns `model`, `sample_id`, `severity` (sigma in grey levels) and `move`, how the embedding changed.
         squares: ||J||_F^2 by model and sample id.
 
-    Returns:
-        Three rows a cloud, columns `part` (`whole`: mean squared move; `covariance`: its part around the mean move, the
-        trace; `mean`: the square of the mean move, less what so few draws alone would give; the two add up to the
-        first), `measured`, `predicted`.
+    Returns: Three rows a cloud, columns `part` (`whole`: mean squared move; `covariance`: its part around the mean
+        move, the trace; `mean`: the square of the mean move, less what so few draws alone would give; the two add up to
+        the first), `measured`, `predicted`.
 
     Examples:
         >>> rows = pd.DataFrame({"model": "m", "sample_id": "a", "severity": 255.0, "move": [[3.0], [1.0]]})
         >>> squared_moves(rows, {("m", "a"): 2.0})[["part", "measured", "predicted"]].values.tolist()
         [['whole', 5.0, 2.0], ['covariance', 2.0, 2.0], ['mean', 3.0, 2.0]]
 
-    Source:
-        Linear Gaussian account of Salman et al. (2024), which has a mean move of 0; the test of it is this project's.
+    Source: Linear Gaussian account of Salman et al. (2024), which has a mean move of 0; the test of it is this
+        project's.
     """
     found = []
     for key, part in rows.groupby(["model", "sample_id", "severity"], sort=False):

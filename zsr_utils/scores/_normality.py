@@ -13,22 +13,16 @@ def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "
         samples: Embeddings of 3 to 5,000 noisy copies: beyond that the p values are not valid.
         directions: Where to look; their lengths do not matter.
 
-    Returns:
-        One row a direction, columns `direction` (position), `statistic` (W; 1 is normal), `p`, `p_holm`
-        (below 0.05: normality is rejected at 5 % over all directions together), `skewness` and
-        `excess_kurtosis` (both 0 if normal), which say how large a deviation is.
-
-    Raises:
-        ValueError: If shapes do not match, the number of samples is not allowed, or all samples are equal
-            along a direction.
+    Returns: One row a direction, columns `direction` (position), `statistic` (W; 1 is normal), `p`, `p_holm` (below
+        0.05: normality is rejected at 5 % over all directions together), `skewness` and `excess_kurtosis` (both 0 if
+        normal), which say how large a deviation is.
 
     Examples:
         >>> cloud = np.random.default_rng(0).exponential(size=(200, 2))
         >>> bool((normality(cloud, np.eye(2)).p_holm < 1e-6).all())
         True
 
-    Source:
-        Shapiro & Wilk (1965) by `scipy.stats.shapiro`; Holm (1979).
+    Source: Shapiro & Wilk (1965) by `scipy.stats.shapiro`; Holm (1979).
     """
     samples, directions = np.asarray(samples, dtype=float), np.asarray(directions, dtype=float)
     if samples.ndim != 2 or directions.ndim != 2 or samples.shape[1] != directions.shape[1] or len(directions) == 0:
@@ -64,11 +58,7 @@ def qq_points(values: Float[np.ndarray, "n"]) -> pd.DataFrame:
         >>> qq_points(np.array([5.0, 1.0, 3.0])).ordered.tolist()
         [-1.0, 0.0, 1.0]
 
-    Raises:
-        ValueError: If fewer than three values are given, or all are equal.
-
-    Source:
-        Filliben (1975) by `scipy.stats.probplot`.
+    Source: Filliben (1975) by `scipy.stats.probplot`.
     """
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or len(values) < 3 or values.std() == 0:

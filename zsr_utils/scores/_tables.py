@@ -18,8 +18,7 @@ def estimates(
         by: Columns that make the groups.
         estimate: From the rows of a group to its estimate.
 
-    Returns:
-        The columns of `by` and those of an estimate: value, low, high, interval, n, unit.
+    Returns: The columns of `by` and those of an estimate: value, low, high, interval, n, unit.
 
     Examples:
         >>> from zsr_utils.scores import proportion
@@ -35,15 +34,14 @@ def estimates(
 def against_published(measured: pd.DataFrame, published: Sequence[tuple[float, str] | None]) -> pd.DataFrame:
     """Measured accuracies beside published ones.
 
-    The interval of a measurement is one for other images like these. On the very images that the published
-    accuracy is of, only rounding should differ, so that a difference inside the interval may still be a mistake.
+    The interval of a measurement is one for other images like these. On the very images that the published accuracy is
+    of, only rounding should differ, so that a difference inside the interval may still be a mistake.
 
     Args:
         measured: Columns of an estimate, one row a model.
         published: Accuracy and source for each row, or None where nothing is published.
 
-    Returns:
-        `measured` with `published`, `difference` (measured less published; both missing where nothing is
+    Returns: `measured` with `published`, `difference` (measured less published; both missing where nothing is
         published), `covered` (whether the interval holds the published value) and `source`.
 
     Examples:

@@ -8,8 +8,8 @@ from zsr_utils.scores._intervals import Estimate
 def decide(estimate: Estimate, reference: float = 0.0, *, margin: float | None = None) -> str:
     """Whether an estimate lies above a reference, below it, or cannot be told from it.
 
-    "No difference" is a claim of its own, and only a margin stated beforehand allows it: an interval that holds
-    the reference says that nothing was found, not that nothing is there.
+    "No difference" is a claim of its own, and only a margin stated beforehand allows it: an interval that holds the
+    reference says that nothing was found, not that nothing is there.
 
     Examples:
         >>> wide, narrow = (Estimate(0.01, 0.01 - half, 0.01 + half, "95 %", 100) for half in (0.03, 0.005))
@@ -23,13 +23,11 @@ def decide(estimate: Estimate, reference: float = 0.0, *, margin: float | None =
         reference: What it is compared with: 0 for a difference, 1 for a ratio, 0.5 for an AUROC.
         margin: The largest distance from the reference that counts as none, in the estimate's unit.
 
-    Returns:
-        `same` if the whole interval lies within the margin, else `more` or `less` if it lies on one side of the
-        reference, else `undecided`. A bound that touches the reference does not exclude it, and bounds that are
-        not numbers decide nothing.
+    Returns: `same` if the whole interval lies within the margin, else `more` or `less` if it lies on one side of the
+        reference, else `undecided`. A bound that touches the reference does not exclude it, and bounds that are not
+        numbers decide nothing.
 
-    Source:
-        Two one-sided tests of Schuirmann (1987) for `same`: at 95 % intervals stricter than their 5 %.
+    Source: Two one-sided tests of Schuirmann (1987) for `same`: at 95 % intervals stricter than their 5 %.
     """
     if margin is not None and not margin > 0:
         raise ValueError(f"margin is {margin}, allowed is above 0, or None to claim no equality.")
