@@ -14,7 +14,7 @@ from zsr_utils.measure import Embedded, Pixels, embed, measure
 from zsr_utils.models import Model, load_model, seed_everything
 from zsr_utils.prompts import prompt_set
 from zsr_utils.records import Run, parameters
-from zsr_utils.scores import Estimate, decide
+from zsr_utils.scores import Estimate, Statistic, decide, estimates
 
 
 # what a chapter need not name among its parameters
@@ -116,9 +116,7 @@ class Study:
         self._rows.append(rows)
         return rows
 
-    def estimate(
-        self, rows: pd.DataFrame, name: str, statistic: Callable[[pd.DataFrame], Estimate], by: Sequence[str] = ()
-    ) -> pd.DataFrame:
+    def estimate(self, rows: pd.DataFrame, name: str, statistic: Statistic, by: Sequence[str] = ()) -> pd.DataFrame:
         """One number a group of rows, kept under `name`, and the table of them.
 
         Args:
@@ -131,8 +129,7 @@ class Study:
         """
         by = list(by)
         keys = [*by, *(["model"] if "model" in rows else [])]
-        groups = rows.groupby(keys, sort=False, observed=True) if keys else [((), rows)]
-        table = pd.DataFrame([{**dict(zip(keys, key)), **asdict(statistic(part))} for key, part in groups])
+        table = estimates(rows, keys, statistic) if keys else pd.DataFrame([asdict(statistic(rows))])
         return self.keep(table, "/".join([name, *(["_".join(f"{{{column}}}" for column in by)] if by else [])]), by)
 
     def keep(self, table: pd.DataFrame, name: str, by: Sequence[str] = ()) -> pd.DataFrame:

@@ -121,11 +121,9 @@ def gradient_step(net, pixels, goal, until, batch, names, settings, last=False) 
 
     After the `last` one no pair moves, so it needs no way back: its gradient is zero.
     """
-    rows = batch["rows"]
-    pixels = pixels.detach().requires_grad_(not last)
-    copies = 1
+    rows, copies = batch["rows"], 1
+    shown = pixels = pixels.detach().requires_grad_(not last)
     with torch.set_grad_enabled(not last):
-        shown = pixels
         if settings.noise:
             copies += settings.draws
             keys = [f"{names[row]}\0{step}" for row, step in zip(rows.tolist(), batch["steps"].tolist())]

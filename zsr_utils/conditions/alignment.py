@@ -1,8 +1,7 @@
 """Embedding alignment: move an image, as little as may be, until its embedding is another's.
 
-Many pairs of (source image, goal) are stepped at once. Each step is one forward and one input-gradient
-pass; a pair that meets its goal leaves the batch and the next one takes its place, so that no step is
-spent on finished pairs.
+Many pairs of (source image, goal) are stepped at once, one forward and one input-gradient pass a step. A pair that
+meets its goal leaves the batch and the next one takes its place, so that no step is spent on finished pairs.
 """
 
 from collections.abc import Sequence
@@ -29,9 +28,7 @@ DEFAULT = Settings()
 
 @dataclass(frozen=True)
 class Match:
-    """Goal: the embedding is the target's. Loss `1/2 ||f(x) - t||^2` on raw features.
-
-    Reached when both hold: squared distance below, and cosine above.
+    """Goal: the embedding is the target's, by squared distance and cosine. Loss `1/2 ||f(x) - t||^2` on raw features.
 
     Attributes:
         targets: (N, D) raw target embeddings, one a source.
@@ -79,10 +76,7 @@ class Match:
 class Answer:
     """Goal: the model names the target class. Loss: how far its logit is behind the largest other one.
 
-    Attributes:
-        net: The model, for its logit scale.
-        classifier: (K, D) unit text weights.
-        labels: (N,) target classes.
+    The model gives the logit scale, the classifier unit text weights.
 
     Source: The margin loss of Carlini & Wagner (2017); with Polyak's step it is the step of DeepFool (Moosavi-Dezfooli
         et al. 2016).
@@ -117,13 +111,7 @@ Goal = Match | Answer
 
 @dataclass(frozen=True)
 class Aligned:
-    """What became of every pair.
-
-    Attributes:
-        pixels: (N, 3, H, W) float32 in [0, 1].
-        steps: (N,) gradient steps taken.
-        reached: (N,) whether the goal was met at `pixels`.
-    """
+    """What became of every pair: the image in [0, 1], gradient steps taken, and whether the goal was met there."""
 
     pixels: Float[Tensor, "n 3 h w"]
     steps: Int[Tensor, "n"]
@@ -134,23 +122,18 @@ def align(
     net: Model, sources: Float[Tensor, "n 3 h w"], goal: Goal, settings: Settings = DEFAULT, *,
     until: Goal | None = None, names: Sequence[str] | None = None, batch_size: int = 64, keep: bool = False,
 ) -> Aligned:  # fmt: skip
-    """Move every source image towards its goal, and stop there.
+    """Move every source image, in [0, 1], towards its goal, and stop there.
 
     Args:
-        net: The model handle.
-        sources: Source images in [0, 1].
         goal: What to minimise, one entry a source.
-        settings: How.
         until: When a pair is finished, if that is another goal than the one minimised.
         names: Of the pairs, for messages and for their noise; their numbers by default.
-        batch_size: Pairs stepped at a time.
         keep: Keep finished pairs in the cache folder by model, source, goal and settings: an interrupted run goes on
             from there, and a second one computes nothing.
     """
     until = until or goal
-    _check(net, sources, goal, until, batch_size)
     names = list(map(str, range(len(sources)))) if names is None else list(map(str, names))
-    _check_ball(sources, settings, names)
+    _check(net, sources, goal, until, settings, names, batch_size)
     aligned = _nothing_done(sources)
     store = FinishedPairs(net, sources, goal, until, settings, names) if keep else None
     waiting = store.load(aligned) if store else list(range(len(sources)))
@@ -176,9 +159,8 @@ def align(
                     store.add(aligned, rows)
                 batch = {name: value[~done] for name, value in batch.items()}
                 gradient, loss = gradient[~done], loss[~done]
-            batch["pixels"] = _steps.project(
-                batch["pixels"] + _steps.move(batch, gradient, loss, settings), batch, settings
-            )
+            moved = batch["pixels"] + _steps.move(batch, gradient, loss, settings)
+            batch["pixels"] = _steps.project(moved, batch, settings)
             batch["steps"] = batch["steps"] + 1
     if store:
         store.flush(aligned)
@@ -192,15 +174,7 @@ def smallest_budgets(
     """`align` in balls of growing radius; a pair that succeeds keeps its image in all larger balls.
 
     An image inside a small ball is inside every larger one, so success cannot fall with the budget, and only pairs that
-    resist are tried again.
-
-    Args:
-        net: The model handle.
-        sources: Source images in [0, 1].
-        goal: As in `align`.
-        budgets: Radii in units of [0, 1] pixels, growing; they take the place of `settings.eps`.
-        settings: Of every search.
-        names, batch_size, keep: As in `align`.
+    resist are tried again. Budgets are in units of [0, 1] pixels and take the place of `settings.eps`.
     """
     if list(budgets) != sorted(set(budgets)):
         raise ValueError(f"budgets are {list(budgets)}, allowed are growing numbers.")
@@ -258,9 +232,7 @@ def text_targets(
     """Text embeddings brought to the scale of image embeddings, as targets for `Match`.
 
     Args:
-        net: The model handle.
-        texts: One a source image.
-        features: Raw embeddings of the source images.
+        texts, features: One text a source image, and the raw embeddings of the images.
         scale: `min-max` stretches each text embedding to the smallest and largest coordinate of the image's, as the
             authors' code does; `norm` keeps its direction and takes the image's length.
 
@@ -270,8 +242,7 @@ def text_targets(
     if len(texts) != len(features):
         raise ValueError(f"{len(texts)} texts and {len(features)} images given, allowed is one text an image.")
     unique = list(dict.fromkeys(texts))
-    encoded = net.encode_text(unique).to(features.device)
-    values = encoded[[unique.index(t) for t in texts]]
+    values = net.encode_text(unique).to(features.device)[[unique.index(t) for t in texts]]
     if scale == "norm":
         return F.normalize(values) * features.norm(dim=1, keepdim=True)
     (low, high), (to_low, to_high) = (v.aminmax(dim=1, keepdim=True) for v in (values, features))
@@ -315,7 +286,7 @@ def _nothing_done(sources: Tensor) -> Aligned:
     return Aligned(sources.clone(), torch.zeros(len(sources), dtype=torch.long), torch.zeros(len(sources)).bool())
 
 
-def _check(net, sources, goal, until, batch_size: int) -> None:
+def _check(net, sources, goal, until, settings: Settings, names: Sequence[str], batch_size: int) -> None:
     if len(sources) == 0 or not len(sources) == len(goal) == len(until):
         raise ValueError(f"{len(sources)} sources and {len(goal)} targets given, allowed is one target a source.")
     if sources.shape[1:] != (3, net.image_size, net.image_size):
@@ -323,9 +294,6 @@ def _check(net, sources, goal, until, batch_size: int) -> None:
         raise ValueError(f"sources have shape {shape}, {net.name} takes (N, 3, {size}, {size}).")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, allowed is 1 or more.")
-
-
-def _check_ball(sources: Tensor, settings: Settings, names: Sequence[str]) -> None:
     if settings.optimizer == "pgd" and settings.eps is None:
         raise ValueError("pgd needs eps, the radius of its ball.")
     if settings.eight_bit and settings.eps is not None and settings.eps < 0.5 / 255:

@@ -22,11 +22,7 @@ from zsr_utils.study import Study
 class Pairs:
     """Source images, each aligned with the embedding of an image of another class.
 
-    Attributes:
-        table: One row a pair: `sample_id`, `label`, `target_id`, `target_label`.
-        embedded: Raw features of the whole data set.
-        sources: (N, 3, H, W) source images.
-        aligned: What alignment made of them.
+    `table` has a row a pair: `sample_id`, `label`, `target_id`, `target_label`; `embedded` is the whole data set.
     """
 
     table: pd.DataFrame
@@ -66,11 +62,9 @@ def moved(
     `linf` (grey levels), `psnr` (dB), `ssim`, and `lpips` where its weights are.
 
     Args:
-        name: Of the condition.
         severity: Such as the budget in grey levels; 1 where there is none.
         table: A row an image: `sample_id`, `target_id`, `target_label`.
-        aligned: What became of them.
-        targets: Raw embeddings of the targets.
+        targets: Their raw embeddings.
         eight_bit: Show what an 8-bit file keeps; False shows the float images.
     """
     own = table[table.label == table.target_label]
@@ -115,16 +109,10 @@ def aligned_pairs(
     """Embed a data set, draw ordered pairs and align them; what has been computed before comes from the cache.
 
     Args:
-        net: The model handle.
-        images: Labelled images.
-        settings: Of the alignment.
-        per_class: Source images a class, as `make_pairs`.
+        per_class, cosine: As for `make_pairs` and `alignment.Match`.
         number: At most this many of the pairs, drawn by `seed`; None is all. A larger draw holds a smaller one.
         one_a_source: Only one pair of every source image.
         of: Only the pairs of this source image.
-        cosine: As `alignment.Match`.
-        batch_size: Images a pass.
-        seed: Of the draws.
     """
     if number is not None and number < 1:
         raise ValueError(f"number is {number}, allowed is 1 or more, or None for all pairs.")
@@ -136,7 +124,7 @@ def aligned_pairs(
         table = table.sample(frac=1, random_state=seed)  # the first ones are those of a smaller draw
     if one_a_source:
         table = table.drop_duplicates("sample_id")
-    table = table.head(number) if number is not None else table
+    table = table[:number]
     sources = images.pixels(table.sample_id, net.from_pil)
     goal = Match(embedded.of(table.target_id), cosine=cosine)
     ends = align(net, sources, goal, settings, names=pair_names(table), batch_size=batch_size, keep=True)
@@ -149,14 +137,9 @@ def settings_of(study: Study) -> Settings:
 
 
 def pairs_of(study: Study, number: int, others: int, *, one_a_source: bool = False) -> dict[str, Pairs]:
-    """The same pairs for every model of a chapter, each aligned in its own embedding space.
+    """The same pairs for every model of a chapter, each aligned in its own embedding space by the chapter's parameters.
 
-    Args:
-        study: The chapter's; its parameters `per_class`, `cosine`, `momentum`, `max_steps`, `batch_size` and `seed` say
-            how.
-        number: Pairs of the chapter's own model; 0 is all.
-        others: Pairs of the models it is compared with, the first ones of these; 0 is all.
-        one_a_source: As `aligned_pairs`.
+    Its own model has `number` pairs, those it is compared with the first `others` of them; 0 is all.
     """
     given = {name: study.parameters[name] for name in ("per_class", "cosine", "batch_size", "seed")}
     return {
@@ -174,15 +157,8 @@ def in_balls(
     """Sources moved until they are named as the target, inside balls of growing radius (L-infinity, 8-bit files).
 
     Projected gradient steps with momentum minimise the margin by which the target's class loses; a pair that succeeds
-    in a small ball counts in all larger ones, which contain it.
-
-    Args:
-        net: The model handle.
-        head: Who answers.
-        pairs: Sources and classes.
-        budgets: Radii in grey levels, growing; they are the severities of `named_in_ball`.
-        max_steps: Steps in each ball.
-        batch_size: Images a pass.
+    in a small ball counts in all larger ones, which contain it. The growing radii `budgets`, in grey levels, are the
+    severities of the conditions `named_in_ball`; each ball has `max_steps`.
 
     Source: Madry et al. (2018), with momentum Dong et al. (2018).
     """
@@ -213,12 +189,7 @@ def pair_names(table: pd.DataFrame) -> list[str]:
 
 
 def make_pairs(images: Embedded, *, per_class: int = 10, seed: int = 0) -> pd.DataFrame:
-    """Ordered pairs: random images of every class, each with a random image of every other class.
-
-    Args:
-        images: With ids and labels.
-        per_class: Source images a class; 10 classes give `90 * per_class` pairs.
-        seed: Of the draws.
+    """Ordered pairs: random images of every class, `per_class` each, with a random image of every other class.
 
     Returns: Columns `sample_id`, `label` (the source's), `target_id`, `target_label`.
 
@@ -233,8 +204,7 @@ def make_pairs(images: Embedded, *, per_class: int = 10, seed: int = 0) -> pd.Da
     if len(by_class) < 2:
         raise ValueError(f"{len(by_class)} class given, pairs need at least two.")
     few = min(by_class, key=lambda label: len(by_class[label]))
-    if not 1 <= per_class <= len(by_class[few]):
-        most = len(by_class[few])
+    if not 1 <= per_class <= (most := len(by_class[few])):
         raise ValueError(f"per_class is {per_class}, allowed is 1 to {most}, the number of images of class {few}.")
     rng = np.random.default_rng(seed)
     pairs = [

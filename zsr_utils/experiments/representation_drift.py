@@ -139,7 +139,7 @@ def by_layer(rows: pd.DataFrame, what: str) -> pd.DataFrame:
     """The columns `<what>_layer_k` of rows as one column `what`, with `layer`."""
     columns = [c for c in rows if c.startswith(f"{what}_layer_")]
     kept = ["sample_id", "family"]
-    long = rows[[*kept, *columns]].melt(kept, columns, "layer", "value").rename(columns={"value": what})
+    long = rows[[*kept, *columns]].melt(kept, columns, "layer", what)
     return long.assign(layer=long.layer.str.rsplit("_", n=1).str[1].astype(int))
 
 

@@ -32,14 +32,11 @@ def detection(
         '100.0 % [96.3, 100.0]'
 
     Args:
-        positive: Scores of modified images.
-        negative: Scores of clean images.
+        positive, negative: Scores of modified and of clean images.
         held_out: Scores of clean images that are not among the negatives; only these set the threshold.
         groups: One label a positive; images that share one, such as the source they were made from, are not
             independent. None: every positive is its own group.
         false_alarm: Share of clean images that may be flagged.
-        resamples: Bootstrap resamples.
-        seed: Of the bootstrap.
 
     Returns: `auroc`, `tpr`, `fpr` (fractions) and `threshold` (in units of the score).
 

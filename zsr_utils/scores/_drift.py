@@ -131,8 +131,6 @@ def relative_to(control: pd.DataFrame, *, drift: str = "drift", resamples: int =
 
     Args:
         control: One row an image: `sample_id`, `distance`, and `model` or `layer` where the rows differ in them.
-        drift: Column of the rows.
-        resamples: Bootstrap resamples, of the images.
 
     Source: Wani et al. (2026), drift against control, whose averages hold changed answers too; the restriction to
         unchanged ones (`same_answer`) and the intervals are this project's.

@@ -5,6 +5,8 @@ import pandas as pd
 import scipy
 from jaxtyping import Float
 
+from zsr_utils.scores._paired import holm
+
 
 def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "m d"]) -> pd.DataFrame:
     """Shapiro-Wilk test of the samples along every direction, corrected for their number by Holm's method.
@@ -36,19 +38,8 @@ def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "
     if flat.any():
         raise ValueError(f"All samples are equal along direction {int(flat.argmax())}, there is nothing to test.")
     statistic, p = np.array([scipy.stats.shapiro(v) for v in values.T]).T
-    order, m = np.argsort(p), len(p)
-    holm = np.empty(m)
-    holm[order] = np.maximum.accumulate((m - np.arange(m)) * p[order]).clip(max=1)
-    return pd.DataFrame(
-        {
-            "direction": np.arange(m),
-            "statistic": statistic,
-            "p": p,
-            "p_holm": holm,
-            "skewness": scipy.stats.skew(values),
-            "excess_kurtosis": scipy.stats.kurtosis(values),
-        }
-    )
+    table = pd.DataFrame({"direction": range(len(p)), "statistic": statistic, "p": p, "p_holm": holm(p)})
+    return table.assign(skewness=scipy.stats.skew(values), excess_kurtosis=scipy.stats.kurtosis(values))
 
 
 def qq_points(values: Float[np.ndarray, "n"]) -> pd.DataFrame:

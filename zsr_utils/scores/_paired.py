@@ -19,10 +19,8 @@ def paired_mean(differences: Float[np.ndarray, "n"], *, bound: float | None = No
     """Mean of paired differences, with its interval.
 
     Args:
-        differences: One a sample.
         bound: The largest that a difference can be, such as 1 for shares. The interval is then not of width zero where
             nothing differs: half a sample as far as can be each way, and one that does not differ, are added to it.
-        unit: Of the differences.
 
     Examples:
         >>> f"{paired_mean(np.zeros(16), bound=1):.2f}"
@@ -87,8 +85,7 @@ def paired_changes(
     """Mean difference `other - base` in every group, sample by sample; several values of a sample are averaged first.
 
     Args:
-        base: Columns `by`, `sample_id`, `value`; samples that only one of the two has are left out.
-        other: The same.
+        base, other: Columns `by`, `sample_id`, `value`; samples that only one of the two has are left out.
         by: Column of the groups.
         bounds: Of the differences, by group, as for `paired_mean`.
 

@@ -1,24 +1,15 @@
 """Estimates of every group of a frame."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import pandas as pd
 
-from zsr_utils.scores._intervals import Estimate
+from zsr_utils.scores._drift import Statistic
 
 
-def estimates(
-    rows: pd.DataFrame, by: str | Sequence[str], estimate: Callable[[pd.DataFrame], Estimate]
-) -> pd.DataFrame:
-    """One estimate a group, groups in the order in which they first appear.
-
-    Args:
-        rows: Per-sample rows.
-        by: Columns that make the groups.
-        estimate: From the rows of a group to its estimate.
-
-    Returns: The columns of `by` and those of an estimate: value, low, high, interval, n, unit.
+def estimates(rows: pd.DataFrame, by: str | Sequence[str], statistic: Statistic) -> pd.DataFrame:
+    """One estimate a group of rows, in the order in which they first appear: columns `by` and those of an estimate.
 
     Examples:
         >>> from zsr_utils.scores import proportion
@@ -28,7 +19,7 @@ def estimates(
     """
     by = [by] if isinstance(by, str) else list(by)
     groups = rows.groupby(by, sort=False, observed=True)
-    return pd.DataFrame([{**dict(zip(by, keys)), **asdict(estimate(part))} for keys, part in groups])
+    return pd.DataFrame([{**dict(zip(by, keys)), **asdict(statistic(part))} for keys, part in groups])
 
 
 def against_published(measured: pd.DataFrame, published: Sequence[tuple[float, str] | None]) -> pd.DataFrame:
@@ -38,7 +29,6 @@ def against_published(measured: pd.DataFrame, published: Sequence[tuple[float, s
     of, only rounding should differ, so that a difference inside the interval may still be a mistake.
 
     Args:
-        measured: Columns of an estimate, one row a model.
         published: Accuracy and source for each row, or None where nothing is published.
 
     Returns: `measured` with `published`, `difference` (measured less published; both missing where nothing is

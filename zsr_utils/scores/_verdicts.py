@@ -19,7 +19,6 @@ def decide(estimate: Estimate, reference: float = 0.0, *, margin: float | None =
         ('same', 'undecided')
 
     Args:
-        estimate: Anything with the bounds `low` and `high`, such as a row of a table of estimates.
         reference: What it is compared with: 0 for a difference, 1 for a ratio, 0.5 for an AUROC.
         margin: The largest distance from the reference that counts as none, in the estimate's unit.
 
@@ -41,9 +40,7 @@ def decide(estimate: Estimate, reference: float = 0.0, *, margin: float | None =
 
 
 def within(table: pd.DataFrame, reference: float, margin: float) -> pd.DataFrame:
-    """Rows of estimates whose whole interval lies within a margin of a reference: they agree with it.
-
-    An interval that only holds the reference is no agreement, it may be wide.
+    """Rows of estimates whose whole interval lies within a margin of a reference; to hold it alone is no agreement.
 
     Examples:
         >>> within(pd.DataFrame({"low": [0.95, 0.5], "high": [1.05, 1.5]}), 1, 0.1).index.tolist()

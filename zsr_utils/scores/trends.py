@@ -116,7 +116,6 @@ def straightness(x, y, *, scale: str = "probit", resamples: int = 1000, seed: in
 
     Args:
         x, y: Fractions, one a model: accuracies, or any other score in [0, 1], such as an FPR.
-        scale, resamples, seed, how: As for `fit_line`.
 
     Source: Tu et al. (2024), trend statistics; R² of both lines and the bootstrap are ours. Bonett & Wright (2000) for
         the interval of `spearman`.
