@@ -84,13 +84,9 @@ def begin(sources: Tensor, rows: list[int], settings: Settings, device) -> dict[
     source = sources[rows].to(device)
     pixels, n = source.clamp(low, high), len(rows)
     room = (low < high).flatten(1).any(1) & (settings.eps != 0)
-    return {
+    state = {"source": source, "low": low, "high": high, "pixels": pixels, "limit": settings.max_steps * room}
+    return state | {
         "rows": torch.tensor(rows, dtype=torch.long, device=device),
-        "source": source,
-        "low": low,
-        "high": high,
-        "pixels": pixels,
-        "limit": settings.max_steps * room,
         "velocity": torch.zeros_like(pixels) if settings.momentum else torch.zeros(n, 1, 1, 1, device=device),
         "steps": torch.zeros(n, dtype=torch.long, device=device),
         "length": torch.full((n,), settings.step, device=device),

@@ -107,13 +107,8 @@ def flips_by_noise(
 ) -> pd.DataFrame:
     """How often noise changes the answer: predicted from the Jacobian and measured, image by image.
 
-    Args:
-        images: By kind, one a pair.
-        sigmas: Standard deviations of the noise, in grey levels.
-        draws: Noisy copies an image and sigma.
-
-    Returns: A row an image, kind and sigma: `sample_id`, `kind`, `sigma`, `predicted` (lower bound), `at_most` (upper
-        bound), `measured`.
+    Images are given by kind, one a pair. Rows have `sample_id`, `kind`, `sigma` (grey levels), `predicted` (lower
+    bound), `at_most` (upper bound) and `measured`.
     """
     net, head, frames = study.net, study.heads[study.name], []
     names = pair_names(pairs.table)

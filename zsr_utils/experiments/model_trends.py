@@ -57,7 +57,6 @@ class Published:
     Args:
         least: Accuracy on ImageNet from which checkpoints take part: where standard models begin.
         fewest: Checkpoints that a line of a source needs.
-        resamples, seed: Of the bootstrap.
     """
 
     def __init__(self, *, least: float, fewest: int = 5, resamples: int = 1000, seed: int = 0):

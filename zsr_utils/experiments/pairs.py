@@ -70,13 +70,8 @@ def moved(
     own = table[table.label == table.target_label]
     if len(own):
         raise ValueError(f"The target of {own.sample_id.iloc[0]!r} is of its own class, allowed is another class.")
-    columns = {
-        "target_id": table.target_id.to_numpy(),
-        "target_label": table.target_label.to_numpy(),
-        "steps": aligned.steps.numpy(),
-        "reached": aligned.reached.numpy(),
-        "target": targets.numpy(),
-    }
+    columns = {name: table[name].to_numpy() for name in ("target_id", "target_label")}
+    columns |= {"steps": aligned.steps.numpy(), "reached": aligned.reached.numpy(), "target": targets.numpy()}
     shown = saved_as_png(aligned.pixels) if eight_bit else aligned.pixels
     before = made_before(name, severity, table.sample_id, shown, columns)
     return Condition(name, severity, before.change, Closeness(before.facts), before.draws)
@@ -93,13 +88,8 @@ class Closeness:
         target, label = facts.pop("target"), facts["target_label"]
         probability = seen.logits.softmax(1).numpy()[np.arange(len(label)), label]
         near = F.cosine_similarity(seen.features, seen.features.new_tensor(target)).numpy()
-        return {
-            **facts,
-            "target_probability": probability,
-            "target_cosine": near,
-            **sizes(batch, seen),
-            **closeness(batch.pixels.cpu(), seen.pixels.cpu()),
-        }
+        facts |= {"target_probability": probability, "target_cosine": near}
+        return {**facts, **sizes(batch, seen), **closeness(batch.pixels.cpu(), seen.pixels.cpu())}
 
 
 def aligned_pairs(

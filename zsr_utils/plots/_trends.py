@@ -29,10 +29,7 @@ def trend(
             y, `low` and `high`, and the columns `group` and `panel`.
         lines: Rows along lines of the baseline, in order: `x`, `value`, `low`, `high`, the column `panel`, and `piece`,
             which tells the parts of a line that breaks apart.
-        x_title, y_title: Of all axes.
-        group: Column told apart by colour and mark, in order of appearance, at most eight beside the baseline.
-        panel: Column with a panel for each of its values.
-        baseline: The group drawn in grey.
+        group: Column told apart by colour and mark, in order of appearance, at most eight beside the grey baseline.
         scale: `logit` or `probit`, of both axes.
         columns: Panels side by side.
     """
@@ -72,14 +69,9 @@ def forests(
     table: pd.DataFrame, names: Sequence[str], *, panel: str, title: str, group: str | None = None,
     unit: str = "number", reference: tuple[float, str] | None = None, baseline: str = "", columns: int = 2,
 ) -> go.Figure:  # fmt: skip
-    """Forests side by side, a panel for each value of a column, each with its own horizontal axis.
+    """Forests, as `forest` draws one, with a panel for each value of a column, each with its own horizontal axis.
 
-    Args:
-        table, names, title, group, reference: As for `forest`.
-        panel: Column with a panel for each of its values.
-        unit: `percent` for shares and their differences, `number` for anything else.
-        baseline: The group drawn in grey.
-        columns: Panels side by side.
+    The unit is `percent` for shares and their differences, else `number`; the baseline is the group drawn in grey.
     """
     order = escaped(dict.fromkeys(names))
     shown = table.assign(x=table["value"], up=table["high"] - table["value"], down=table["value"] - table["low"])

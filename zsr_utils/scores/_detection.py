@@ -1,7 +1,5 @@
 """Telling modified images from clean ones by a score: the higher, the more suspicious."""
 
-from dataclasses import replace
-
 import numpy as np
 from jaxtyping import Float
 
@@ -78,20 +76,15 @@ def detection(
     found = {}
     for (name, value, what, n, trials), (low, high) in zip(columns, np.quantile(draws, [0.025, 0.975], axis=0).T):
         label, unit = f"bootstrap 95 % ({what}, {resamples})", "score" if trials is None else "fraction"
-        estimate = Estimate(value, float(low), float(high), label, n, unit)
-        found[name] = _widened(estimate, trials) if trials and (value in (0, 1) or low == high) else estimate
+        if trials and (value in (0, 1) or low == high):
+            wide = wilson(value, trials)
+            low, high, label = min(low, wide[0]), max(high, wide[1]), f"{label}, wilson 95 % of {trials}"
+        found[name] = Estimate(value, float(low), float(high), label, n, unit)
     return found
 
 
 def _threshold(held_out: np.ndarray, false_alarm: float) -> float:
     return float(np.quantile(held_out, 1 - false_alarm, method="weibull"))
-
-
-def _widened(estimate: Estimate, trials: int) -> Estimate:
-    """With an interval no narrower than Wilson's for that many trials."""
-    low, high = wilson(estimate.value, trials)
-    low, high = min(estimate.low, low), max(estimate.high, high)
-    return replace(estimate, low=low, high=high, interval=f"{estimate.interval}, wilson 95 % of {trials}")
 
 
 def _scores(**columns: np.ndarray) -> list[np.ndarray]:

@@ -1,5 +1,7 @@
 """What an interval lets one say: the one rule behind every sentence that compares."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from zsr_utils.scores._intervals import Estimate
@@ -47,3 +49,27 @@ def within(table: pd.DataFrame, reference: float, margin: float) -> pd.DataFrame
         [0]
     """
     return table[(table.low > reference - margin) & (table.high < reference + margin)]
+
+
+def against_published(measured: pd.DataFrame, published: Sequence[tuple[float, str] | None]) -> pd.DataFrame:
+    """Measured accuracies beside published ones.
+
+    The interval of a measurement is one for other images like these. On the very images that the published accuracy is
+    of, only rounding should differ, so that a difference inside the interval may still be a mistake.
+
+    Args:
+        published: Accuracy and source for each row, or None where nothing is published.
+
+    Returns: `measured` with `published`, `difference` (measured less published; both missing where nothing is
+        published), `covered` (whether the interval holds the published value) and `source`.
+
+    Examples:
+        >>> rows = pd.DataFrame({"value": [0.63, 0.5], "low": [0.62, 0.4], "high": [0.64, 0.6]})
+        >>> against_published(rows, [(0.6332, "table"), None])[["published", "covered"]].values.tolist()
+        [[0.6332, True], [nan, False]]
+    """
+    values = [p[0] if p else float("nan") for p in published]
+    table = measured.assign(published=values, source=[p[1] if p else "" for p in published])
+    table["difference"] = table["value"] - table["published"]
+    table["covered"] = table["published"].between(table["low"], table["high"])
+    return table

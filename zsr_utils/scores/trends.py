@@ -34,9 +34,7 @@ class Line:
     Attributes:
         slope, intercept, squares: (1 + resamples, pieces) on the scale; row 0 is the fit to the models as they are.
             `squares` is the sum of squares about the mean of x, the weight of a slope.
-        scale: `logit` or `probit`.
         pivot: Accuracy without shift above which the second piece begins; infinite where there is one piece.
-        n: Models behind it.
     """
 
     slope: Float[np.ndarray, "r p"]

@@ -1,9 +1,10 @@
-"""Statistics of rows of changed images: each takes the rows of a group and gives an estimate.
+"""Statistics of rows: each takes the rows of a group and gives an estimate.
 
 The unit that is resampled is the image: its views, draws and words are not independent.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from math import comb
 
 import numpy as np
@@ -13,6 +14,51 @@ from zsr_utils.scores._intervals import Estimate, bootstrap, grouped_proportion,
 
 
 Statistic = Callable[[pd.DataFrame], Estimate]
+
+
+def estimates(rows: pd.DataFrame, by: str | Sequence[str], statistic: Statistic) -> pd.DataFrame:
+    """One estimate a group of rows, in the order in which they first appear: columns `by` and those of an estimate.
+
+    Examples:
+        >>> rows = pd.DataFrame({"sigma": [1, 1, 2], "hit": [1, 0, 1]})
+        >>> estimates(rows, "sigma", lambda part: proportion(part.hit.sum(), len(part))).value.tolist()
+        [0.5, 1.0]
+    """
+    by = [by] if isinstance(by, str) else list(by)
+    groups = rows.groupby(by, sort=False, observed=True)
+    return pd.DataFrame([{**dict(zip(by, keys)), **asdict(statistic(part))} for keys, part in groups])
+
+
+def correct(rows: pd.DataFrame) -> np.ndarray:
+    """1.0 where the prediction is the label, else 0.0.
+
+    Examples:
+        >>> correct(pd.DataFrame({"label": [0, 1], "prediction": [0, 0]})).tolist()
+        [1.0, 0.0]
+    """
+    return (rows.label == rows.prediction).to_numpy(dtype=float)
+
+
+def accuracy(rows: pd.DataFrame) -> Estimate:
+    """Share of rows whose prediction is the label, with its Wilson interval.
+
+    Examples:
+        >>> rows = pd.DataFrame({"label": [0, 1, 1, 0], "prediction": [0, 1, 0, 0]})
+        >>> accuracy(rows).value
+        0.75
+    """
+    return proportion(int(correct(rows).sum()), len(rows))
+
+
+def accuracy_against(base: pd.DataFrame) -> Statistic:
+    """Accuracy less that of other rows of the same images, image by image.
+
+    Examples:
+        >>> base = pd.DataFrame({"sample_id": list("ab"), "label": [0, 1], "prediction": [0, 0]})
+        >>> accuracy_against(base)(base.assign(prediction=[0, 1])).value
+        0.5
+    """
+    return lambda rows: paired_change(*(r.assign(right=correct(r)) for r in (base, rows)), "right")
 
 
 def same_answer(rows: pd.DataFrame) -> pd.DataFrame:
