@@ -9,8 +9,6 @@ from zsr_utils._text import one_of
 from zsr_utils.conditions._condition import unit_noise
 
 
-OPTIMIZERS = ("polyak", "gradient_descent", "pgd")
-NORMS = ("linf", "l2")
 PATIENCE = 50  # steps without progress after which gradient descent halves its step
 TINY = 1e-30
 ROUNDING = 1e-4  # grey levels by which float32 pixels miss the level they stand for
@@ -57,8 +55,8 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        one_of("optimizer", self.optimizer, OPTIMIZERS)
-        one_of("norm", self.norm, NORMS)
+        one_of("optimizer", self.optimizer, STEPS)
+        one_of("norm", self.norm, ("linf", "l2"))
         if self.step is None:
             if self.optimizer == "gradient_descent":
                 raise ValueError("gradient_descent needs a step, in squared pixels per unit of loss.")

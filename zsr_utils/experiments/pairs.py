@@ -183,11 +183,6 @@ def make_pairs(images: Embedded, *, per_class: int = 10, seed: int = 0) -> pd.Da
 
     Returns: Columns `sample_id`, `label` (the source's), `target_id`, `target_label`.
 
-    Examples:
-        >>> four = Embedded(np.array(list("abcd")), np.array([0, 0, 1, 1]), np.zeros((4, 2)))
-        >>> make_pairs(four, per_class=1).label.tolist()
-        [0, 1]
-
     Source: Salman et al. (2024), Fig. 1: one aligned image for each other class; 10 sources a class is ours.
     """
     by_class = {int(label): images.sample_ids[images.labels == label] for label in np.unique(images.labels)}

@@ -50,7 +50,9 @@ def trend(
     figure.update_traces(marker={"size": 6, "opacity": 0.85}, error_y={"thickness": 1, "width": 0})
     figure.update_traces(marker_opacity=0.45, selector={"name": baseline})
     for title, part in points.groupby(panel, sort=False):
-        axes = _axes_of(figure, title)
+        # the panel's axes, which its marks carry among their data
+        trace = next(t for t in figure.data if t.customdata is not None and t.customdata[0][0] == escaped([title])[0])
+        axes = {"xaxis": trace.xaxis, "yaxis": trace.yaxis}
         both = into([part[["x", "y"]].min(axis=None), part[["x", "y"]].max(axis=None)])
         dotted = {"dash": "dot", "width": 1.5, "color": GREY}
         figure.add_scatter(x=both, y=both, mode="lines", line=dotted, hoverinfo="skip", showlegend=False, **axes)
@@ -112,12 +114,6 @@ def _facets(
     figure.update_yaxes(matches=None, title_font_size=12, tickfont_size=11)
     legend = {"title_text": "", "font_size": 12, "y": 1 + 25 / (height * rows)}
     return figure.update_layout(height=110 + height * rows, legend=legend, margin={"t": 85, "l": 50, "r": 10, "b": 60})
-
-
-def _axes_of(figure: go.Figure, title: str) -> dict[str, str]:
-    """The axes of a panel, which its marks carry among their data."""
-    trace = next(t for t in figure.data if t.customdata is not None and t.customdata[0][0] == escaped([title])[0])
-    return {"xaxis": trace.xaxis, "yaxis": trace.yaxis}
 
 
 def _axis(accuracies: pd.Series, into, *, most: int) -> dict:

@@ -85,11 +85,6 @@ def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "
         0.05: normality is rejected at 5 % over all directions together), `skewness` and `excess_kurtosis` (both 0 if
         normal), which say how large a deviation is.
 
-    Examples:
-        >>> cloud = np.random.default_rng(0).exponential(size=(200, 2))
-        >>> bool((normality(cloud, np.eye(2)).p_holm < 1e-6).all())
-        True
-
     Source: Shapiro & Wilk (1965) by `scipy.stats.shapiro`; Holm (1979).
     """
     samples, directions = np.asarray(samples, dtype=float), np.asarray(directions, dtype=float)
@@ -143,10 +138,6 @@ def beside_predicted(rows: pd.DataFrame) -> Estimate:
 
 def qq_points(values: Float[np.ndarray, "n"]) -> pd.DataFrame:
     """Points of a normal Q-Q plot: columns `theoretical` and `ordered`, both in standard deviations.
-
-    Examples:
-        >>> qq_points(np.array([5.0, 1.0, 3.0])).ordered.tolist()
-        [-1.0, 0.0, 1.0]
 
     Source: Filliben (1975) by `scipy.stats.probplot`.
     """

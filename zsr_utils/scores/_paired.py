@@ -84,10 +84,8 @@ def paired_changes(
 ) -> pd.DataFrame:
     """Mean difference `other - base` in every group, sample by sample; several values of a sample are averaged first.
 
-    Args:
-        base, other: Columns `by`, `sample_id`, `value`; samples that only one of the two has are left out.
-        by: Column of the groups.
-        bounds: Of the differences, by group, as for `paired_mean`.
+    Both have the columns `by`, `sample_id`, `value`; samples that only one of them has are left out. `bounds` are those
+    of the differences, by group, as for `paired_mean`.
 
     Returns: The column `by`, the means `base` and `other` over the common samples, the columns of an estimate of the
         difference, and `p` of `sign_flip`. A group without a common sample has no row.

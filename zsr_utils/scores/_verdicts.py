@@ -52,13 +52,10 @@ def within(table: pd.DataFrame, reference: float, margin: float) -> pd.DataFrame
 
 
 def against_published(measured: pd.DataFrame, published: Sequence[tuple[float, str] | None]) -> pd.DataFrame:
-    """Measured accuracies beside published ones.
+    """Measured accuracies beside published ones, for each row accuracy and source, or None where nothing is published.
 
     The interval of a measurement is one for other images like these. On the very images that the published accuracy is
     of, only rounding should differ, so that a difference inside the interval may still be a mistake.
-
-    Args:
-        published: Accuracy and source for each row, or None where nothing is published.
 
     Returns: `measured` with `published`, `difference` (measured less published; both missing where nothing is
         published), `covered` (whether the interval holds the published value) and `source`.

@@ -156,12 +156,7 @@ def redrawn(n: int, resamples: int, seed: int | Sequence[int], *further: int) ->
 
 
 def stretched(accuracy: Float[np.ndarray, "k"], scale: str = "logit") -> Float[np.ndarray, "k"]:
-    """Accuracies on a scale: ln(a / (1 - a)) for `logit`, the standard normal quantile for `probit`.
-
-    Examples:
-        >>> stretched(np.array([0.5, 0.75])).round(3).tolist(), stretched(0.975, "probit").round(2).item()
-        ([0.0, 1.099], 1.96)
-    """
+    """Accuracies on a scale: ln(a / (1 - a)) for `logit`, the standard normal quantile for `probit`."""
     accuracy = np.asarray(accuracy, dtype=float)
     if (wrong := accuracy[~((accuracy > 0) & (accuracy < 1))]).size:
         hint = "divide percentages by 100" if wrong.flat[0] > 1 else "clip 0 and 1 by half an image"
