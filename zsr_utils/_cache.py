@@ -77,10 +77,8 @@ def read_kept(path: Path) -> dict[str, np.ndarray] | pd.DataFrame | None:
 def kept(kind: str, key: str, compute: Callable[[], dict | pd.DataFrame], suffix: str = ".npz"):
     """What `compute` gives, computed once: of several processes that want it at once, one computes, the others wait.
 
-    Args:
-        kind: Folder within the cache.
-        key: Everything that the content depends on, code included (see `code`).
-        compute: Gives arrays by name, or a frame where the suffix is `.parquet`.
+    The key is everything that the content depends on, code included (see `code`). Content is arrays by name, or a frame
+    where the suffix is `.parquet`; it lies in the folder `kind` within the cache.
     """
     from filelock import FileLock
 

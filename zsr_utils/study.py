@@ -14,7 +14,7 @@ from zsr_utils.measure import Embedded, Pixels, embed, measure
 from zsr_utils.models import Model, load_model, seed_everything
 from zsr_utils.prompts import prompt_set
 from zsr_utils.records import Run, parameters
-from zsr_utils.scores import Estimate, decide
+from zsr_utils.scores import Estimate, Statistic, decide, estimates
 
 
 # what a chapter need not name among its parameters
@@ -92,8 +92,7 @@ class Study:
 
         Args:
             conditions: Or a function that makes them for a model, such as those of its own aligned images.
-            images: In place of the chapter's data set.
-            prompts: Another prompt set than the chapter's, or `OWN_PROMPTS`.
+            images, prompts: In place of the chapter's data set and prompt set (or `OWN_PROMPTS`).
             keep: Whether the rows are among those that the chapter leaves behind.
             options: `draws` and `detail`, as `measure.measure` takes them.
         """
@@ -116,30 +115,22 @@ class Study:
         self._rows.append(rows)
         return rows
 
-    def estimate(
-        self, rows: pd.DataFrame, name: str, statistic: Callable[[pd.DataFrame], Estimate], by: Sequence[str] = ()
-    ) -> pd.DataFrame:
-        """One number a group of rows, kept under `name`, and the table of them.
+    def estimate(self, rows: pd.DataFrame, name: str, statistic: Statistic, by: Sequence[str] = ()) -> pd.DataFrame:
+        """One number a group of rows, told apart by the columns `by` beside `model`, and the table of `keep`.
 
         Args:
             name: `topic/quantity`; the values of `by` follow as a qualifier, and the model's name where it is not the
                 chapter's own.
-            by: Columns that tell the groups apart, beside `model`.
-
-        Returns:
-            The columns of `by`, `model`, those of an estimate, `name` and `label` (what tells the row apart, in words).
         """
         by = list(by)
         keys = [*by, *(["model"] if "model" in rows else [])]
-        groups = rows.groupby(keys, sort=False, observed=True) if keys else [((), rows)]
-        table = pd.DataFrame([{**dict(zip(keys, key)), **asdict(statistic(part))} for key, part in groups])
+        table = estimates(rows, keys, statistic) if keys else pd.DataFrame([asdict(statistic(rows))])
         return self.keep(table, "/".join([name, *(["_".join(f"{{{column}}}" for column in by)] if by else [])]), by)
 
     def keep(self, table: pd.DataFrame, name: str, by: Sequence[str] = ()) -> pd.DataFrame:
-        """Keep a table of estimates, one number a row, and give it back with names and labels.
+        """Keep a table of estimates, one number a row, and give it back with a `name` and a `label` in words.
 
         Args:
-            table: Columns of an estimate, and those that tell its rows apart.
             name: Format of the numbers' names over those columns, such as `drift/{quantity}/{family}`; what may not
                 stand in a name becomes `_`. Rows of compared models get the model's name as a further part.
             by: Columns that make the label; those of the format by default.

@@ -9,8 +9,6 @@ from zsr_utils._text import one_of
 from zsr_utils.conditions._condition import unit_noise
 
 
-OPTIMIZERS = ("polyak", "gradient_descent", "pgd")
-NORMS = ("linf", "l2")
 PATIENCE = 50  # steps without progress after which gradient descent halves its step
 TINY = 1e-30
 ROUNDING = 1e-4  # grey levels by which float32 pixels miss the level they stand for
@@ -23,29 +21,25 @@ class Settings:
 
     Attributes:
         optimizer: `polyak`, whose step length `step * L / ||gradient||^2` follows from the known least loss 0;
-            `gradient_descent`, the paper's fixed step length, halved for a pair after 50 steps without progress;
-            or `pgd`, steps of a length that decays from `step * eps` to 0 along the steepest direction of the
-            ball's norm (the sign of the gradient for `linf`).
-        step: Relative step length of `polyak` and `pgd` (default 1), or the absolute one of `gradient_descent`,
-            in squared pixels per unit of loss.
+            `gradient_descent`, the paper's fixed step length, halved for a pair after 50 steps without progress; or
+            `pgd`, steps of a length that decays from `step * eps` to 0 along the steepest direction of the ball's norm
+            (the sign of the gradient for `linf`).
+        step: Relative step length of `polyak` and `pgd` (default 1), or the absolute one of `gradient_descent`, in
+            squared pixels per unit of loss.
         momentum: Share of the last move (`polyak`) or of the accumulated gradient (`pgd`) kept.
         max_steps: Steps after which a pair is given up.
-        eps: Radius of the ball around the source that the image may not leave, in units of [0, 1] pixels; None
-            leaves only the box [0, 1].
+        eps: Radius of the ball around the source that the image may not leave, in units of [0, 1] pixels; None leaves
+            only the box [0, 1].
         norm: `linf` bounds the change of every pixel, `l2` its Euclidean norm over the image.
         eight_bit: Look at the model, in every step, through an image rounded to 256 grey levels, so that what is
-            reached holds for the saved file. An L-infinity ball then holds the levels inside it, wherever between
-            two levels the source lies; an L2 ball is kept before the rounding.
-        noise: Standard deviation of Gaussian noise in [0, 1] units; above 0 the loss is averaged over `draws`
-            noisy copies and the image itself, and all of them must meet the goal.
+            reached holds for the saved file. An L-infinity ball then holds the levels inside it, wherever between two
+            levels the source lies; an L2 ball is kept before the rounding.
+        noise: Standard deviation of Gaussian noise in [0, 1] units; above 0 the loss is averaged over `draws` noisy
+            copies and the image itself, and all of them must meet the goal.
         draws: Noisy copies a step.
         seed: Of the noise, which depends on the pair's name, the step and the draw alone.
 
-    Raises:
-        ValueError: If a value is out of range.
-
-    Source:
-        Salman et al. (2024): loss, start at the source and stop rule as in the authors' code, at [0, 1] pixels.
+    Source: Salman et al. (2024): loss, start at the source and stop rule as in the authors' code, at [0, 1] pixels.
         Steps: Polyak (1987); Madry et al. (2018), with momentum Dong et al. (2018).
     """
 
@@ -61,8 +55,8 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        one_of("optimizer", self.optimizer, OPTIMIZERS)
-        one_of("norm", self.norm, NORMS)
+        one_of("optimizer", self.optimizer, STEPS)
+        one_of("norm", self.norm, ("linf", "l2"))
         if self.step is None:
             if self.optimizer == "gradient_descent":
                 raise ValueError("gradient_descent needs a step, in squared pixels per unit of loss.")
@@ -88,13 +82,9 @@ def begin(sources: Tensor, rows: list[int], settings: Settings, device) -> dict[
     source = sources[rows].to(device)
     pixels, n = source.clamp(low, high), len(rows)
     room = (low < high).flatten(1).any(1) & (settings.eps != 0)
-    return {
+    state = {"source": source, "low": low, "high": high, "pixels": pixels, "limit": settings.max_steps * room}
+    return state | {
         "rows": torch.tensor(rows, dtype=torch.long, device=device),
-        "source": source,
-        "low": low,
-        "high": high,
-        "pixels": pixels,
-        "limit": settings.max_steps * room,
         "velocity": torch.zeros_like(pixels) if settings.momentum else torch.zeros(n, 1, 1, 1, device=device),
         "steps": torch.zeros(n, dtype=torch.long, device=device),
         "length": torch.full((n,), settings.step, device=device),
@@ -125,11 +115,9 @@ def gradient_step(net, pixels, goal, until, batch, names, settings, last=False) 
 
     After the `last` one no pair moves, so it needs no way back: its gradient is zero.
     """
-    rows = batch["rows"]
-    pixels = pixels.detach().requires_grad_(not last)
-    copies = 1
+    rows, copies = batch["rows"], 1
+    shown = pixels = pixels.detach().requires_grad_(not last)
     with torch.set_grad_enabled(not last):
-        shown = pixels
         if settings.noise:
             copies += settings.draws
             keys = [f"{names[row]}\0{step}" for row, step in zip(rows.tolist(), batch["steps"].tolist())]

@@ -1,8 +1,7 @@
 """Embedding alignment: move an image, as little as may be, until its embedding is another's.
 
-Many pairs of (source image, goal) are stepped at once. Each step is one forward and one input-gradient
-pass; a pair that meets its goal leaves the batch and the next one takes its place, so that no step is
-spent on finished pairs.
+Many pairs of (source image, goal) are stepped at once, one forward and one input-gradient pass a step. A pair that
+meets its goal leaves the batch and the next one takes its place, so that no step is spent on finished pairs.
 """
 
 from collections.abc import Sequence
@@ -29,18 +28,15 @@ DEFAULT = Settings()
 
 @dataclass(frozen=True)
 class Match:
-    """Goal: the embedding is the target's. Loss `1/2 ||f(x) - t||^2` on raw features.
-
-    Reached when both hold: squared distance below, and cosine above.
+    """Goal: the embedding is the target's, by squared distance and cosine. Loss `1/2 ||f(x) - t||^2` on raw features.
 
     Attributes:
         targets: (N, D) raw target embeddings, one a source.
         cosine: Bound on the cosine similarity.
-        distance: Bound on the squared distance, in embedding units; None is `2 (1 - cosine) ||t||^2`,
-            where the two bounds say the same of embeddings of equal length, whatever the model's scale.
+        distance: Bound on the squared distance, in embedding units; None is `2 (1 - cosine) ||t||^2`, where the two
+            bounds say the same of embeddings of equal length, whatever the model's scale.
 
-    Source:
-        Salman et al. (2024); 16 and 0.96 in the authors' code for the raw features of ViT-H-14.
+    Source: Salman et al. (2024); 16 and 0.96 in the authors' code for the raw features of ViT-H-14.
     """
 
     targets: Float[Tensor, "n d"]
@@ -80,14 +76,10 @@ class Match:
 class Answer:
     """Goal: the model names the target class. Loss: how far its logit is behind the largest other one.
 
-    Attributes:
-        net: The model, for its logit scale.
-        classifier: (K, D) unit text weights.
-        labels: (N,) target classes.
+    The model gives the logit scale, the classifier unit text weights.
 
-    Source:
-        The margin loss of Carlini & Wagner (2017); with Polyak's step it is the step of DeepFool
-        (Moosavi-Dezfooli et al. 2016).
+    Source: The margin loss of Carlini & Wagner (2017); with Polyak's step it is the step of DeepFool (Moosavi-Dezfooli
+        et al. 2016).
     """
 
     net: Model
@@ -119,13 +111,7 @@ Goal = Match | Answer
 
 @dataclass(frozen=True)
 class Aligned:
-    """What became of every pair.
-
-    Attributes:
-        pixels: (N, 3, H, W) float32 in [0, 1].
-        steps: (N,) gradient steps taken.
-        reached: (N,) whether the goal was met at `pixels`.
-    """
+    """What became of every pair: the image in [0, 1], gradient steps taken, and whether the goal was met there."""
 
     pixels: Float[Tensor, "n 3 h w"]
     steps: Int[Tensor, "n"]
@@ -133,37 +119,21 @@ class Aligned:
 
 
 def align(
-    net: Model,
-    sources: Float[Tensor, "n 3 h w"],
-    goal: Goal,
-    settings: Settings = DEFAULT,
-    *,
-    until: Goal | None = None,
-    names: Sequence[str] | None = None,
-    batch_size: int = 64,
-    keep: bool = False,
-) -> Aligned:
-    """Move every source image towards its goal, and stop there.
+    net: Model, sources: Float[Tensor, "n 3 h w"], goal: Goal, settings: Settings = DEFAULT, *,
+    until: Goal | None = None, names: Sequence[str] | None = None, batch_size: int = 64, keep: bool = False,
+) -> Aligned:  # fmt: skip
+    """Move every source image, in [0, 1], towards its goal, and stop there.
 
     Args:
-        net: The model handle.
-        sources: Source images in [0, 1].
         goal: What to minimise, one entry a source.
-        settings: How.
         until: When a pair is finished, if that is another goal than the one minimised.
         names: Of the pairs, for messages and for their noise; their numbers by default.
-        batch_size: Pairs stepped at a time.
-        keep: Keep finished pairs in the cache folder by model, source, goal and settings: an interrupted run goes
-            on from there, and a second one computes nothing.
-
-    Raises:
-        ValueError: If shapes do not match.
-        FloatingPointError: If a gradient is not finite; the message names pair and step.
+        keep: Keep finished pairs in the cache folder by model, source, goal and settings: an interrupted run goes on
+            from there, and a second one computes nothing.
     """
     until = until or goal
-    _check(net, sources, goal, until, batch_size)
     names = list(map(str, range(len(sources)))) if names is None else list(map(str, names))
-    _check_ball(sources, settings, names)
+    _check(net, sources, goal, until, settings, names, batch_size)
     aligned = _nothing_done(sources)
     store = FinishedPairs(net, sources, goal, until, settings, names) if keep else None
     waiting = store.load(aligned) if store else list(range(len(sources)))
@@ -189,9 +159,8 @@ def align(
                     store.add(aligned, rows)
                 batch = {name: value[~done] for name, value in batch.items()}
                 gradient, loss = gradient[~done], loss[~done]
-            batch["pixels"] = _steps.project(
-                batch["pixels"] + _steps.move(batch, gradient, loss, settings), batch, settings
-            )
+            moved = batch["pixels"] + _steps.move(batch, gradient, loss, settings)
+            batch["pixels"] = _steps.project(moved, batch, settings)
             batch["steps"] = batch["steps"] + 1
     if store:
         store.flush(aligned)
@@ -199,31 +168,13 @@ def align(
 
 
 def smallest_budgets(
-    net: Model,
-    sources: Float[Tensor, "n 3 h w"],
-    goal: Goal,
-    budgets: Sequence[float],
-    settings: Settings,
-    *,
-    names: Sequence[str] | None = None,
-    batch_size: int = 64,
-    keep: bool = False,
-) -> dict[float, Aligned]:
+    net: Model, sources: Float[Tensor, "n 3 h w"], goal: Goal, budgets: Sequence[float], settings: Settings, *,
+    names: Sequence[str] | None = None, batch_size: int = 64, keep: bool = False,
+) -> dict[float, Aligned]:  # fmt: skip
     """`align` in balls of growing radius; a pair that succeeds keeps its image in all larger balls.
 
-    An image inside a small ball is inside every larger one, so success cannot fall with the budget, and only
-    pairs that resist are tried again.
-
-    Args:
-        net: The model handle.
-        sources: Source images in [0, 1].
-        goal: As in `align`.
-        budgets: Radii in units of [0, 1] pixels, growing; they take the place of `settings.eps`.
-        settings: Of every search.
-        names, batch_size, keep: As in `align`.
-
-    Raises:
-        ValueError: If the budgets do not grow, and as `align`.
+    An image inside a small ball is inside every larger one, so success cannot fall with the budget, and only pairs that
+    resist are tried again. Budgets are in units of [0, 1] pixels and take the place of `settings.eps`.
     """
     if list(budgets) != sorted(set(budgets)):
         raise ValueError(f"budgets are {list(budgets)}, allowed are growing numbers.")
@@ -246,14 +197,9 @@ def smallest_budgets(
 
 @torch.no_grad()
 def blended(
-    net: Model,
-    sources: Float[Tensor, "n 3 h w"],
-    others: Float[Tensor, "n 3 h w"],
-    goal: Goal,
-    *,
-    batch_size: int = 64,
-    halvings: int = 8,
-) -> Aligned:
+    net: Model, sources: Float[Tensor, "n 3 h w"], others: Float[Tensor, "n 3 h w"], goal: Goal, *,
+    batch_size: int = 64, halvings: int = 8,
+) -> Aligned:  # fmt: skip
     """Sources blended with other pictures, as little as meets the goal in an 8-bit file: a crossing, by bisection."""
 
     def blend(share: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,12 +217,7 @@ def blended(
 
 
 def saved_as_png(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
-    """What an 8-bit PNG file gives back: every success is measured on these pixels.
-
-    Examples:
-        >>> saved_as_png(torch.tensor([0.5003])).mul(255).item()
-        128.0
-    """
+    """What an 8-bit PNG file gives back: every success is measured on these pixels."""
     return (pixels * 255).round() / 255
 
 
@@ -286,25 +227,17 @@ def text_targets(
     """Text embeddings brought to the scale of image embeddings, as targets for `Match`.
 
     Args:
-        net: The model handle.
-        texts: One a source image.
-        features: Raw embeddings of the source images.
-        scale: `min-max` stretches each text embedding to the smallest and largest coordinate of the
-            image's, as the authors' code does; `norm` keeps its direction and takes the image's length.
+        texts, features: One text a source image, and the raw embeddings of the images.
+        scale: `min-max` stretches each text embedding to the smallest and largest coordinate of the image's, as the
+            authors' code does; `norm` keeps its direction and takes the image's length.
 
-    Raises:
-        TypeError: If the model has no text tower.
-        ValueError: If `scale` is unknown or there is not one text an image.
-
-    Source:
-        Salman et al. (2024) and their code for text targets (arXiv 2407.01157); `norm` is ours.
+    Source: Salman et al. (2024) and their code for text targets (arXiv 2407.01157); `norm` is ours.
     """
     one_of("scale", scale, ("min-max", "norm"))
     if len(texts) != len(features):
         raise ValueError(f"{len(texts)} texts and {len(features)} images given, allowed is one text an image.")
     unique = list(dict.fromkeys(texts))
-    encoded = net.encode_text(unique).to(features.device)
-    values = encoded[[unique.index(t) for t in texts]]
+    values = net.encode_text(unique).to(features.device)[[unique.index(t) for t in texts]]
     if scale == "norm":
         return F.normalize(values) * features.norm(dim=1, keepdim=True)
     (low, high), (to_low, to_high) = (v.aminmax(dim=1, keepdim=True) for v in (values, features))
@@ -315,11 +248,6 @@ def closeness(sources: Float[Tensor, "n 3 h w"], pixels: Float[Tensor, "n 3 h w"
     """How near two images are: `psnr` (dB), `ssim`, and `lpips` where possible.
 
     LPIPS is measured when the AlexNet weights it needs lie in torch's own cache; nothing is downloaded.
-
-    Examples:
-        >>> found = closeness(torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 2 / 255))
-        >>> round(float(found["psnr"][0]), 1)
-        42.1
     """
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
@@ -348,7 +276,7 @@ def _nothing_done(sources: Tensor) -> Aligned:
     return Aligned(sources.clone(), torch.zeros(len(sources), dtype=torch.long), torch.zeros(len(sources)).bool())
 
 
-def _check(net, sources, goal, until, batch_size: int) -> None:
+def _check(net, sources, goal, until, settings: Settings, names: Sequence[str], batch_size: int) -> None:
     if len(sources) == 0 or not len(sources) == len(goal) == len(until):
         raise ValueError(f"{len(sources)} sources and {len(goal)} targets given, allowed is one target a source.")
     if sources.shape[1:] != (3, net.image_size, net.image_size):
@@ -356,9 +284,6 @@ def _check(net, sources, goal, until, batch_size: int) -> None:
         raise ValueError(f"sources have shape {shape}, {net.name} takes (N, 3, {size}, {size}).")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, allowed is 1 or more.")
-
-
-def _check_ball(sources: Tensor, settings: Settings, names: Sequence[str]) -> None:
     if settings.optimizer == "pgd" and settings.eps is None:
         raise ValueError("pgd needs eps, the radius of its ball.")
     if settings.eight_bit and settings.eps is not None and settings.eps < 0.5 / 255:

@@ -107,14 +107,8 @@ def flips_by_noise(
 ) -> pd.DataFrame:
     """How often noise changes the answer: predicted from the Jacobian and measured, image by image.
 
-    Args:
-        images: By kind, one a pair.
-        sigmas: Standard deviations of the noise, in grey levels.
-        draws: Noisy copies an image and sigma.
-
-    Returns:
-        A row an image, kind and sigma: `sample_id`, `kind`, `sigma`, `predicted` (lower bound), `at_most` (upper
-        bound), `measured`.
+    Images are given by kind, one a pair. Rows have `sample_id`, `kind`, `sigma` (grey levels), `predicted` (lower
+    bound), `at_most` (upper bound) and `measured`.
     """
     net, head, frames = study.net, study.heads[study.name], []
     names = pair_names(pairs.table)
@@ -140,13 +134,6 @@ def testable(flips: pd.DataFrame) -> pd.DataFrame:
     return flips[flips.predicted.between(*TESTABLE)]
 
 
-def beyond_prediction(flips: pd.DataFrame) -> scores.Estimate:
-    """Measured less predicted flip rate where the prediction can fail, image by image."""
-    kept = testable(flips)
-    both = [kept.assign(flip=kept[account]) for account in ("predicted", "measured")]
-    return scores.paired_change(*both, "flip")
-
-
 def medians(study: Study, rows: pd.DataFrame) -> None:
     """Keep the medians of the spectra's numbers, of original and aligned images of the chapter's own model."""
     own = rows[rows.model == study.name]
@@ -170,13 +157,14 @@ def how_linear(study: Study) -> str:
 
 
 def test_of_flips(study: Study, flips: pd.DataFrame) -> None:
-    """Keep measured less predicted flip rate where the prediction can fail, and say what it is."""
+    """Keep measured less predicted flip rate where the prediction can fail, image by image, and say what it is."""
     kept = testable(flips)
     images = kept.sample_id.nunique()
     if images < 2:
         study.say("Predictions of 5 to 50 % were made for fewer than two images, so the account was not tested.")
         return
-    study.number("linear/flips_beyond_prediction", beyond_prediction(flips))
+    both = [kept.assign(flip=kept[account]) for account in ("predicted", "measured")]
+    study.number("linear/flips_beyond_prediction", scores.paired_change(*both, "flip"))
     verdict = study.decide("linear/flips_beyond_prediction", **FLIPPED)
     study.say(
         "Where between 5 and 50 % of the answers are predicted to change ({n} images at σ from {low:g} to {high:g} "

@@ -57,7 +57,6 @@ class Published:
     Args:
         least: Accuracy on ImageNet from which checkpoints take part: where standard models begin.
         fewest: Checkpoints that a line of a source needs.
-        resamples, seed: Of the bootstrap.
     """
 
     def __init__(self, *, least: float, fewest: int = 5, resamples: int = 1000, seed: int = 0):
@@ -230,15 +229,13 @@ def member(
 
     Images, pairs and noise depend on the data and the seed alone, so those of two models belong together. `pairs`
     images, each the source of one pair, are aligned with another's embedding, and in balls of `budgets` grey levels
-    (L-infinity, `steps` each) until they are named as the target. Of the first the Jacobian is taken (`spectra`)
-    and every perturbation shown (`views`). Aligned and clean images are shown under noise of `sigma` grey levels.
+    (L-infinity, `steps` each) until they are named as the target. Of the first the Jacobian is taken (`spectra`) and
+    every perturbation shown (`views`). Aligned and clean images are shown under noise of `sigma` grey levels.
 
-    Returns:
-        Rows of `measure`, and in the column `part` what they are for: the name of a set (`validation`, or one of
+    Returns: Rows of `measure`, and in the column `part` what they are for: the name of a set (`validation`, or one of
         `shifted`), `pairs` (conditions `aligned` and `named_in_ball`), `jacobian` (facts `sensitivity`, the share of
-        the embedding's length by which one grey level can move it at most by the linear account, and
-        `effective_rank`), `noise_aligned` and `noise_clean`, or `views` (with `unrelated`, the mean distance of
-        unrelated images).
+        the embedding's length by which one grey level can move it at most by the linear account, and `effective_rank`),
+        `noise_aligned` and `noise_clean`, or `views` (with `unrelated`, the mean distance of unrelated images).
     """
     head = Head(net.classifier(images.class_names, templates), images.class_names)
     options = {"batch_size": batch_size, "seed": seed}
@@ -344,10 +341,9 @@ def _below(rows: pd.DataFrame) -> pd.Series:
 def changes(values: pd.DataFrame, margin: float) -> pd.DataFrame:
     """Every member against the first, image by image; members `<name>-seed<k>` are further training runs of one.
 
-    Returns:
-        `member`, `measurement`, the means `base` and `other`, the columns of an estimate, `p` (exact) and `p_holm` (for
-        the whole table), `runs`, `between_runs` (standard deviation of the member's mean; missing with one run), and
-        `seen`: `higher` or `lower` (`p_holm` below 0.05), `no change` (of a share, its whole interval within the
+    Returns: `member`, `measurement`, the means `base` and `other`, the columns of an estimate, `p` (exact) and `p_holm`
+        (for the whole table), `runs`, `between_runs` (standard deviation of the member's mean; missing with one run),
+        and `seen`: `higher` or `lower` (`p_holm` below 0.05), `no change` (of a share, its whole interval within the
         margin), `not decided`, or `at a ceiling`, where nothing is tested.
     """
     values = values.assign(member=values.model.str.replace(r"-seed\d+$", "", regex=True))

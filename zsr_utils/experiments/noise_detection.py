@@ -57,10 +57,8 @@ NORMAL = {
 class Kind:
     """Images of one kind that noise is added to.
 
-    Attributes:
-        name: Such as `aligned`.
-        images: As an 8-bit file keeps them. A pair has one id in all kinds, so that all meet the same noise.
-        known: Facts by id: `source_id`, `target_label` (-1 of a clean image), `rms` (of the change, grey levels).
+    They are as an 8-bit file keeps them. A pair has one id in all kinds, so that all meet the same noise. `known` are
+    facts by id: `source_id`, `target_label` (-1 of a clean image), `rms` (of the change, grey levels).
     """
 
     name: str
@@ -90,7 +88,6 @@ def modified(
     """Sources of pairs, moved by attackers; those that are named as the target already are left out.
 
     Args:
-        study, pairs: Whose models are attacked, with which sources and targets.
         attackers: How images are moved, by kind. What stands before a comma is the goal: `aligned` (the embedding is
             the target's) or `named` (the answer is the target's class).
         first, name: Of the pairs, only so many; of the model, the chapter's own by default.

@@ -11,15 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zsr_utils.conditions import Batch, Condition, Head, Seen, Settings, made_before, sizes
-from zsr_utils.conditions.alignment import (
-    Aligned,
-    Answer,
-    Match,
-    align,
-    closeness,
-    saved_as_png,
-    smallest_budgets,
-)
+from zsr_utils.conditions.alignment import Aligned, Answer, Match, align, closeness, saved_as_png, smallest_budgets
 from zsr_utils.datasets import Dataset
 from zsr_utils.measure import Embedded, embed
 from zsr_utils.models import Model
@@ -30,11 +22,7 @@ from zsr_utils.study import Study
 class Pairs:
     """Source images, each aligned with the embedding of an image of another class.
 
-    Attributes:
-        table: One row a pair: `sample_id`, `label`, `target_id`, `target_label`.
-        embedded: Raw features of the whole data set.
-        sources: (N, 3, H, W) source images.
-        aligned: What alignment made of them.
+    `table` has a row a pair: `sample_id`, `label`, `target_id`, `target_label`; `embedded` is the whole data set.
     """
 
     table: pd.DataFrame
@@ -65,40 +53,25 @@ class Pairs:
 
 
 def moved(
-    name: str,
-    severity: float,
-    table: pd.DataFrame,
-    aligned: Aligned,
-    targets: Float[Tensor, "n d"],
-    *,
+    name: str, severity: float, table: pd.DataFrame, aligned: Aligned, targets: Float[Tensor, "n d"], *,
     eight_bit: bool = True,
-) -> Condition:
+) -> Condition:  # fmt: skip
     """Images that an optimisation moved, as a condition: several of one source are its draws, in the table's order.
 
-    Rows get the facts `target_id`, `target_label`, `target_probability`, `target_cosine`, `steps`, `reached`, `rms`
-    and `linf` (grey levels), `psnr` (dB), `ssim`, and `lpips` where its weights are.
+    Rows get the facts `target_id`, `target_label`, `target_probability`, `target_cosine`, `steps`, `reached`, `rms` and
+    `linf` (grey levels), `psnr` (dB), `ssim`, and `lpips` where its weights are.
 
     Args:
-        name: Of the condition.
         severity: Such as the budget in grey levels; 1 where there is none.
         table: A row an image: `sample_id`, `target_id`, `target_label`.
-        aligned: What became of them.
-        targets: Raw embeddings of the targets.
+        targets: Their raw embeddings.
         eight_bit: Show what an 8-bit file keeps; False shows the float images.
-
-    Raises:
-        ValueError: If a target is of its source's own class.
     """
     own = table[table.label == table.target_label]
     if len(own):
         raise ValueError(f"The target of {own.sample_id.iloc[0]!r} is of its own class, allowed is another class.")
-    columns = {
-        "target_id": table.target_id.to_numpy(),
-        "target_label": table.target_label.to_numpy(),
-        "steps": aligned.steps.numpy(),
-        "reached": aligned.reached.numpy(),
-        "target": targets.numpy(),
-    }
+    columns = {name: table[name].to_numpy() for name in ("target_id", "target_label")}
+    columns |= {"steps": aligned.steps.numpy(), "reached": aligned.reached.numpy(), "target": targets.numpy()}
     shown = saved_as_png(aligned.pixels) if eight_bit else aligned.pixels
     before = made_before(name, severity, table.sample_id, shown, columns)
     return Condition(name, severity, before.change, Closeness(before.facts), before.draws)
@@ -115,44 +88,21 @@ class Closeness:
         target, label = facts.pop("target"), facts["target_label"]
         probability = seen.logits.softmax(1).numpy()[np.arange(len(label)), label]
         near = F.cosine_similarity(seen.features, seen.features.new_tensor(target)).numpy()
-        return {
-            **facts,
-            "target_probability": probability,
-            "target_cosine": near,
-            **sizes(batch, seen),
-            **closeness(batch.pixels.cpu(), seen.pixels.cpu()),
-        }
+        facts |= {"target_probability": probability, "target_cosine": near}
+        return {**facts, **sizes(batch, seen), **closeness(batch.pixels.cpu(), seen.pixels.cpu())}
 
 
 def aligned_pairs(
-    net: Model,
-    images: Dataset,
-    settings: Settings,
-    *,
-    per_class: int = 10,
-    number: int | None = None,
-    one_a_source: bool = False,
-    of: str | None = None,
-    cosine: float = 0.96,
-    batch_size: int = 64,
-    seed: int = 0,
-) -> Pairs:
+    net: Model, images: Dataset, settings: Settings, *, per_class: int = 10, number: int | None = None,
+    one_a_source: bool = False, of: str | None = None, cosine: float = 0.96, batch_size: int = 64, seed: int = 0,
+) -> Pairs:  # fmt: skip
     """Embed a data set, draw ordered pairs and align them; what has been computed before comes from the cache.
 
     Args:
-        net: The model handle.
-        images: Labelled images.
-        settings: Of the alignment.
-        per_class: Source images a class, as `make_pairs`.
+        per_class, cosine: As for `make_pairs` and `alignment.Match`.
         number: At most this many of the pairs, drawn by `seed`; None is all. A larger draw holds a smaller one.
         one_a_source: Only one pair of every source image.
         of: Only the pairs of this source image.
-        cosine: As `alignment.Match`.
-        batch_size: Images a pass.
-        seed: Of the draws.
-
-    Raises:
-        ValueError: If number is below 1, and as the functions named above.
     """
     if number is not None and number < 1:
         raise ValueError(f"number is {number}, allowed is 1 or more, or None for all pairs.")
@@ -164,7 +114,7 @@ def aligned_pairs(
         table = table.sample(frac=1, random_state=seed)  # the first ones are those of a smaller draw
     if one_a_source:
         table = table.drop_duplicates("sample_id")
-    table = table.head(number) if number is not None else table
+    table = table[:number]
     sources = images.pixels(table.sample_id, net.from_pil)
     goal = Match(embedded.of(table.target_id), cosine=cosine)
     ends = align(net, sources, goal, settings, names=pair_names(table), batch_size=batch_size, keep=True)
@@ -177,14 +127,9 @@ def settings_of(study: Study) -> Settings:
 
 
 def pairs_of(study: Study, number: int, others: int, *, one_a_source: bool = False) -> dict[str, Pairs]:
-    """The same pairs for every model of a chapter, each aligned in its own embedding space.
+    """The same pairs for every model of a chapter, each aligned in its own embedding space by the chapter's parameters.
 
-    Args:
-        study: The chapter's; its parameters `per_class`, `cosine`, `momentum`, `max_steps`, `batch_size` and `seed`
-            say how.
-        number: Pairs of the chapter's own model; 0 is all.
-        others: Pairs of the models it is compared with, the first ones of these; 0 is all.
-        one_a_source: As `aligned_pairs`.
+    Its own model has `number` pairs, those it is compared with the first `others` of them; 0 is all.
     """
     given = {name: study.parameters[name] for name in ("per_class", "cosine", "batch_size", "seed")}
     return {
@@ -201,19 +146,11 @@ def in_balls(
 ) -> list[Condition]:
     """Sources moved until they are named as the target, inside balls of growing radius (L-infinity, 8-bit files).
 
-    Projected gradient steps with momentum minimise the margin by which the target's class loses; a pair that
-    succeeds in a small ball counts in all larger ones, which contain it.
+    Projected gradient steps with momentum minimise the margin by which the target's class loses; a pair that succeeds
+    in a small ball counts in all larger ones, which contain it. The growing radii `budgets`, in grey levels, are the
+    severities of the conditions `named_in_ball`; each ball has `max_steps`.
 
-    Args:
-        net: The model handle.
-        head: Who answers.
-        pairs: Sources and classes.
-        budgets: Radii in grey levels, growing; they are the severities of `named_in_ball`.
-        max_steps: Steps in each ball.
-        batch_size: Images a pass.
-
-    Source:
-        Madry et al. (2018), with momentum Dong et al. (2018).
+    Source: Madry et al. (2018), with momentum Dong et al. (2018).
     """
     settings = Settings("pgd", momentum=0.7, max_steps=max_steps, eight_bit=True)
     goal = Answer(net, head.weights, torch.tensor(pairs.table.target_label.to_numpy()))
@@ -224,9 +161,6 @@ def in_balls(
 
 def counted(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows whose source image every model of these rows names rightly: only such a source can lose its name.
-
-    Raises:
-        ValueError: If there is none.
 
     Examples:
         >>> rows = pd.DataFrame({"sample_id": list("abab"), "label": [0, 1, 0, 1], "clean_prediction": [0, 1, 0, 2]})
@@ -245,33 +179,17 @@ def pair_names(table: pd.DataFrame) -> list[str]:
 
 
 def make_pairs(images: Embedded, *, per_class: int = 10, seed: int = 0) -> pd.DataFrame:
-    """Ordered pairs: random images of every class, each with a random image of every other class.
+    """Ordered pairs: random images of every class, `per_class` each, with a random image of every other class.
 
-    Args:
-        images: With ids and labels.
-        per_class: Source images a class; 10 classes give `90 * per_class` pairs.
-        seed: Of the draws.
+    Returns: Columns `sample_id`, `label` (the source's), `target_id`, `target_label`.
 
-    Returns:
-        Columns `sample_id`, `label` (the source's), `target_id`, `target_label`.
-
-    Raises:
-        ValueError: If a class has fewer images than asked, or there is only one class.
-
-    Examples:
-        >>> four = Embedded(np.array(list("abcd")), np.array([0, 0, 1, 1]), np.zeros((4, 2)))
-        >>> make_pairs(four, per_class=1).label.tolist()
-        [0, 1]
-
-    Source:
-        Salman et al. (2024), Fig. 1: one aligned image for each other class; 10 sources a class is ours.
+    Source: Salman et al. (2024), Fig. 1: one aligned image for each other class; 10 sources a class is ours.
     """
     by_class = {int(label): images.sample_ids[images.labels == label] for label in np.unique(images.labels)}
     if len(by_class) < 2:
         raise ValueError(f"{len(by_class)} class given, pairs need at least two.")
     few = min(by_class, key=lambda label: len(by_class[label]))
-    if not 1 <= per_class <= len(by_class[few]):
-        most = len(by_class[few])
+    if not 1 <= per_class <= (most := len(by_class[few])):
         raise ValueError(f"per_class is {per_class}, allowed is 1 to {most}, the number of images of class {few}.")
     rng = np.random.default_rng(seed)
     pairs = [

@@ -102,9 +102,8 @@ def unrelated(embedded: Embedded, *, draws: int = 25, seed: int = 0, layer: int 
         draws: Other images each one is compared with, drawn without replacement; all of them if there are fewer.
         layer: Number of the block, for the column.
 
-    Returns:
-        One row an image and kind of control (`any`, `same class`, `other class`), with `layer` and the mean `distance`
-        (1 - cosine). An image without such others has no row.
+    Returns: One row an image and kind of control (`any`, `same class`, `other class`), with `layer` and the mean
+        `distance` (1 - cosine). An image without such others has no row.
 
     Source: Wani et al. (2026), drift against control (25 others in their log); the two controls by class are ours.
     """
@@ -140,7 +139,7 @@ def by_layer(rows: pd.DataFrame, what: str) -> pd.DataFrame:
     """The columns `<what>_layer_k` of rows as one column `what`, with `layer`."""
     columns = [c for c in rows if c.startswith(f"{what}_layer_")]
     kept = ["sample_id", "family"]
-    long = rows[[*kept, *columns]].melt(kept, columns, "layer", "value").rename(columns={"value": what})
+    long = rows[[*kept, *columns]].melt(kept, columns, "layer", what)
     return long.assign(layer=long.layer.str.rsplit("_", n=1).str[1].astype(int))
 
 

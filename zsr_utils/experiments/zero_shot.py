@@ -23,7 +23,7 @@ from zsr_utils.study import OWN_PROMPTS, Study
 
 def project(
     net: Model, embedded: Embedded, class_names: Sequence[str], templates: Sequence[str], *,
-    seed: int = 0, neighbors: int = 15, moved: Embedded | None = None,
+    seed: int = 0, neighbors: int = 15,
 ) -> pd.DataFrame:  # fmt: skip
     """UMAP of images and classes in one plane, by cosine distance: texts, or the weights of a supervised head.
 
@@ -31,39 +31,21 @@ def project(
     joined; without that the map would show two islands and nothing else. The map is kept on disk, so that every chapter
     shows the same one.
 
-    Args:
-        neighbors: Neighbours that UMAP keeps near.
-        moved: Further images, such as aligned ones, laid on the finished map at the mean of their nearest images,
-            weighted by the inverse of the distance; they do not change it.
-
-    Returns:
-        Columns `sample_id`, `label`, `modality` (`image`, `aligned` or `text`), `x`, `y`.
+    Returns: Columns `sample_id`, `label`, `modality` (`image` or `text`), `x`, `y`.
 
     Source: McInnes et al. (2018); centring is this project's choice.
     """
-    from sklearn.neighbors import KNeighborsRegressor
 
     def unit(values: np.ndarray) -> np.ndarray:
         return values / np.linalg.norm(values, axis=1, keepdims=True)
 
     weights, _ = net.directions(net.classifier(class_names, templates))
-    texts = unit(weights.cpu().numpy())
-    originals = unit(embedded.features)
-    others = originals[:0] if moved is None else unit(moved.features)
-    center = originals.mean(0)
-    points = np.concatenate([originals - center, texts - texts.mean(0)])
-    neighbors = max(2, min(neighbors, len(points) - 1))
-    plane = _plane(points, neighbors, seed)
-    pictures, names = plane[: len(originals)], plane[len(originals) :]
-    if len(others):
-        near = KNeighborsRegressor(min(neighbors, len(originals)), weights="distance", metric="cosine")
-        laid = near.fit(originals - center, pictures).predict(others - center)
-        pictures = np.concatenate([pictures, laid.astype(plane.dtype)])
-    plane = np.concatenate([pictures, names])
-    extra = moved or Embedded(embedded.sample_ids[:0], embedded.labels[:0], others)
-    ids = [*embedded.sample_ids, *extra.sample_ids, *(f"text/{c}" for c in class_names)]
-    labels = [*embedded.labels, *extra.labels, *range(len(class_names))]
-    modality = np.repeat(["image", "aligned", "text"], [len(originals), len(others), len(texts)])
+    pictures, texts = unit(embedded.features), unit(weights.cpu().numpy())
+    points = np.concatenate([pictures - pictures.mean(0), texts - texts.mean(0)])
+    plane = _plane(points, max(2, min(neighbors, len(points) - 1)), seed)
+    ids = [*embedded.sample_ids, *(f"text/{c}" for c in class_names)]
+    labels = [*embedded.labels, *range(len(class_names))]
+    modality = np.repeat(["image", "text"], [len(pictures), len(texts)])
     return pd.DataFrame({"sample_id": ids, "label": labels, "modality": modality, "x": plane[:, 0], "y": plane[:, 1]})
 
 

@@ -19,28 +19,17 @@ END = 1e-4  # an interval that reaches 0 or 1 is drawn to here
 
 
 def trend(
-    points: pd.DataFrame,
-    lines: pd.DataFrame,
-    *,
-    x_title: str,
-    y_title: str,
-    group: str = "group",
-    panel: str = "panel",
-    baseline: str = "standard",
-    scale: str = "logit",
-    columns: int = 2,
-) -> go.Figure:
+    points: pd.DataFrame, lines: pd.DataFrame, *, x_title: str, y_title: str, group: str = "group",
+    panel: str = "panel", baseline: str = "standard", scale: str = "logit", columns: int = 2,
+) -> go.Figure:  # fmt: skip
     """Models as points on stretched axes with ticks in percent, lines with their bands, and y = x dotted.
 
     Args:
-        points: One row a model and panel: `name`, the accuracies `x` and `y`, strictly between 0 and 1, the interval
-            of y, `low` and `high`, and the columns `group` and `panel`.
-        lines: Rows along lines of the baseline, in order: `x`, `value`, `low`, `high`, the column `panel`, and
-            `piece`, which tells the parts of a line that breaks apart.
-        x_title, y_title: Of all axes.
-        group: Column told apart by colour and mark, in order of appearance, at most eight beside the baseline.
-        panel: Column with a panel for each of its values.
-        baseline: The group drawn in grey.
+        points: One row a model and panel: `name`, the accuracies `x` and `y`, strictly between 0 and 1, the interval of
+            y, `low` and `high`, and the columns `group` and `panel`.
+        lines: Rows along lines of the baseline, in order: `x`, `value`, `low`, `high`, the column `panel`, and `piece`,
+            which tells the parts of a line that breaks apart.
+        group: Column told apart by colour and mark, in order of appearance, at most eight beside the grey baseline.
         scale: `logit` or `probit`, of both axes.
         columns: Panels side by side.
     """
@@ -61,7 +50,9 @@ def trend(
     figure.update_traces(marker={"size": 6, "opacity": 0.85}, error_y={"thickness": 1, "width": 0})
     figure.update_traces(marker_opacity=0.45, selector={"name": baseline})
     for title, part in points.groupby(panel, sort=False):
-        axes = _axes_of(figure, title)
+        # the panel's axes, which its marks carry among their data
+        trace = next(t for t in figure.data if t.customdata is not None and t.customdata[0][0] == escaped([title])[0])
+        axes = {"xaxis": trace.xaxis, "yaxis": trace.yaxis}
         both = into([part[["x", "y"]].min(axis=None), part[["x", "y"]].max(axis=None)])
         dotted = {"dash": "dot", "width": 1.5, "color": GREY}
         figure.add_scatter(x=both, y=both, mode="lines", line=dotted, hoverinfo="skip", showlegend=False, **axes)
@@ -77,25 +68,12 @@ def trend(
 
 
 def forests(
-    table: pd.DataFrame,
-    names: Sequence[str],
-    *,
-    panel: str,
-    title: str,
-    group: str | None = None,
-    unit: str = "number",
-    reference: tuple[float, str] | None = None,
-    baseline: str = "",
-    columns: int = 2,
-) -> go.Figure:
-    """Forests side by side, a panel for each value of a column, each with its own horizontal axis.
+    table: pd.DataFrame, names: Sequence[str], *, panel: str, title: str, group: str | None = None,
+    unit: str = "number", reference: tuple[float, str] | None = None, baseline: str = "", columns: int = 2,
+) -> go.Figure:  # fmt: skip
+    """Forests, as `forest` draws one, with a panel for each value of a column, each with its own horizontal axis.
 
-    Args:
-        table, names, title, group, reference: As for `forest`.
-        panel: Column with a panel for each of its values.
-        unit: `percent` for shares and their differences, `number` for anything else.
-        baseline: The group drawn in grey.
-        columns: Panels side by side.
+    The unit is `percent` for shares and their differences, else `number`; the baseline is the group drawn in grey.
     """
     order = escaped(dict.fromkeys(names))
     shown = table.assign(x=table["value"], up=table["high"] - table["value"], down=table["value"] - table["low"])
@@ -136,12 +114,6 @@ def _facets(
     figure.update_yaxes(matches=None, title_font_size=12, tickfont_size=11)
     legend = {"title_text": "", "font_size": 12, "y": 1 + 25 / (height * rows)}
     return figure.update_layout(height=110 + height * rows, legend=legend, margin={"t": 85, "l": 50, "r": 10, "b": 60})
-
-
-def _axes_of(figure: go.Figure, title: str) -> dict[str, str]:
-    """The axes of a panel, which its marks carry among their data."""
-    trace = next(t for t in figure.data if t.customdata is not None and t.customdata[0][0] == escaped([title])[0])
-    return {"xaxis": trace.xaxis, "yaxis": trace.yaxis}
 
 
 def _axis(accuracies: pd.Series, into, *, most: int) -> dict:

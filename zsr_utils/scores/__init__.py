@@ -1,23 +1,6 @@
 """Rows -> numbers: pure functions of arrays and frames, no model in sight."""
 
-from zsr_utils.scores._classification import accuracy, accuracy_against, correct
 from zsr_utils.scores._detection import detection
-from zsr_utils.scores._drift import (
-    Statistic,
-    changed_answer,
-    correlation_of,
-    effect_size,
-    equal_vulnerability,
-    flip_rate,
-    kept_rate,
-    mean_of,
-    median_of,
-    paired_change,
-    relative_to,
-    same_answer,
-    share_of,
-    vulnerability,
-)
 from zsr_utils.scores._intervals import (
     Estimate,
     bootstrap,
@@ -33,18 +16,38 @@ from zsr_utils.scores._noise import (
     beside_predicted,
     detect,
     detect_at_best_sigma,
+    normality,
     not_normal,
     per_image,
     qq_clouds,
+    qq_points,
     squared_moves,
 )
-from zsr_utils.scores._normality import normality, qq_points
 from zsr_utils.scores._paired import holm, paired_changes, paired_mean, sign_flip
+from zsr_utils.scores._rows import (
+    Statistic,
+    accuracy,
+    accuracy_against,
+    changed_answer,
+    correct,
+    correlation_of,
+    effect_size,
+    equal_vulnerability,
+    estimates,
+    flip_rate,
+    kept_rate,
+    mean_of,
+    median_of,
+    paired_change,
+    relative_to,
+    same_answer,
+    share_of,
+    vulnerability,
+)
 from zsr_utils.scores._similarity import auroc, overlap_coefficient, pair_estimates, pair_similarities
 from zsr_utils.scores._spectra import JACOBIAN_UNITS, linear_reach, spectrum_by_rank, spectrum_summary
-from zsr_utils.scores._tables import against_published, estimates
 from zsr_utils.scores._tokens import band_of, change_spectrum, dirichlet_energy, mean_square_norm, power_change
-from zsr_utils.scores._verdicts import decide, within
+from zsr_utils.scores._verdicts import against_published, decide, within
 
 
 __all__ = [

@@ -1,7 +1,5 @@
 """Telling modified images from clean ones by a score: the higher, the more suspicious."""
 
-from dataclasses import replace
-
 import numpy as np
 from jaxtyping import Float
 
@@ -10,25 +8,19 @@ from zsr_utils.scores._similarity import auroc
 
 
 def detection(
-    positive: Float[np.ndarray, "p"],
-    negative: Float[np.ndarray, "n"],
-    held_out: Float[np.ndarray, "h"],
-    *,
-    groups: np.ndarray | None = None,
-    false_alarm: float = 0.05,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Estimate]:
+    positive: Float[np.ndarray, "p"], negative: Float[np.ndarray, "n"], held_out: Float[np.ndarray, "h"], *,
+    groups: np.ndarray | None = None, false_alarm: float = 0.05, resamples: int = 1000, seed: int = 0,
+) -> dict[str, Estimate]:  # fmt: skip
     """How well a score tells modified from clean images, at a threshold set on other clean images.
 
-    An image is flagged if its score is above the threshold, the `1 - false_alarm` quantile of
-    `held_out` by the (n + 1) rule, which flags a new clean image with probability `false_alarm`.
+    An image is flagged if its score is above the threshold, the `1 - false_alarm` quantile of `held_out` by the (n + 1)
+    rule, which flags a new clean image with probability `false_alarm`.
 
-    Every interval is a percentile bootstrap. All three samples are drawn anew, so the intervals of `tpr`
-    and `fpr` hold the uncertainty of the threshold as well; positives are drawn by group. A value of
-    exactly 0 or 1, or scores that are all tied, leave a bootstrap (and DeLong's method) without width, so
-    there the interval is widened to the Wilson interval of as many independent trials as there surely are:
-    groups for `tpr`, negatives for `fpr`, and for `auroc` disjoint pairs of a group and a negative.
+    Every interval is a percentile bootstrap. All three samples are drawn anew, so the intervals of `tpr` and `fpr` hold
+    the uncertainty of the threshold as well; positives are drawn by group. A value of exactly 0 or 1, or scores that
+    are all tied, leave a bootstrap (and DeLong's method) without width, so there the interval is widened to the Wilson
+    interval of as many independent trials as there surely are: groups for `tpr`, negatives for `fpr`, and for `auroc`
+    disjoint pairs of a group and a negative.
 
     Examples:
         >>> found = detection(np.arange(100) + 90.0, np.arange(100.0), np.arange(99.0))
@@ -38,20 +30,15 @@ def detection(
         '100.0 % [96.3, 100.0]'
 
     Args:
-        positive: Scores of modified images.
-        negative: Scores of clean images.
+        positive, negative: Scores of modified and of clean images.
         held_out: Scores of clean images that are not among the negatives; only these set the threshold.
-        groups: One label a positive; images that share one, such as the source they were made from,
-            are not independent. None: every positive is its own group.
+        groups: One label a positive; images that share one, such as the source they were made from, are not
+            independent. None: every positive is its own group.
         false_alarm: Share of clean images that may be flagged.
-        resamples: Bootstrap resamples.
-        seed: Of the bootstrap.
 
-    Returns:
-        `auroc`, `tpr`, `fpr` (fractions) and `threshold` (in units of the score).
+    Returns: `auroc`, `tpr`, `fpr` (fractions) and `threshold` (in units of the score).
 
-    Source:
-        Salman et al. (2024) for the question; bootstrap of Efron (1979), ties in the AUROC count half.
+    Source: Salman et al. (2024) for the question; bootstrap of Efron (1979), ties in the AUROC count half.
     """
     positive, negative, held_out = _scores(positive=positive, negative=negative, held_out=held_out)
     if groups is not None and len(groups) != len(positive):
@@ -89,20 +76,15 @@ def detection(
     found = {}
     for (name, value, what, n, trials), (low, high) in zip(columns, np.quantile(draws, [0.025, 0.975], axis=0).T):
         label, unit = f"bootstrap 95 % ({what}, {resamples})", "score" if trials is None else "fraction"
-        estimate = Estimate(value, float(low), float(high), label, n, unit)
-        found[name] = _widened(estimate, trials) if trials and (value in (0, 1) or low == high) else estimate
+        if trials and (value in (0, 1) or low == high):
+            wide = wilson(value, trials)
+            low, high, label = min(low, wide[0]), max(high, wide[1]), f"{label}, wilson 95 % of {trials}"
+        found[name] = Estimate(value, float(low), float(high), label, n, unit)
     return found
 
 
 def _threshold(held_out: np.ndarray, false_alarm: float) -> float:
     return float(np.quantile(held_out, 1 - false_alarm, method="weibull"))
-
-
-def _widened(estimate: Estimate, trials: int) -> Estimate:
-    """With an interval no narrower than Wilson's for that many trials."""
-    low, high = wilson(estimate.value, trials)
-    low, high = min(estimate.low, low), max(estimate.high, high)
-    return replace(estimate, low=low, high=high, interval=f"{estimate.interval}, wilson 95 % of {trials}")
 
 
 def _scores(**columns: np.ndarray) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Statistics of images under noise: how far their embeddings move, and whether that tells modified ones from clean."""
+"""Statistics of images under noise: how far embeddings move, whether that tells modified ones, and their normality."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from zsr_utils.scores._detection import detection
 from zsr_utils.scores._intervals import Estimate, bootstrap
-from zsr_utils.scores._normality import normality, qq_points
+from zsr_utils.scores._paired import holm
 
 
 CLEAN, HELD_OUT = "clean", "held out"  # kinds of images: the others are told from the first, the second sets thresholds
@@ -76,25 +76,50 @@ def not_normal(rows: pd.DataFrame, directions: Float[np.ndarray, "m d"]) -> pd.D
     return found.reset_index(name="rejected")
 
 
+def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "m d"]) -> pd.DataFrame:
+    """Shapiro-Wilk test of the samples along every direction, corrected for their number by Holm's method.
+
+    It takes 3 to 5,000 samples: beyond that the p values are not valid. The lengths of directions do not matter.
+
+    Returns: One row a direction, columns `direction` (position), `statistic` (W; 1 is normal), `p`, `p_holm` (below
+        0.05: normality is rejected at 5 % over all directions together), `skewness` and `excess_kurtosis` (both 0 if
+        normal), which say how large a deviation is.
+
+    Source: Shapiro & Wilk (1965) by `scipy.stats.shapiro`; Holm (1979).
+    """
+    samples, directions = np.asarray(samples, dtype=float), np.asarray(directions, dtype=float)
+    if samples.ndim != 2 or directions.ndim != 2 or samples.shape[1] != directions.shape[1] or len(directions) == 0:
+        raise ValueError(
+            f"samples and directions have shapes {samples.shape} and {directions.shape}, allowed are (N, D) and (M, D)."
+        )
+    if not 3 <= len(samples) <= 5000:
+        raise ValueError(f"{len(samples)} samples given, allowed are 3 to 5000.")
+    values = (samples - samples.mean(0)) @ directions.T
+    flat = values.std(0) <= 1e-12 * np.linalg.norm(directions, axis=1) * np.abs(samples).max()
+    if flat.any():
+        raise ValueError(f"All samples are equal along direction {int(flat.argmax())}, there is nothing to test.")
+    statistic, p = np.array([scipy.stats.shapiro(v) for v in values.T]).T
+    table = pd.DataFrame({"direction": range(len(p)), "statistic": statistic, "p": p, "p_holm": holm(p)})
+    return table.assign(skewness=scipy.stats.skew(values), excess_kurtosis=scipy.stats.kurtosis(values))
+
+
 def squared_moves(rows: pd.DataFrame, squares: Mapping[tuple[str, str], float]) -> pd.DataFrame:
     """Squared moves of every image's embedding under noise, beside sigma^2 ||J||_F^2 of the linear account.
 
-    Args:
-        rows: Columns `model`, `sample_id`, `severity` (sigma in grey levels) and `move`, how the embedding changed.
-        squares: ||J||_F^2 by model and sample id.
+    Rows have `model`, `sample_id`, `severity` (sigma in grey levels) and `move`, how the embedding changed; `squares`
+    is ||J||_F^2 by model and sample id.
 
-    Returns:
-        Three rows a cloud, columns `part` (`whole`: mean squared move; `covariance`: its part around the mean move, the
-        trace; `mean`: the square of the mean move, less what so few draws alone would give; the two add up to the
-        first), `measured`, `predicted`.
+    Returns: Three rows a cloud, columns `part` (`whole`: mean squared move; `covariance`: its part around the mean
+        move, the trace; `mean`: the square of the mean move, less what so few draws alone would give; the two add up to
+        the first), `measured`, `predicted`.
 
     Examples:
         >>> rows = pd.DataFrame({"model": "m", "sample_id": "a", "severity": 255.0, "move": [[3.0], [1.0]]})
         >>> squared_moves(rows, {("m", "a"): 2.0})[["part", "measured", "predicted"]].values.tolist()
         [['whole', 5.0, 2.0], ['covariance', 2.0, 2.0], ['mean', 3.0, 2.0]]
 
-    Source:
-        Linear Gaussian account of Salman et al. (2024), which has a mean move of 0; the test of it is this project's.
+    Source: Linear Gaussian account of Salman et al. (2024), which has a mean move of 0; the test of it is this
+        project's.
     """
     found = []
     for key, part in rows.groupby(["model", "sample_id", "severity"], sort=False):
@@ -109,6 +134,18 @@ def beside_predicted(rows: pd.DataFrame) -> Estimate:
     """Mean of `measured` over mean of `predicted`; the bootstrap draws images."""
     columns = rows.measured.to_numpy(), rows.predicted.to_numpy()
     return bootstrap(lambda a, b, axis=-1: a.mean(axis) / b.mean(axis), *columns)
+
+
+def qq_points(values: Float[np.ndarray, "n"]) -> pd.DataFrame:
+    """Points of a normal Q-Q plot: columns `theoretical` and `ordered`, both in standard deviations.
+
+    Source: Filliben (1975) by `scipy.stats.probplot`.
+    """
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or len(values) < 3 or values.std() == 0:
+        raise ValueError(f"values have shape {values.shape}, allowed is (n,) with at least 3 values, not all equal.")
+    theoretical, ordered = scipy.stats.probplot((values - values.mean()) / values.std(ddof=1), fit=False)
+    return pd.DataFrame({"theoretical": theoretical, "ordered": ordered})
 
 
 def qq_clouds(rows: pd.DataFrame, direction: np.ndarray) -> pd.DataFrame:

@@ -19,17 +19,14 @@ def paired_mean(differences: Float[np.ndarray, "n"], *, bound: float | None = No
     """Mean of paired differences, with its interval.
 
     Args:
-        differences: One a sample.
         bound: The largest that a difference can be, such as 1 for shares. The interval is then not of width zero where
             nothing differs: half a sample as far as can be each way, and one that does not differ, are added to it.
-        unit: Of the differences.
 
     Examples:
         >>> f"{paired_mean(np.zeros(16), bound=1):.2f}"
         '0.00 [-0.11, 0.11]'
 
-    Source:
-        Agresti & Min (2005) with a bound, here also for shares of several views a sample; Student's t without.
+    Source: Agresti & Min (2005) with a bound, here also for shares of several views a sample; Student's t without.
     """
     d = np.asarray(differences, dtype=float)
     n = len(d)
@@ -46,15 +43,14 @@ def paired_mean(differences: Float[np.ndarray, "n"], *, bound: float | None = No
 def sign_flip(differences: Float[np.ndarray, "n"]) -> float:
     """Two-sided p of the hypothesis that every difference might as well have the other sign.
 
-    Exact where fewer than 30 differ from zero, else by Student's t. Of differences of right and wrong answers it
-    is McNemar's exact test.
+    Exact where fewer than 30 differ from zero, else by Student's t. Of differences of right and wrong answers it is
+    McNemar's exact test.
 
     Examples:
         >>> sign_flip(np.array([1, 1, 1, 1, 1, 0.0]))
         0.0625
 
-    Source:
-        Fisher (1935). All sums of two halves of the differences are paired, so that 2^29 signs take no time.
+    Source: Fisher (1935). All sums of two halves of the differences are paired, so that 2^29 signs take no time.
     """
     d = np.asarray(differences, dtype=float)
     d = d[d != 0]
@@ -74,8 +70,7 @@ def holm(p: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
         >>> holm(np.array([0.01, 0.04, np.nan, 0.03])).tolist()
         [0.03, 0.06, nan, 0.06]
 
-    Source:
-        Holm (1979).
+    Source: Holm (1979).
     """
     p = np.asarray(p, dtype=float)
     order, tests = np.argsort(p), np.isfinite(p).sum()  # NaN comes last
@@ -89,14 +84,10 @@ def paired_changes(
 ) -> pd.DataFrame:
     """Mean difference `other - base` in every group, sample by sample; several values of a sample are averaged first.
 
-    Args:
-        base: Columns `by`, `sample_id`, `value`; samples that only one of the two has are left out.
-        other: The same.
-        by: Column of the groups.
-        bounds: Of the differences, by group, as for `paired_mean`.
+    Both have the columns `by`, `sample_id`, `value`; samples that only one of them has are left out. `bounds` are those
+    of the differences, by group, as for `paired_mean`.
 
-    Returns:
-        The column `by`, the means `base` and `other` over the common samples, the columns of an estimate of the
+    Returns: The column `by`, the means `base` and `other` over the common samples, the columns of an estimate of the
         difference, and `p` of `sign_flip`. A group without a common sample has no row.
 
     Examples:

@@ -1,5 +1,7 @@
 """What an interval lets one say: the one rule behind every sentence that compares."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from zsr_utils.scores._intervals import Estimate
@@ -8,8 +10,8 @@ from zsr_utils.scores._intervals import Estimate
 def decide(estimate: Estimate, reference: float = 0.0, *, margin: float | None = None) -> str:
     """Whether an estimate lies above a reference, below it, or cannot be told from it.
 
-    "No difference" is a claim of its own, and only a margin stated beforehand allows it: an interval that holds
-    the reference says that nothing was found, not that nothing is there.
+    "No difference" is a claim of its own, and only a margin stated beforehand allows it: an interval that holds the
+    reference says that nothing was found, not that nothing is there.
 
     Examples:
         >>> wide, narrow = (Estimate(0.01, 0.01 - half, 0.01 + half, "95 %", 100) for half in (0.03, 0.005))
@@ -19,17 +21,14 @@ def decide(estimate: Estimate, reference: float = 0.0, *, margin: float | None =
         ('same', 'undecided')
 
     Args:
-        estimate: Anything with the bounds `low` and `high`, such as a row of a table of estimates.
         reference: What it is compared with: 0 for a difference, 1 for a ratio, 0.5 for an AUROC.
         margin: The largest distance from the reference that counts as none, in the estimate's unit.
 
-    Returns:
-        `same` if the whole interval lies within the margin, else `more` or `less` if it lies on one side of the
-        reference, else `undecided`. A bound that touches the reference does not exclude it, and bounds that are
-        not numbers decide nothing.
+    Returns: `same` if the whole interval lies within the margin, else `more` or `less` if it lies on one side of the
+        reference, else `undecided`. A bound that touches the reference does not exclude it, and bounds that are not
+        numbers decide nothing.
 
-    Source:
-        Two one-sided tests of Schuirmann (1987) for `same`: at 95 % intervals stricter than their 5 %.
+    Source: Two one-sided tests of Schuirmann (1987) for `same`: at 95 % intervals stricter than their 5 %.
     """
     if margin is not None and not margin > 0:
         raise ValueError(f"margin is {margin}, allowed is above 0, or None to claim no equality.")
@@ -43,12 +42,31 @@ def decide(estimate: Estimate, reference: float = 0.0, *, margin: float | None =
 
 
 def within(table: pd.DataFrame, reference: float, margin: float) -> pd.DataFrame:
-    """Rows of estimates whose whole interval lies within a margin of a reference: they agree with it.
-
-    An interval that only holds the reference is no agreement, it may be wide.
+    """Rows of estimates whose whole interval lies within a margin of a reference; to hold it alone is no agreement.
 
     Examples:
         >>> within(pd.DataFrame({"low": [0.95, 0.5], "high": [1.05, 1.5]}), 1, 0.1).index.tolist()
         [0]
     """
     return table[(table.low > reference - margin) & (table.high < reference + margin)]
+
+
+def against_published(measured: pd.DataFrame, published: Sequence[tuple[float, str] | None]) -> pd.DataFrame:
+    """Measured accuracies beside published ones, for each row accuracy and source, or None where nothing is published.
+
+    The interval of a measurement is one for other images like these. On the very images that the published accuracy is
+    of, only rounding should differ, so that a difference inside the interval may still be a mistake.
+
+    Returns: `measured` with `published`, `difference` (measured less published; both missing where nothing is
+        published), `covered` (whether the interval holds the published value) and `source`.
+
+    Examples:
+        >>> rows = pd.DataFrame({"value": [0.63, 0.5], "low": [0.62, 0.4], "high": [0.64, 0.6]})
+        >>> against_published(rows, [(0.6332, "table"), None])[["published", "covered"]].values.tolist()
+        [[0.6332, True], [nan, False]]
+    """
+    values = [p[0] if p else float("nan") for p in published]
+    table = measured.assign(published=values, source=[p[1] if p else "" for p in published])
+    table["difference"] = table["value"] - table["published"]
+    table["covered"] = table["published"].between(table["low"], table["high"])
+    return table

@@ -34,9 +34,7 @@ class Line:
     Attributes:
         slope, intercept, squares: (1 + resamples, pieces) on the scale; row 0 is the fit to the models as they are.
             `squares` is the sum of squares about the mean of x, the weight of a slope.
-        scale: `logit` or `probit`.
         pivot: Accuracy without shift above which the second piece begins; infinite where there is one piece.
-        n: Models behind it.
     """
 
     slope: Float[np.ndarray, "r p"]
@@ -59,15 +57,9 @@ class Line:
 
 
 def fit_line(
-    x: Float[np.ndarray, "k"],
-    y: Float[np.ndarray, "k"],
-    *,
-    scale: str = "logit",
-    method: str = "least squares",
-    pivot: float = np.inf,
-    resamples: int = 1000,
-    seed: int | Sequence[int] = 0,
-) -> Line:
+    x: Float[np.ndarray, "k"], y: Float[np.ndarray, "k"], *, scale: str = "logit", method: str = "least squares",
+    pivot: float = np.inf, resamples: int = 1000, seed: int | Sequence[int] = 0,
+) -> Line:  # fmt: skip
     """The line scale(y) = slope · scale(x) + intercept through accuracies of models.
 
     Examples:
@@ -83,8 +75,7 @@ def fit_line(
         pivot: Accuracy without shift at which the line breaks in two, each with its own models.
         resamples, seed: Draws of the models. Groups that are compared need different seeds, or they are drawn alike.
 
-    Source:
-        Least squares on the logit scale: Taori et al. (2020). Huber's regression on the probit scale: Tu et al.
+    Source: Least squares on the logit scale: Taori et al. (2020). Huber's regression on the probit scale: Tu et al.
         (2024); what it minimises is what scikit-learn's `HuberRegressor` does (epsilon 1.35, no penalty).
     """
     one_of("scale", scale, SCALES)
@@ -109,8 +100,7 @@ def fit_line(
 def common_slope(lines: Sequence[Line]) -> Float[np.ndarray, "r"]:
     """Draws of the one slope of groups whose lines may lie at different heights.
 
-    Source:
-        The pooled within-group slope of the analysis of covariance; the bootstrap within groups is ours.
+    Source: The pooled within-group slope of the analysis of covariance; the bootstrap within groups is ours.
     """
     return sum(line.slope[:, 0] * line.squares[:, 0] for line in lines) / sum(line.squares[:, 0] for line in lines)
 
@@ -124,10 +114,8 @@ def straightness(x, y, *, scale: str = "probit", resamples: int = 1000, seed: in
 
     Args:
         x, y: Fractions, one a model: accuracies, or any other score in [0, 1], such as an FPR.
-        scale, resamples, seed, how: As for `fit_line`.
 
-    Source:
-        Tu et al. (2024), trend statistics; R² of both lines and the bootstrap are ours. Bonett & Wright (2000) for
+    Source: Tu et al. (2024), trend statistics; R² of both lines and the bootstrap are ours. Bonett & Wright (2000) for
         the interval of `spearman`.
     """
     line = fit_line(x, y, scale=scale, resamples=resamples, seed=seed, **how)
@@ -168,15 +156,7 @@ def redrawn(n: int, resamples: int, seed: int | Sequence[int], *further: int) ->
 
 
 def stretched(accuracy: Float[np.ndarray, "k"], scale: str = "logit") -> Float[np.ndarray, "k"]:
-    """Accuracies on a scale: ln(a / (1 - a)) for `logit`, the standard normal quantile for `probit`.
-
-    Examples:
-        >>> stretched(np.array([0.5, 0.75])).round(3).tolist(), stretched(0.975, "probit").round(2).item()
-        ([0.0, 1.099], 1.96)
-
-    Raises:
-        ValueError: If one is no fraction, or exactly 0 or 1, whose place is at infinity.
-    """
+    """Accuracies on a scale: ln(a / (1 - a)) for `logit`, the standard normal quantile for `probit`."""
     accuracy = np.asarray(accuracy, dtype=float)
     if (wrong := accuracy[~((accuracy > 0) & (accuracy < 1))]).size:
         hint = "divide percentages by 100" if wrong.flat[0] > 1 else "clip 0 and 1 by half an image"

@@ -1,9 +1,10 @@
-"""Statistics of rows of changed images: each takes the rows of a group and gives an estimate.
+"""Statistics of rows: each takes the rows of a group and gives an estimate.
 
 The unit that is resampled is the image: its views, draws and words are not independent.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from math import comb
 
 import numpy as np
@@ -13,6 +14,51 @@ from zsr_utils.scores._intervals import Estimate, bootstrap, grouped_proportion,
 
 
 Statistic = Callable[[pd.DataFrame], Estimate]
+
+
+def estimates(rows: pd.DataFrame, by: str | Sequence[str], statistic: Statistic) -> pd.DataFrame:
+    """One estimate a group of rows, in the order in which they first appear: columns `by` and those of an estimate.
+
+    Examples:
+        >>> rows = pd.DataFrame({"sigma": [1, 1, 2], "hit": [1, 0, 1]})
+        >>> estimates(rows, "sigma", lambda part: proportion(part.hit.sum(), len(part))).value.tolist()
+        [0.5, 1.0]
+    """
+    by = [by] if isinstance(by, str) else list(by)
+    groups = rows.groupby(by, sort=False, observed=True)
+    return pd.DataFrame([{**dict(zip(by, keys)), **asdict(statistic(part))} for keys, part in groups])
+
+
+def correct(rows: pd.DataFrame) -> np.ndarray:
+    """1.0 where the prediction is the label, else 0.0.
+
+    Examples:
+        >>> correct(pd.DataFrame({"label": [0, 1], "prediction": [0, 0]})).tolist()
+        [1.0, 0.0]
+    """
+    return (rows.label == rows.prediction).to_numpy(dtype=float)
+
+
+def accuracy(rows: pd.DataFrame) -> Estimate:
+    """Share of rows whose prediction is the label, with its Wilson interval.
+
+    Examples:
+        >>> rows = pd.DataFrame({"label": [0, 1, 1, 0], "prediction": [0, 1, 0, 0]})
+        >>> accuracy(rows).value
+        0.75
+    """
+    return proportion(int(correct(rows).sum()), len(rows))
+
+
+def accuracy_against(base: pd.DataFrame) -> Statistic:
+    """Accuracy less that of other rows of the same images, image by image.
+
+    Examples:
+        >>> base = pd.DataFrame({"sample_id": list("ab"), "label": [0, 1], "prediction": [0, 0]})
+        >>> accuracy_against(base)(base.assign(prediction=[0, 1])).value
+        0.5
+    """
+    return lambda rows: paired_change(*(r.assign(right=correct(r)) for r in (base, rows)), "right")
 
 
 def same_answer(rows: pd.DataFrame) -> pd.DataFrame:
@@ -38,8 +84,7 @@ def flip_rate(rows: pd.DataFrame) -> Estimate:
         >>> flip_rate(rows).value, vulnerability(rows).value, equal_vulnerability(2)(rows).value
         (0.25, 0.5, 0.5)
 
-    Source:
-        Wani et al. (2026), IFR and IV; the equal-instances IV is this project's.
+    Source: Wani et al. (2026), IFR and IV; the equal-instances IV is this project's.
     """
     return grouped_proportion((rows.prediction != rows.clean_prediction).to_numpy(), rows.sample_id.to_numpy())
 
@@ -51,11 +96,7 @@ def vulnerability(rows: pd.DataFrame) -> Estimate:
 
 
 def equal_vulnerability(views: int) -> Statistic:
-    """IV as it would be with so many views an image: the mean over all choices of that many.
-
-    Raises:
-        ValueError: If views is below 1, or (when it is called) an image has fewer.
-    """
+    """IV as it would be with so many views an image: the mean over all choices of that many."""
     if views < 1:
         raise ValueError(f"views is {views}, allowed is 1 or more.")
 
@@ -106,9 +147,6 @@ def median_of(column: str, unit: str) -> Statistic:
 def paired_change(one: pd.DataFrame, other: pd.DataFrame, column: str, *, unit: str = "fraction") -> Estimate:
     """Mean of `other - one` over the images that both have, each image's rows averaged first.
 
-    Raises:
-        ValueError: If they have no image in common.
-
     Examples:
         >>> rows = pd.DataFrame({"sample_id": list("abab"), "band": list("llhh"), "flip": [0, 1, 1, 1]})
         >>> paired_change(rows[rows.band == "l"], rows[rows.band == "h"], "flip").value
@@ -139,14 +177,8 @@ def relative_to(control: pd.DataFrame, *, drift: str = "drift", resamples: int =
 
     Args:
         control: One row an image: `sample_id`, `distance`, and `model` or `layer` where the rows differ in them.
-        drift: Column of the rows.
-        resamples: Bootstrap resamples, of the images.
 
-    Raises:
-        ValueError: (When it is called) if rows and control have fewer than two images in common.
-
-    Source:
-        Wani et al. (2026), drift against control, whose averages hold changed answers too; the restriction to
+    Source: Wani et al. (2026), drift against control, whose averages hold changed answers too; the restriction to
         unchanged ones (`same_answer`) and the intervals are this project's.
     """
     return lambda rows: bootstrap(_ratio, *_matched(rows, control, drift), resamples=resamples)
