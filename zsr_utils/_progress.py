@@ -14,7 +14,3 @@ def progress(total: int, what: str, *, unit: str = "image", initial: int = 0) ->
 
         return plain(**options, file=open(place, "w"), mininterval=1, ascii=True, ncols=78)
     return tqdm(**options, disable=place == "0" or None)
-
-
-def hidden() -> bool | None:
-    return os.environ.get("ZSR_PROGRESS") == "0" or None

@@ -78,10 +78,13 @@ def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
     folder = result_folder(merged["model"], merged["dataset"], notebook.stem, merged.get("pretrained") or None)
     final, failed = folder / notebook.name, folder / "failed" / notebook.name
     working = folder / f".{notebook.stem}.running.ipynb"  # one that a kill left behind is overwritten
+    loops = folder.absolute() / ".progress"  # how far the loop of the running cell is
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    os.environ.update({**ENVIRONMENT, **os.environ, "ZSR_BOOK": "1", "ZSR_PROGRESS": "0", "PYTHONPATH": path})
+    os.environ.update({**ENVIRONMENT, **os.environ, "ZSR_BOOK": "1", "ZSR_PROGRESS": str(loops), "PYTHONPATH": path})
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if progress:
+            follow(loops)
         execute_notebook(
             notebook, working, parameters, kernel_name="python3", cwd=str(ROOT), progress_bar=progress,
             start_timeout=600,  # on a busy node Python alone may need more than papermill's 60 s
@@ -102,7 +105,23 @@ def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
         raise NotebookFailed(f"{notebook.stem} stopped: {error.strerror or error}; {again}.") from error
     finally:
         working.unlink(missing_ok=True)
+        loops.unlink(missing_ok=True)
     return final
+
+
+def follow(file: Path, seconds: float = 1) -> None:
+    """Show the last line of a file, as long as this process runs: the bar of a loop inside a long cell."""
+
+    def watch():
+        shown = ""
+        while True:
+            time.sleep(seconds)
+            lines = file.read_text().replace("\r", "\n").split("\n") if file.exists() else []
+            if (last := next((line for line in reversed(lines) if line.strip()), shown)) != shown:
+                print(f"\r{last:<78}", end="", file=sys.stderr, flush=True)
+                shown = last
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def read_parameters(files: list[Path], pairs: list[list[str]]) -> dict:
