@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 
-# Small tensors on few cores: threads that wait for each other cost more than they bring.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Small tensors on few cores: threads that wait for each other double the time of two processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ZSR_PROGRESS", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -38,6 +38,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "browser" in item.keywords and not (CHROMIUM and DRIVER):
             item.add_marker(pytest.mark.skip(reason="Chromium and its driver are not installed"))
+
+
+@pytest.fixture(scope="module")
+def module_cache(tmp_path_factory):
+    """A cache folder of their own for the tests of one module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZSR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from zsr_utils.run import check, defaults, gpus, read_parameters
 
 SCHEMA = Path(__file__).with_name("grid.schema.yaml")
 RESOURCES = {"threads": 1, "gpu": 1, "mem_mb": 16_000, "runtime": 240}  # no GPU where device is cpu; minutes
+WARNING = "] WARNING | "  # of a notebook's process, which is not why it failed
 NAMED = ("model", "pretrained", "dataset")  # parameters that the lists of models and data sets set
 
 
@@ -224,7 +225,9 @@ def report(found: Sequence[Job], logs: Path, since: float) -> list[str]:
         if job.done:
             continue
         if log.is_file() and log.stat().st_mtime >= since:
-            last = (log.read_text(errors="replace").strip().splitlines() or ["killed before it said anything"])[-1]
+            written = log.read_text(errors="replace").splitlines()
+            said = [line for line in written if line.strip() and WARNING not in line]
+            last = (said or [f"{job.chapter} was killed before it said anything"])[-1]
             kept = job.folder / "failed" / f"{job.chapter}.ipynb"
             traceback = f" Its traceback is in {kept}." if kept.is_file() and kept.stat().st_mtime >= since else ""
             lines.append(f"{job.pair}: failed: {last}{traceback}")

@@ -39,7 +39,6 @@ _NAMES = {
     "open_study": "study",
     "read_rows": "records",
     "read_metrics": "records",
-    "load_results": "records",
 }
 
 __all__ = [*_LAYERS, *_NAMES]

@@ -6,6 +6,7 @@ depend on what else is in its batch, on the order of the images or on an interru
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -45,7 +46,7 @@ class Pixels:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return digest(list(self.sample_ids), np.asarray(self.labels), self.pixels)
 

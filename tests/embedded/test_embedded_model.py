@@ -18,15 +18,10 @@ from zsr_utils.experiments import zero_shot
 from zsr_utils.measure import Embedded, embed, measure
 
 
+pytestmark = pytest.mark.usefixtures("module_cache")
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "data" / "models" / "tabletop-base"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZSR_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

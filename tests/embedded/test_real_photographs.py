@@ -40,7 +40,10 @@ IMAGENET_ROWS = {
     "house": (425, 449, 660, 698), "person": (981, 982, 983),
 }  # fmt: skip
 
-pytestmark = pytest.mark.skipif(not WEIGHTS.exists(), reason="real photographs and weights are not on this machine")
+pytestmark = [
+    pytest.mark.usefixtures("module_cache"),
+    pytest.mark.skipif(not WEIGHTS.exists(), reason="real photographs and weights are not on this machine"),
+]
 needs_pacs = pytest.mark.skipif(not PACS.exists(), reason="the images of PACS are not on this machine")
 
 
@@ -85,13 +88,6 @@ def build(name, pretrained, precision):
         mean=[c / 255 for c in (123, 117, 104)], std=[1 / 255] * 3,  # the network takes 0 to 255, centred
         transform=lambda image: TF.to_tensor(TF.center_crop(TF.resize(image.convert("RGB"), 256), [227, 227])),
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZSR_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -53,15 +53,15 @@ def test_the_threshold_comes_from_the_held_out_alone():
 def test_intervals_are_right_nineteen_times_in_twenty():
     """Against the truth at the true threshold: an interval that forgot the threshold would miss 17 % for `fpr`.
 
-    Of 60 at 95 %, fewer than 51 has a chance below 0.1 %.
+    Of 40 at 95 %, fewer than 33 has a chance below 0.1 %.
     """
     rng, d, z = np.random.default_rng(0), 1.5, NORMAL.ppf(0.95)
     expected = {"auroc": NORMAL.cdf(d / 2**0.5), "threshold": z, "tpr": NORMAL.cdf(d - z), "fpr": 0.05}
     hits = []
-    for _ in range(60):
+    for _ in range(40):
         found = scores.detection(rng.normal(d, 1, 150), rng.normal(size=150), rng.normal(size=150), resamples=200)
         hits.append([found[name].low <= expected[name] <= found[name].high for name in expected])
-    assert (np.sum(hits, axis=0) >= 51).all()
+    assert (np.sum(hits, axis=0) >= 33).all()
 
 
 def test_the_false_alarm_rate_is_kept_on_average():

@@ -114,6 +114,7 @@ def test_any_other_error_of_a_model_is_its_own(net, pixels):
         jacobian.spectra(net, pixels)
 
 
+@pytest.mark.slow
 def test_the_spectrum_of_the_embedded_model_agrees_with_torchs():
     net = zsr_utils.load_model("tabletop-base")
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

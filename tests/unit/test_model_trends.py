@@ -15,6 +15,8 @@ from zsr_utils.experiments import model_trends as trends
 from zsr_utils.models import Model, SupervisedModel
 
 
+pytestmark = pytest.mark.usefixtures("module_cache")
+
 COLOURS = {"red": (200, 50, 50), "green": (50, 200, 50), "blue": (50, 50, 200), "yellow": (200, 200, 50)}
 NAMES = tuple(COLOURS)
 OPTIONS = {"pairs": 10, "budgets": (1, 64), "steps": 4, "spectra": 3, "views": 6, "batch_size": 16}
@@ -52,13 +54,6 @@ def trained_head() -> SupervisedModel:
 
 
 MODELS = {"colours": colours, "head": trained_head}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZSR_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

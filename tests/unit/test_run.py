@@ -79,6 +79,7 @@ def test_later_files_and_pairs_win(tmp_path):
     assert merged == {"limit": 2, "eps": 0.2}
 
 
+@pytest.mark.slow
 def test_a_good_run_and_a_failed_one(good, results, capsys):
     assert run.main([str(good), "--no-progress", "-p", "limit", "3"]) == 0
     final = results / "m@d" / "01-x" / "01-x.ipynb"

@@ -215,6 +215,7 @@ def test_pair_estimates_need_both_sorts_of_pairs():
         scores.pair_estimates(np.eye(3), np.arange(3))
 
 
+@pytest.mark.slow
 def test_scores_load_no_model_library():
     code = "import sys, zsr_utils.scores; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()

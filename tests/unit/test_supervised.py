@@ -121,6 +121,7 @@ def test_the_activation_is_the_networks():
     assert load_model("supervised:torchvision/mobilenet_v3_small", device="cpu").activation == "hardswish"
 
 
+@pytest.mark.slow
 def test_half_precision_is_close_to_full():
     torch.manual_seed(0)
     full = load_model("supervised:resnet10t", device="cpu")

@@ -16,6 +16,8 @@ from tabletop.scene import KINDS, Scene
 from zsr_utils.models import _tabletop
 
 
+pytestmark = pytest.mark.slow  # trains
+
 CLIP = CONFIG | {"name": "start", "tower": "tabletop_vit_base", "embed_dim": 128}
 BLOCK = {"start": "start", "samples": 24, "learning_rate": 0.01, "warmup": 8}
 FINETUNED = CLIP | {"name": "finetuned", "changes": ["finetune"], "finetune": {**BLOCK, "trains": "all"}}

@@ -230,3 +230,16 @@ def test_of_several_models_the_first_runs_what_does_not_depend_on_them():
 def test_an_unknown_profile_or_chapter_is_told_with_the_nearest_ones(words, sentence):
     with pytest.raises(ValueError, match=sentence):
         grid.of_profile(*words)
+
+
+def test_a_job_that_said_nothing_was_killed(small, tmp_path):
+    found = grid.jobs(small | {"models": ["tabletop-base"]})
+    for job, text in zip(found, ("[IPKernelApp] WARNING | plain TCP\n", "x\n02 failed in cell 3: ValueError: no\n")):
+        log = tmp_path / "logs" / job.pair / f"{job.chapter}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(text)
+    assert grid.report(found, tmp_path / "logs", 0) == [
+        "tabletop-base@tabletop: failed: 01-x was killed before it said anything",
+        "tabletop-base@tabletop: failed: 02 failed in cell 3: ValueError: no",
+        "0 of 2 results are there.",
+    ]

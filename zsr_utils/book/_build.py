@@ -46,6 +46,8 @@ def copy_files(books: Sequence[Sequence[Chapter]]) -> None:
     for old in list((BUILT / "results").rglob("metrics.json")):
         if old.parent not in shown:
             shutil.rmtree(old.parent)
+    if len(books) == 1:
+        (BUILT / "book" / "_generated" / "side-by-side.html").unlink(missing_ok=True)
     for folder, chapter in shown.items():
         folder.mkdir(parents=True, exist_ok=True)
         files = {path.name: path for path in chapter.files}

@@ -159,17 +159,6 @@ def paired_change(one: pd.DataFrame, other: pd.DataFrame, column: str, *, unit: 
     return paired_difference(both.one.to_numpy(dtype=float), both.other.to_numpy(dtype=float), unit=unit)
 
 
-def correlation_of(x: str, y: str) -> Statistic:
-    """Pearson correlation of two columns; 0 where one of them does not vary."""
-
-    def statistic(rows: pd.DataFrame) -> Estimate:
-        filled = rows.dropna(subset=[x, y])
-        columns = filled[x].to_numpy(dtype=float), filled[y].to_numpy(dtype=float)
-        return bootstrap(_pearson, *columns, groups=filled.sample_id.to_numpy(), unit="correlation")
-
-    return statistic
-
-
 def relative_to(control: pd.DataFrame, *, drift: str = "drift", resamples: int = 1000) -> Statistic:
     """Drift relative to the distance between unrelated images: 1 is as far as a picture of something else.
 
@@ -216,9 +205,3 @@ def _ratio(drift: np.ndarray, distance: np.ndarray, axis: int = -1) -> np.ndarra
 def _cohens_d(drift: np.ndarray, distance: np.ndarray, axis: int = -1) -> np.ndarray:
     pooled = np.sqrt((drift.var(axis, ddof=1) + distance.var(axis, ddof=1)) / 2)
     return np.where(pooled > 0, (drift.mean(axis) - distance.mean(axis)) / np.where(pooled > 0, pooled, 1), 0)
-
-
-def _pearson(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    scale = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / scale) if scale > 0 else 0.0
