@@ -20,26 +20,13 @@ import importlib
 
 
 _LAYERS = (
-    "models",
-    "datasets",
-    "prompts",
-    "scores",
-    "conditions",
-    "jacobian",
-    "measure",
-    "records",
-    "study",
-    "experiments",
+    "models", "datasets", "prompts", "scores", "conditions", "jacobian", "measure", "records", "study", "experiments",
     "plots",
-)
+)  # fmt: skip
 _NAMES = {
-    "load_model": "models",
-    "load_dataset": "datasets",
-    "seed_everything": "models",
-    "open_study": "study",
-    "read_rows": "records",
-    "read_metrics": "records",
-}
+    "load_model": "models", "load_dataset": "datasets", "seed_everything": "models", "open_study": "study",
+    "read_rows": "records", "read_metrics": "records",
+}  # fmt: skip
 
 __all__ = [*_LAYERS, *_NAMES]
 

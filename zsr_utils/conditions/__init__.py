@@ -1,67 +1,13 @@
 """How an image is shown again: geometry, overlays, bands of spatial frequency, noise, alignment."""
 
 from zsr_utils.conditions._bands import (
-    BANDS,
-    at_rms,
-    band_attacks,
-    band_mask,
-    band_noise,
-    energy_outside,
-    filters,
-    high_pass,
-    low_pass,
-    project,
+    BANDS, at_rms, band_attacks, band_mask, band_noise, energy_outside, filters, high_pass, low_pass, project,
     radial_frequency,
-)
+)  # fmt: skip
 from zsr_utils.conditions._condition import (
-    ORIGINAL,
-    Batch,
-    Condition,
-    Head,
-    Seen,
-    drift_between,
-    made_before,
-    margin_of,
-    unchanged,
-    unit_noise,
-)
+    ORIGINAL, Batch, Condition, Head, Seen, drift_between, made_before, margin_of, unchanged, unit_noise,
+)  # fmt: skip
 from zsr_utils.conditions._families import PAPER, VARIANTS, Views, as_conditions, families
 from zsr_utils.conditions._geometry import Perturbation, View
 from zsr_utils.conditions._noise import gaussian_noise, random_control, sizes
 from zsr_utils.conditions._steps import Settings
-
-
-__all__ = [
-    "BANDS",
-    "ORIGINAL",
-    "PAPER",
-    "VARIANTS",
-    "Batch",
-    "Condition",
-    "Head",
-    "Perturbation",
-    "Seen",
-    "Settings",
-    "View",
-    "Views",
-    "as_conditions",
-    "at_rms",
-    "band_attacks",
-    "band_mask",
-    "band_noise",
-    "drift_between",
-    "energy_outside",
-    "families",
-    "filters",
-    "gaussian_noise",
-    "high_pass",
-    "low_pass",
-    "made_before",
-    "margin_of",
-    "project",
-    "radial_frequency",
-    "random_control",
-    "sizes",
-    "unchanged",
-    "unit_noise",
-]

@@ -7,10 +7,3 @@ from zsr_utils.datasets._embedded import tabletop_factors, tabletop_splits
 from zsr_utils.datasets._imagenet import FACTORS, imagenet_classes, imagenet_templates, imagenet_x
 from zsr_utils.datasets._published import PUBLISHED_IMAGES, claims, published, published_accuracy
 from zsr_utils.datasets._sources import load_dataset
-
-
-__all__ = [
-    "FACTORS", "NAMES", "PUBLISHED_IMAGES", "Dataset", "DownloadError", "Sample", "UnreadableImages", "claims",
-    "data_folder", "download", "imagenet_classes", "imagenet_templates", "imagenet_x", "load_dataset", "published",
-    "published_accuracy", "source", "tabletop_factors", "tabletop_splits",
-]  # fmt: skip

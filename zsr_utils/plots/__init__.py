@@ -7,20 +7,3 @@ from zsr_utils.plots._trends import forests, trend
 
 
 _style.use()
-
-__all__ = [
-    "agreement",
-    "bars",
-    "curves",
-    "forest",
-    "forests",
-    "gallery",
-    "heatmap",
-    "picture",
-    "projection",
-    "side_by_side",
-    "signed_picture",
-    "similarity_histogram",
-    "trend",
-    "with_thumbnails",
-]

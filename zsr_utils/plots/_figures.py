@@ -199,10 +199,7 @@ def similarity_histogram(
 
 
 def projection(points: pd.DataFrame, class_names: Sequence[str]) -> go.Figure:
-    """UMAP plane of images (points) and class texts (large ringed marks); hover names the sample.
-
-    Points of the modality `aligned` are drawn as open marks in the colour of their source's class.
-    """
+    """UMAP plane of images (points) and class texts (large ringed marks); hover names the sample."""
     figure = go.Figure()
     trace = go.Scatter if len(points) <= 5000 else go.Scattergl  # the latter is fast, and hides what lies behind
     for label, name in enumerate(escaped(class_names)):
@@ -213,14 +210,6 @@ def projection(points: pd.DataFrame, class_names: Sequence[str]) -> go.Figure:
                     "line": {"color": GREY, "width": 0.5}},
             text=escaped(images.sample_id), hovertemplate=f"%{{text}}<br>{name}<extra></extra>",
         ))  # fmt: skip
-    for label, name in enumerate(escaped(class_names)):
-        moved = points[(points.label == label) & (points.modality == "aligned")]
-        figure.add_scatter(
-            x=moved.x, y=moved.y, mode="markers", name=name, legendgroup=name, showlegend=False,
-            marker={"color": class_color(label), "symbol": f"{class_symbol(label)}-open", "size": 11,
-                    "line": {"width": 2}},
-            text=escaped(moved.sample_id), hovertemplate=f"%{{text}}<br>aligned, source {name}<extra></extra>",
-        )  # fmt: skip
     texts = points[points.modality == "text"]
     for label, name in enumerate(escaped(class_names)):
         text = texts[texts.label == label]

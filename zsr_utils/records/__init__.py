@@ -4,9 +4,3 @@ from zsr_utils._cache import write_whole
 from zsr_utils.records._files import concat, read_provenance, result_folder, results_root, safe_name
 from zsr_utils.records._results import read_metrics, read_rows, results
 from zsr_utils.records._run import Run, glue, parameters
-
-
-__all__ = [
-    "Run", "concat", "glue", "parameters", "read_metrics", "read_provenance", "read_rows", "result_folder", "results",
-    "results_root", "safe_name", "write_whole",
-]  # fmt: skip

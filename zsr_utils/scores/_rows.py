@@ -173,14 +173,6 @@ def relative_to(control: pd.DataFrame, *, drift: str = "drift", resamples: int =
     return lambda rows: bootstrap(_ratio, *_matched(rows, control, drift), resamples=resamples)
 
 
-def effect_size(control: pd.DataFrame, *, drift: str = "drift") -> Statistic:
-    """Cohen's d of drift against control: the mean difference over the pooled standard deviation.
-
-    Negative where the drift is smaller. Arguments as `relative_to`.
-    """
-    return lambda rows: bootstrap(_cohens_d, *_matched(rows, control, drift), unit="standard deviations")
-
-
 def _flips(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Changed answers and views of every image."""
     by_image = (rows.prediction != rows.clean_prediction).groupby(rows.sample_id, sort=False)
@@ -200,8 +192,3 @@ def _matched(rows: pd.DataFrame, control: pd.DataFrame, drift: str) -> tuple[np.
 
 def _ratio(drift: np.ndarray, distance: np.ndarray, axis: int = -1) -> np.ndarray:
     return drift.mean(axis) / distance.mean(axis)
-
-
-def _cohens_d(drift: np.ndarray, distance: np.ndarray, axis: int = -1) -> np.ndarray:
-    pooled = np.sqrt((drift.var(axis, ddof=1) + distance.var(axis, ddof=1)) / 2)
-    return np.where(pooled > 0, (drift.mean(axis) - distance.mean(axis)) / np.where(pooled > 0, pooled, 1), 0)
