@@ -132,6 +132,9 @@ def measure(
         `clean_prediction` (answer to the unchanged image), `clean_margin` (of that answer, in the image that is shown),
         `drift` (1 - cosine between the embeddings of the shown and the unchanged image; exactly 0 where they are the
         same), then the facts; missing where a condition has none of that name.
+
+    Raises: ValueError for conditions or images that cannot be measured; FloatingPointError where an embedding is not
+        finite.
     """
     one_of("detail", detail, DETAILS)
     _check(images, head, conditions, draws, batch_size)

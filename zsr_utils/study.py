@@ -193,6 +193,8 @@ def open_study(notebook: str, namespace: Mapping) -> Study:
     """Open the study of a notebook: `study = zsr.open_study("01-zero-shot-baseline", globals())`.
 
     `namespace` holds the notebook's variables after the `parameters` cell; these are checked before anything is loaded.
+
+    Raises: ValueError for a parameter outside its range, by its name.
     """
     return Study(notebook, parameters(dict(namespace)))
 

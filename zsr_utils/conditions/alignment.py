@@ -130,6 +130,9 @@ def align(
         names: Of the pairs, for messages and for their noise; their numbers by default.
         keep: Keep finished pairs in the cache folder by model, source, goal and settings: an interrupted run goes on
             from there, and a second one computes nothing.
+
+    Raises: ValueError for sources, goals or names that do not fit each other; FloatingPointError where a gradient is
+        not finite.
     """
     until = until or goal
     names = list(map(str, range(len(sources)))) if names is None else list(map(str, names))

@@ -46,6 +46,8 @@ def load_dataset(
             is all.
         ids: Only these samples: a file with an id a line, or the name of a list in `data/subsets`; None or an empty
             text is all.
+
+    Raises: ValueError for an unknown name, split, class, id or layout; FileNotFoundError where files are not there.
     """
     dataset = _whole(str(name_or_folder), split)
     if ids:

@@ -56,6 +56,8 @@ def load_model(
             products on a GPU are exact to fp32, also in convolutions, where PyTorch's default is tf32. Gradients are
             for fp32: in 16 bits, small ones vanish.
         channels_last, compile: As `Model.tune` takes them.
+
+    Raises: ValueError for an unknown name, tag or precision; ModelUnavailable where weights cannot be had or read.
     """
     one_of("precision", precision, PRECISIONS)
     where = resolve_device(device)
