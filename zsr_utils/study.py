@@ -12,6 +12,7 @@ from zsr_utils.conditions import Condition, Head
 from zsr_utils.datasets import Dataset, load_dataset
 from zsr_utils.measure import Embedded, Pixels, embed, measure
 from zsr_utils.models import Model, load_model, seed_everything
+from zsr_utils.parameters import check_parameters
 from zsr_utils.prompts import prompt_set
 from zsr_utils.records import Run, parameters
 from zsr_utils.scores import Estimate, Statistic, decide, estimates
@@ -23,7 +24,6 @@ DEFAULTS = {
     "prompts": "plain prompt", "batch_size": 64, "device": "auto", "precision": "fp32", "seed": 0,
 }  # fmt: skip
 OWN_PROMPTS = "own prompts of the data set"
-LEAST = {"batch_size": 1, "limit": 0, "seed": 0, "classes": 0, "draws": 1}  # of parameters that several chapters have
 
 
 class Study:
@@ -32,9 +32,9 @@ class Study:
     `nets` are model handles by name, the chapter's own first, and `heads` by the same names who answers.
     """
 
-    def __init__(self, notebook: str, given: Mapping):
+    def __init__(self, notebook: str, given: Mapping, *, images: int = 2, **least: float):
         self.parameters = DEFAULTS | dict(given)
-        check_parameters(self.parameters)
+        check_parameters(self.parameters, **least)
         p = self.parameters
         seed_everything(p["seed"])
         own = f"{p['model']}@{p['pretrained']}" if p["pretrained"] else p["model"]
@@ -42,6 +42,9 @@ class Study:
         self.images: Dataset = load_dataset(
             p["dataset"], split=p["split"], classes=p["classes"], ids=p["ids"], limit=p["limit"], seed=p["seed"]
         )
+        for what, n, least in (("images", len(self.images), images), ("classes", len(self.names), 2)):
+            if n < least:
+                raise ValueError(f"{self.images.name} has {n} of the {least} {what} that {notebook} needs at least.")
         options = {"device": p["device"], "precision": p["precision"]}
         self.nets: dict[str, Model] = {name: load_model(*address, **options) for name, address in wanted.items()}
         self.run = Run(notebook, self.net, self.images, **given)
@@ -151,7 +154,7 @@ class Study:
         return self.run.metric(name, estimate)
 
     def __getitem__(self, name: str) -> Estimate:
-        return _Recorded(self.run.metrics, {})[name]
+        return _Recorded(self.run.metrics | self.run.missing, {})[name]
 
     def decide(self, name: str, reference: float = 0.0, *, margin: float | None = None, **words: str) -> str:
         """The words that fit a number by `scores.decide`: `more`, `less`, `undecided`, and `same` with a margin."""
@@ -161,9 +164,11 @@ class Study:
         """Show a sentence of the report, as Markdown: the place for results in prose.
 
         Numbers enter by their recorded names, `{zero_shot/accuracy:pct}`, and further words, chosen by a rule such as
-        `decide`, by theirs; an estimate takes a format, too.
+        `decide`, by theirs; an estimate takes a format, too. A chapter's one sentence, *in short*, carries the caution.
         """
-        self.run.say(text.format_map(_Recorded(self.run.metrics, words)))
+        said = text.format_map(_Recorded(self.run.metrics | self.run.missing, words))
+        caution = f" **Caution:** {self.run.caution}." if text.startswith("**In short:**") and self.run.caution else ""
+        self.run.say(said + caution)
 
     def close(self) -> None:
         """Write rows, numbers and provenance, and show the numbers and where they come from."""
@@ -189,24 +194,18 @@ class _Recorded(dict):
         return self._numbers[name]
 
 
-def open_study(notebook: str, namespace: Mapping) -> Study:
+def open_study(notebook: str, namespace: Mapping, *, images: int = 2, **least: float) -> Study:
     """Open the study of a notebook: `study = zsr.open_study("01-zero-shot-baseline", globals())`.
 
-    `namespace` holds the notebook's variables after the `parameters` cell; these are checked before anything is loaded.
+    Args:
+        namespace: Holds the notebook's variables after the `parameters` cell, which are checked before anything is
+            loaded.
+        images, least: How many images the chapter needs, and the least value of single parameters.
 
-    Raises: ValueError for a parameter outside its range, by its name.
+    Raises: ValueError for a parameter outside its range, by its name, and for a data set with fewer images or classes
+        than needed.
     """
-    return Study(notebook, parameters(dict(namespace)))
-
-
-def check_parameters(given: Mapping) -> None:
-    """Refuse values of common parameters that mean nothing."""
-    for name, least in LEAST.items():
-        if name in given and given[name] < least:
-            raise ValueError(f"{name} is {given[name]}, allowed is {least} or more.")
-    for name in given["models"]:
-        if not isinstance(name, str) or name.count("@") > 1 or not name.strip("@ "):
-            raise ValueError(f"models holds {name!r}, allowed are names such as 'ViT-B-32' or 'ViT-B-32@openai'.")
+    return Study(notebook, parameters(dict(namespace)), images=images, **least)
 
 
 def _plain(value) -> str:

@@ -8,11 +8,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # lower layers first; modules of one layer may use each other's public names only through the layer
-BASE = ("_text", "_cache", "_progress")  # no layer: sentences and places that every one may use
+BASE = ("_text", "_cache", "_progress", "parameters")  # no layer: sentences and places that every one may use
 ALLOWED = {
     "_text": (),
     "_cache": (),
     "_progress": (),
+    "parameters": (),
     "models": (),
     "datasets": (),
     "prompts": (),

@@ -188,8 +188,6 @@ def test_kinds_meet_the_same_noise_and_rows_say_whose_they_are(study, pairs):
 
 
 def test_bad_input_gets_one_clear_sentence(study, pairs):
-    with pytest.raises(ValueError, match="draws is 4, allowed is 16 or more"):
-        noise.noisy(study, noise.unmodified(study, pairs, 3), [4], 4)
     with pytest.raises(ValueError, match="goal is 'blended', allowed are 'aligned', 'named'"):
         noise.modified(study, pairs, {"blended, 4": noise.NAMED})
     everything = aligned_pairs(study.net, study.images, Settings(), per_class=8)

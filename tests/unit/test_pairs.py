@@ -36,8 +36,9 @@ def test_pairs_are_ordered_and_never_within_a_class():
     assert (label[table.target_id].to_numpy() == table.target_label).all()
     assert table.groupby("label").sample_id.nunique().tolist() == [4, 4, 4]
     assert table.equals(pairs.make_pairs(embedded, per_class=4, seed=1))
-    with pytest.raises(ValueError, match="per_class is 11, allowed is 1 to 10"):
-        pairs.make_pairs(embedded, per_class=11)
+    assert pairs.make_pairs(embedded, per_class=99).sample_id.nunique() == len(embedded.sample_ids)
+    with pytest.raises(ValueError, match="per_class is 0, allowed is 1 or more"):
+        pairs.make_pairs(embedded, per_class=0)
     with pytest.raises(ValueError, match="1 class given"):
         pairs.make_pairs(Embedded(embedded.sample_ids[:9], embedded.labels[:9], embedded.features[:9]))
 

@@ -132,7 +132,22 @@ def test_a_safe_name_stays_one_folder(name):
 def test_an_embedded_model_on_foreign_images_carries_a_caution(tmp_path, monkeypatch):
     monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
     away = records.Run("01-x", tiny_model(trained_on="tabletop"), tiny_images())
-    assert away.caution == "tiny was trained on tabletop alone: its accuracies on tiny mean nothing"
+    many = tiny_images(40)
+    assert away.caution == (
+        "tiny was trained on tabletop alone: its accuracies on tiny mean nothing; "
+        "25 images are too few for most comparisons to be decided"
+    )
     assert away.provenance()["caution"] == away.caution
-    assert records.Run("01-x", tiny_model(trained_on="tiny"), tiny_images()).caution == ""
-    assert records.Run("01-x", tiny_model(note="random weights"), tiny_images()).caution == "random weights"
+    assert records.Run("01-x", tiny_model(trained_on="tiny"), many).caution == ""
+    assert records.Run("01-x", tiny_model(note="random weights"), many).caution == "random weights"
+
+
+def test_what_was_not_measured_is_named_and_no_number(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
+    run = records.Run("01-x", tiny_model(), tiny_images())
+    run.metric("a/none", scores.not_measured())
+    run.metric("a/one", scores.Estimate(0.5, float("nan"), float("inf"), "none of a single draw", 1))
+    numbers = json.loads((run.save() / "metrics.json").read_text())
+    assert [(n["name"], n["low"], n["high"]) for n in numbers] == [("a/one", None, None)]
+    assert run.provenance()["not_measured"] == ["a/none"]
+    assert records.read_metrics(tmp_path).low.isna().all()

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
@@ -210,9 +211,27 @@ def test_the_overlap_interval_covers_even_where_the_bootstrap_is_biased():
     assert found["auroc"].low < 0.5 < found["auroc"].high
 
 
-def test_pair_estimates_need_both_sorts_of_pairs():
-    with pytest.raises(ValueError, match="two images of one class"):
-        scores.pair_estimates(np.eye(3), np.arange(3))
+def test_what_no_sample_tells_is_not_measured():
+    """Never a number, and never a zero: without pairs of a class, images in common, rows, or more than one draw."""
+    rows = pd.DataFrame({"sample_id": ["a"], "model": "m", "x": [1.0], "drift": [1.0], "distance": [2.0]})
+    none = rows[:0]
+    missing = [
+        *scores.pair_estimates(np.eye(3), np.arange(3)).values(),
+        scores.paired_change(rows, rows.assign(sample_id="b"), "x"),
+        scores.mean_of("x", "1")(rows.assign(x=np.nan)),
+        scores.relative_to(rows)(none),
+        scores.share_of("x")(none),
+        scores.bootstrap(np.mean, np.array([])),
+    ]
+    for estimate in missing:
+        assert f"{estimate:pct}" == "not measured" and scores.decide(estimate) == "undecided" and estimate.n == 0
+    one = scores.mean_of("x", "grey levels")(rows)
+    assert (one.value, f"{one:.1f}", scores.decide(one)) == (1, "1.0 [no interval, n = 1]", "undecided")
+
+
+def test_few_images_of_which_a_draw_may_hold_no_pair_keep_their_interval():
+    found = scores.pair_estimates(np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]]), np.array([0, 0, 1, 1]))
+    assert all(np.isfinite([e.low, e.high]).all() for e in found.values())
 
 
 @pytest.mark.slow

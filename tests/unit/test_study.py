@@ -1,11 +1,13 @@
 """What every chapter opens with: numbers by name, words by rule, parameters that reach every call."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from tiny import token_model, token_pictures
 
 import zsr_utils.study
-from zsr_utils import scores
+from zsr_utils import parameters, run, scores
 from zsr_utils.conditions import ORIGINAL, gaussian_noise
 from zsr_utils.study import open_study
 
@@ -30,8 +32,8 @@ def open_tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(zsr_utils.study, "load_dataset", load_dataset)
     given = {"model": "one", "models": ["two@tag"], "dataset": "noise", "batch_size": 4, "seed": 3}
 
-    def opened(**changes):
-        study = open_study("99-x", given | changes)
+    def opened(needs=(), **changes):
+        study = open_study("99-x", given | changes, **dict(needs))
         study.asked = asked
         return study
 
@@ -110,11 +112,44 @@ def test_prompts_change_the_head_and_are_recorded(open_tiny):
         ({"limit": -5}, "limit is -5, allowed is 0 or more"),
         ({"models": ["a@b@c"]}, "models holds 'a@b@c', allowed are names such as 'ViT-B-32' or 'ViT-B-32@openai'"),
         ({"prompts": "plane prompt"}, "Unknown prompt set 'plane prompt': nearest known names are plain prompt"),
+        ({"number": -5}, "number is -5, allowed is 0 or more"),
+        ({"text_cosine": 1.5}, "text_cosine is 1.5, allowed is above -1 and below 1"),
+        ({"budgets": [4, 2]}, r"budgets is \[4, 2\], allowed are growing numbers"),
+        ({"sigmas": []}, "sigmas is empty, allowed is one value or more"),
+        ({"sigmas": [1, "4"]}, "sigmas is '4', allowed is above 0"),
+        ({"draws": True}, "draws is True, allowed is 1 or more"),
+        ({"adaptive_goals": ["blended"]}, "adaptive_goals is 'blended', allowed are 'named', 'aligned'"),
     ],
 )
 def test_bad_parameters_are_refused_by_name(open_tiny, change, message):
     with pytest.raises(ValueError, match=message):
         open_tiny(**change)
+
+
+def test_every_number_among_the_parameters_of_a_notebook_has_its_rule():
+    for notebook in (Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"):
+        for name, value in run.defaults(notebook).items():
+            numbers = [v for v in (value if isinstance(value, list) else [value]) if type(v) in (int, float)]
+            assert not numbers or name in parameters.ALLOWED, f"{notebook.name}: {name}"
+
+
+def test_a_chapter_says_at_once_what_it_needs(open_tiny):
+    with pytest.raises(ValueError, match="has 6 of the 20 images that 99-x needs at least"):
+        open_tiny(needs={"images": 20})
+    with pytest.raises(ValueError, match="draws is 4, allowed is 16 or more"):
+        open_tiny(draws=4, needs={"draws": 16})
+
+
+def test_the_one_sentence_of_a_chapter_carries_the_caution(open_tiny, monkeypatch):
+    study, said = open_tiny(), []
+    monkeypatch.setattr(study.run, "say", said.append)
+    study.number("a/none", scores.not_measured())
+    study.say("**In short:** {a/none:pct}.")
+    study.say("Else {a/none:pct}.")
+    assert said == [
+        "**In short:** not measured. **Caution:** 6 images are too few for most comparisons to be decided.",
+        "Else not measured.",
+    ]
 
 
 def test_facts_of_a_study_can_be_kept_as_rows(open_tiny):

@@ -19,13 +19,15 @@ from zsr_utils.conditions._overlay import OVERLAYS, overlay
 PAPER = ("translation", "pad_crop", "scale", "scale_pad", "rotation", "text_semantic", "text_random", "text_empty")
 VARIANTS = ("scale_restored", "pad_crop_mean", "scale_pad_mean", "rotation_mean", "rotation_content")
 
+WORDS = 3  # that one overlay writes or hides
 IN_PLACE = (*OVERLAYS, "scale_restored")
 KEEP_SIZE = (*IN_PLACE, "translation", "scale_pad", "scale_pad_mean")
 
 
 def families(
-    names: Sequence[str] | None = None, *, units: str = "relative", phrase: str = "{}", text_height: float = 1 / 8
-) -> list[Perturbation]:
+    names: Sequence[str] | None = None, *, units: str = "relative", phrase: str = "{}", text_height: float = 1 / 8,
+    words: int = WORDS,
+) -> list[Perturbation]:  # fmt: skip
     """All instances of the named families, in order.
 
     The paper's families are `PAPER`, 30 instances:
@@ -51,6 +53,8 @@ def families(
         phrase: What an overlay writes, with one `{}` for the class name.
         text_height: Font size as a share of the image's height, and less where the text would be wider than the image,
             at least 6 px; the padding around the text is a quarter of it. Only for `relative`.
+        words: Class names that each kind of overlay writes or hides, one an instance: at most three, and no more than
+            there are other classes.
 
     Examples:
         >>> [(p.family, p.instance) for p in families(["scale_pad", "rotation"])]
@@ -70,7 +74,7 @@ def families(
     known = geometric(units)
     for kind in OVERLAYS:
         write = partial(overlay, kind=kind, phrase=phrase, text_height=height)
-        known[kind] = [(f"word {k + 1}", height or 14, partial(write, number=k)) for k in range(3)]
+        known[kind] = [(f"word {k + 1}", height or 14, partial(write, number=k)) for k in range(min(words, WORDS))]
     found = []
     for family in PAPER if names is None else names:
         one_of("perturbation family", family, (*PAPER, *VARIANTS))
@@ -123,7 +127,7 @@ def as_conditions(perturbations: Sequence[Perturbation], further: Callable | Non
     return [Condition(*key, views.change, views.facts, len(views.perturbations)) for key, views in shown.items()]
 
 
-def other_classes(sample_id: str, answer: int, n: int, seed: int, *, most: int = 3) -> list[int]:
+def other_classes(sample_id: str, answer: int, n: int, seed: int, *, most: int = WORDS) -> list[int]:
     """Classes that are not the answer, at most so many, by sample id and seed."""
     key = hashlib.sha256(f"{seed}\0{sample_id}".encode()).digest()
     order = np.random.default_rng(list(key[:8])).permutation(n)

@@ -86,8 +86,13 @@ def linear_errors(
         "first_pattern": jacobian.right_singular_images(net, pairs.sources, left, 1)[:, 0].float(),
         "random": unit_noise(pairs.sources.shape[1:], ids, (seed, "direction")),
     }
-    errors = {k: jacobian.linear_error(net, pairs.sources, d, sizes, sample_ids=ids) for k, d in along.items()}
-    return pd.concat([rows.assign(direction=k) for k, rows in errors.items()], ignore_index=True)
+    frames = []
+    for name, direction in along.items():
+        moves = np.flatnonzero(direction.flatten(1).any(1))  # one that is aligned from the start has no attack
+        own = [ids[i] for i in moves]
+        errors = jacobian.linear_error(net, pairs.sources[moves], direction[moves], sizes, sample_ids=own)
+        frames.append(errors.assign(direction=name))
+    return pd.concat(frames, ignore_index=True)
 
 
 def reaches(errors: pd.DataFrame) -> pd.DataFrame:

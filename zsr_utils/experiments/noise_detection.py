@@ -23,7 +23,6 @@ from zsr_utils.scores import CLEAN, HELD_OUT, Estimate, decide, estimate_of, pai
 from zsr_utils.study import Study
 
 
-LEAST = 16  # draws
 CONVERSIONS = ("float", "round", "truncate")
 NAMED = Settings(eight_bit=True, max_steps=20)  # few steps change an answer
 LINEAR = {
@@ -117,8 +116,6 @@ def control(study: Study, kind: Kind) -> Kind:
 
 def noisy(study: Study, kinds: Sequence[Kind], sigmas: Sequence[float], draws: int, *, name: str = "") -> pd.DataFrame:
     """Rows of noisy images of some kinds, each saved as an 8-bit file."""
-    if draws < LEAST:
-        raise ValueError(f"draws is {draws}, allowed is {LEAST} or more: a share of fewer answers is no threshold.")
     frames, added = [], gaussian_noise(sigmas, conversion="round")
     for kind in kinds:
         shown = [replace(condition, facts=kind.facts) for condition in added]

@@ -179,7 +179,7 @@ def pair_names(table: pd.DataFrame) -> list[str]:
 
 
 def make_pairs(images: Embedded, *, per_class: int = 10, seed: int = 0) -> pd.DataFrame:
-    """Ordered pairs: random images of every class, `per_class` each, with a random image of every other class.
+    """Ordered pairs: random images of every class, at most `per_class`, with a random image of every other class.
 
     Returns: Columns `sample_id`, `label` (the source's), `target_id`, `target_label`.
 
@@ -188,14 +188,13 @@ def make_pairs(images: Embedded, *, per_class: int = 10, seed: int = 0) -> pd.Da
     by_class = {int(label): images.sample_ids[images.labels == label] for label in np.unique(images.labels)}
     if len(by_class) < 2:
         raise ValueError(f"{len(by_class)} class given, pairs need at least two.")
-    few = min(by_class, key=lambda label: len(by_class[label]))
-    if not 1 <= per_class <= (most := len(by_class[few])):
-        raise ValueError(f"per_class is {per_class}, allowed is 1 to {most}, the number of images of class {few}.")
+    if per_class < 1:
+        raise ValueError(f"per_class is {per_class}, allowed is 1 or more.")
     rng = np.random.default_rng(seed)
     pairs = [
         (source, label, rng.choice(others), target_label)
         for label, own in by_class.items()
-        for source in rng.choice(own, per_class, replace=False)
+        for source in rng.choice(own, min(per_class, len(own)), replace=False)
         for target_label, others in by_class.items()
         if target_label != label
     ]

@@ -179,6 +179,7 @@ def similarity_histogram(
 ) -> go.Figure:
     """Densities of the cosine of image pairs, same class against different class, and of other pairs by name."""
     groups = {"different class": between, "same class": within, **(others or {})}
+    groups = {name: values for name, values in groups.items() if len(values)}
     low, high = min(v.min() for v in groups.values()), max(v.max() for v in groups.values())
     edges = np.linspace(low, high, bins + 1)
     middle = (edges[1:] + edges[:-1]) / 2

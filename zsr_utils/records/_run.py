@@ -3,6 +3,7 @@
 import html
 import importlib.metadata
 import json
+import math
 import platform
 import re
 import subprocess
@@ -19,6 +20,7 @@ from zsr_utils.scores import Estimate
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "scipy", "pandas", "umap-learn", "plotly")
 NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)+")
 RECORD = "application/papermill.record/"
+FEW = 30  # images: a share of so many has an interval of 30 points or more
 
 
 class Run:
@@ -37,6 +39,7 @@ class Run:
         self._dataset = parameters.get("dataset") or images.name
         self.folder = result_folder(net.name, self._dataset, notebook, net.pretrained)
         self.metrics: dict[str, Estimate] = {}
+        self.missing: dict[str, Estimate] = {}  # what there were no samples for
         self._net, self._images = net, images
         self._prompts: dict[str, list[str]] = {}
         self._began = time.perf_counter()
@@ -46,17 +49,26 @@ class Run:
 
     @property
     def caution(self) -> str:
-        """Why accuracies of this pair of model and data mean nothing, or an empty string."""
-        net, images = self._net, self._images
+        """What must be known before a number of this model on these images is believed, or an empty string."""
+        net, images, found = self._net, self._images, []
         if net.trained_on and net.trained_on != images.name:
-            return f"{net.name} was trained on {net.trained_on} alone: its accuracies on {images.name} mean nothing"
-        return net.note
+            found += [f"{net.name} was trained on {net.trained_on} alone: its accuracies on {images.name} mean nothing"]
+        if len(images) < FEW:
+            found += [f"{len(images)} images are too few for most comparisons to be decided"]
+        return "; ".join([*found, *filter(None, [net.note])])
 
     def metric(self, name: str, estimate: Estimate) -> Estimate:
-        """Keep a number under `topic/quantity[/qualifier]`; later pages can quote it by that name."""
+        """Keep a number under `topic/quantity[/qualifier]`; later pages can quote it by that name.
+
+        One that is not a number was not measured: its name is among the `missing` of the provenance.
+        """
         if not NAME.fullmatch(name):
             raise ValueError(f"metric name is {name!r}, allowed is 'topic/quantity' in lower snake case.")
-        self.metrics[name] = estimate
+        kept, other = self.metrics, self.missing
+        if math.isnan(estimate.value):
+            kept, other = other, kept
+        kept[name] = estimate
+        other.pop(name, None)
         return estimate
 
     def prompts(self, name: str, templates) -> None:
@@ -81,7 +93,8 @@ class Run:
     def save(self) -> Path:
         """Write `metrics.json` and `provenance.json`, and leave every number in the notebook for other pages."""
         self._make_room()
-        write_json(self.folder / "metrics.json", self.table().to_dict("records"))
+        numbers = self.table().replace([math.inf, -math.inf, math.nan], None).to_dict("records")  # of a bound: none
+        write_json(self.folder / "metrics.json", numbers)
         write_json(self.folder / "provenance.json", self.provenance())
         for name, estimate in self.metrics.items():
             glue(name, estimate)
@@ -112,6 +125,7 @@ class Run:
             "model": net.name,
             **{name: getattr(net, name) for name in of_net},
             "caution": self.caution,
+            "not_measured": list(self.missing),
             "dataset": images.name,
             "dataset_fingerprint": images.fingerprint,
             "images": len(images) - len(images.unreadable),

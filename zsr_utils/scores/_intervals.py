@@ -14,7 +14,11 @@ AT_ONCE = 2**22  # numbers of a column drawn at once
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval and the number of samples behind it."""
+    """A value with its interval and the number of samples behind it.
+
+    A value that is not a number was not measured; bounds that are none leave a value without an interval, as one sample
+    does.
+    """
 
     value: float
     low: float
@@ -30,14 +34,20 @@ class Estimate:
             >>> e = Estimate(0.9876, 0.98, 0.993, "wilson 95 %", 800)
             >>> f"{e:pct}", f"{e:.2f}"
             ('98.8 % [98.0, 99.3]', '0.99 [0.98, 0.99]')
+            >>> f"{not_measured()}", f"{Estimate(0.5, np.nan, np.nan, '', 1):pct}"
+            ('not measured', '50.0 % [no interval, n = 1]')
         """
-        if spec == "pct":
-            return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
-        if spec == "points":
-            value, low, high = (f"{100 * v:+.1f}" for v in (self.value, self.low, self.high))
-            return f"{value} points [{low}, {high}]"
-        spec = spec or ".3f"
-        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        if np.isnan(self.value):
+            return "not measured"
+        number, unit = {"pct": (".1f", " %"), "points": ("+.1f", " points")}.get(spec, (spec or ".3f", ""))
+        value, low, high = (f"{(100 if unit else 1) * v:{number}}" for v in (self.value, self.low, self.high))
+        bounds = f"{low}, {high}" if np.isfinite([self.low, self.high]).all() else f"no interval, n = {self.n}"
+        return f"{value}{unit} [{bounds}]"
+
+
+def not_measured(unit: str = "fraction") -> Estimate:
+    """The estimate of what no sample tells."""
+    return Estimate(float("nan"), float("nan"), float("nan"), "not measured", 0, unit)
 
 
 def estimate_of(row) -> Estimate:
@@ -75,9 +85,10 @@ def grouped_proportion(successes: np.ndarray, groups: np.ndarray) -> Estimate:
     """
     successes, groups = np.asarray(successes, dtype=float), np.asarray(groups)
     n = len(successes)
-    if n == 0 or len(groups) != n:
-        allowed = "one group a sample and at least one sample"
-        raise ValueError(f"{n} samples and {len(groups)} groups given, allowed is {allowed}.")
+    if len(groups) != n:
+        raise ValueError(f"{n} samples and {len(groups)} groups given, allowed is one group a sample.")
+    if n == 0:
+        return not_measured()
     share = successes.mean()
     _, index = np.unique(groups, return_inverse=True)
     number = index.max() + 1
@@ -111,14 +122,16 @@ def bootstrap(
     The rows are drawn together, so a difference between two columns is a paired difference. With `groups`, whole groups
     are drawn, such as all pairs of one source image. Without, a statistic that has a parameter `axis`, as those of
     numpy, sees many resamples at once. A column of fractions that are all the same gives resamples no width: its
-    interval is Wilson's for as many trials as there are draws.
+    interval is Wilson's for as many trials as there are draws. Of a single draw anything else has no interval.
 
     Source: Efron (1979).
     """
     columns = tuple(np.asarray(c) for c in columns)
     n = len(columns[0])
-    if n == 0 or any(len(c) != n for c in columns):
-        raise ValueError(f"columns have lengths {[len(c) for c in columns]}, allowed are equal lengths above 0.")
+    if any(len(c) != n for c in columns):
+        raise ValueError(f"columns have lengths {[len(c) for c in columns]}, allowed are equal lengths.")
+    if n == 0:
+        return not_measured(unit)
     rng = np.random.default_rng(seed)
     members = None if groups is None else [np.flatnonzero(np.asarray(groups) == g) for g in np.unique(groups)]
     together = members is None and "axis" in inspect.signature(statistic).parameters
@@ -140,9 +153,11 @@ def bootstrap(
         kind += f", {len(members)} groups"
     label = f"bootstrap 95 % ({kind})"
     value, same = float(statistic(*columns)), len(columns) == 1 and (columns[0] == columns[0][0]).all()
+    trials = n if members is None else len(members)
     if same and unit == "fraction" and 0 <= value <= 1:
-        trials = n if members is None else len(members)
         (low, high), label = wilson(value, trials), f"wilson 95 % of {trials}, no variation"
+    elif trials == 1:
+        low, high, label = np.nan, np.nan, "none of a single draw"
     return Estimate(value, float(low), float(high), label, n, unit)
 
 
@@ -157,6 +172,8 @@ def paired_difference(before: np.ndarray, after: np.ndarray, *, seed: int = 0, u
     Source: Tango (1998) for the score interval of paired shares; its use without variation is this project's.
     """
     before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    if len(before) == len(after) == 0:
+        return not_measured(unit)
     n, both = len(before), np.concatenate([before, after])
     shares = unit == "fraction" and (both >= 0).all() and (both <= 1).all()
     if shares and n == len(after) > 0 and np.isin(both, (0, 1)).all():

@@ -4,7 +4,7 @@ import numpy as np
 import scipy
 from jaxtyping import Float, Int
 
-from zsr_utils.scores._intervals import Estimate
+from zsr_utils.scores._intervals import Estimate, not_measured
 
 
 def pair_similarities(embeddings: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"]) -> tuple:
@@ -56,13 +56,15 @@ def pair_estimates(
     with itself. Resamples are read off a histogram of 2,000 bins; the values themselves are exact.
 
     Returns:
-        `auroc`, `overlap` (fractions), `within_mean`, `between_mean` (cosines).
+        `auroc`, `overlap` (fractions), `within_mean`, `between_mean` (cosines); without two images of one class and
+        images of two classes none of them is measured.
 
     Source: Salman et al. (2024), Fig. 4, shows the two histograms; the summary numbers are ours.
     """
     within, between = pair_similarities(embeddings, labels)
+    names = (("auroc", "fraction"), ("overlap", "fraction"), ("within_mean", "cosine"), ("between_mean", "cosine"))
     if len(within) == 0 or len(between) == 0:
-        raise ValueError("pair_estimates needs two images of one class and images of two classes.")
+        return {name: not_measured(unit) for name, unit in names}
     low, high, coarse, fine = min(within.min(), between.min()), max(within.max(), between.max()), 100, 20
     width = (high - low + 1e-9) / (coarse * fine)
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
@@ -80,13 +82,13 @@ def pair_estimates(
 
     rng = np.random.default_rng(seed)
     n = len(unit)
-    draws = [summary(np.bincount(rng.integers(n, size=n), minlength=n)) for _ in range(resamples)]
+    with np.errstate(invalid="ignore"):  # of a few images, one draw in many holds no pair of one class
+        draws = [summary(np.bincount(rng.integers(n, size=n), minlength=n)) for _ in range(resamples)]
     values = (auroc(within, between), overlap_coefficient(within, between), within.mean(), between.mean())
     # resampled histograms are rougher than the original, which pulls their overlap down: take that bias out
-    bias = np.mean(draws, axis=0) - values
-    bounds = (np.quantile(draws, [0.025, 0.975], axis=0) - bias).clip([0, 0, -1, -1], 1)
+    bias = np.nanmean(draws, axis=0) - values
+    bounds = (np.nanquantile(draws, [0.025, 0.975], axis=0) - bias).clip([0, 0, -1, -1], 1)
     label = f"bootstrap 95 % (images, {resamples}, bias-corrected)"
-    names = (("auroc", "fraction"), ("overlap", "fraction"), ("within_mean", "cosine"), ("between_mean", "cosine"))
     return {
         name: Estimate(float(value), float(lo), float(hi), label, n, unit_name)
         for (name, unit_name), value, lo, hi in zip(names, values, *bounds, strict=True)

@@ -1,0 +1,57 @@
+"""Which values a notebook's parameters may have: told by name before anything is loaded."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+from zsr_utils._text import one_of
+
+
+# of a parameter, or of every item of a list: what it must be, a rule for numbers, and whose
+RULES = (
+    ("0 or more", lambda v: v >= 0, "budget_pairs budgets classes few_pairs limit number seed"),
+    ("1 or more", lambda v: v >= 1,
+     "adaptive_draws adaptive_pairs band_images batch_size budget_steps descent_steps draws family_images "
+     "family_scenes max_steps model_pairs noisy_images pairs patterns per_class resamples shown spectra steps "
+     "variant_images views"),
+    ("3 or more", lambda v: v >= 3, "cloud cloud_images compared fewest"),
+    ("above 0", lambda v: v > 0, "adaptive_sigmas attack_rms descent_step sigma sigmas sizes"),
+    ("above 0 and below 1", lambda v: 0 < v < 1, "equal_accuracy least_accuracy margin text_height"),
+    ("0 to below 1", lambda v: 0 <= v < 1, "momentum"),
+    ("above -1 and below 1", lambda v: -1 < v < 1, "cosine text_cosine"),
+)  # fmt: skip
+ALLOWED = {name: (words, rule) for words, rule, names in RULES for name in names.split()}
+GROWING = ("adaptive_sigmas", "attack_rms", "budgets", "sigmas", "sizes")  # lists
+CHOICES = {"adaptive_goals": ("named", "aligned"), "units": ("relative", "pixels")}  # and lists of them
+
+
+def check_parameters(given: Mapping, **least: float) -> None:
+    """Refuse values that mean nothing.
+
+    Args:
+        least: Of single parameters, what a chapter needs where that is more than their name alone asks for.
+
+    Examples:
+        >>> check_parameters({"number": 100, "sigmas": [1, 4]})
+        >>> check_parameters({"number": -5})
+        Traceback (most recent call last):
+        ValueError: number is -5, allowed is 0 or more.
+
+    Raises: ValueError.
+    """
+    for name, value in given.items():
+        items = value if isinstance(value, list) else [value]
+        words, rule = ALLOWED.get(name, ("", None))
+        if name in least:
+            words, rule = f"{least[name]} or more", lambda v, name=name: v >= least[name]
+        for item in items:
+            if name in CHOICES:
+                one_of(name, item, CHOICES[name])
+            if rule and not (type(item) in (int, float) and rule(item)):
+                raise ValueError(f"{name} is {item!r}, allowed is {words}.")
+        if not items and name != "models":
+            raise ValueError(f"{name} is empty, allowed is one value or more.")
+        if name in GROWING and any(b <= a for a, b in pairwise(items)):
+            raise ValueError(f"{name} is {value}, allowed are growing numbers.")
+    for name in given.get("models", ()):
+        if not isinstance(name, str) or name.count("@") > 1 or not name.split("@")[0].strip():
+            raise ValueError(f"models holds {name!r}, allowed are names such as 'ViT-B-32' or 'ViT-B-32@openai'.")
