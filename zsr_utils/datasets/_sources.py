@@ -10,8 +10,9 @@ from zsr_utils._text import one_of, unknown
 from zsr_utils.datasets._catalogue import EMBEDDED, HUB, NAMES, SOURCES, folder_of
 from zsr_utils.datasets._dataset import Dataset, Sample
 from zsr_utils.datasets._embedded import tabletop
-from zsr_utils.datasets._folders import folder_dataset, read_lines
+from zsr_utils.datasets._folders import folder_dataset, readable
 from zsr_utils.datasets._imagenet import imagenet, objectnet
+from zsr_utils.datasets._names import read_lines
 from zsr_utils.datasets._webdataset import is_webdataset, webdataset
 
 
@@ -49,13 +50,13 @@ def load_dataset(
 
     Raises: ValueError for an unknown name, split, class, id or layout; FileNotFoundError where files are not there.
     """
-    dataset = _whole(str(name_or_folder), split)
+    dataset = _whole(str(name_or_folder), split, () if isinstance(classes, int) else classes)
     if ids:
         dataset = dataset.only(_listed(ids))
     return dataset.restricted(classes, seed).subset(limit, seed)
 
 
-def _whole(name: str, split: str) -> Dataset:
+def _whole(name: str, split: str, asked: Sequence[str]) -> Dataset:
     if name == "tabletop":
         return tabletop(split)
     if name in ("cifar10", "cifar100"):
@@ -67,8 +68,8 @@ def _whole(name: str, split: str) -> Dataset:
     folder = Path(name.removeprefix("wds:"))
     if folder.is_dir():
         if name.startswith("wds:") or is_webdataset(folder):
-            return webdataset(folder, split, name=folder.resolve().name)
-        return folder_dataset(folder, split)
+            return webdataset(folder, split, name=readable(folder.resolve().name))
+        return folder_dataset(folder, split, asked)
     if HUB.fullmatch(name):
         return webdataset(folder_of(name), split, name=name)
     raise ValueError(f"{unknown('data set', name, NAMES)} It is not a folder here either.")
@@ -94,7 +95,7 @@ def _cifar(name: str, split: str) -> Dataset:
 
 def _listed(ids: str | Path) -> list[str]:
     path = next((p for p in (Path(ids), SUBSETS / f"{ids}.txt") if p.is_file()), None)
-    listed = read_lines(path) if path else []
+    listed = [line for _, line in read_lines(path)] if path else []
     if not listed:
         known = ", ".join(sorted(p.stem for p in SUBSETS.glob("*.txt"))) or "none so far"
         allowed = f"a file with an id a line, or the name of one in data/subsets: {known}"
