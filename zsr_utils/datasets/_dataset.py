@@ -94,11 +94,11 @@ class Dataset:
     @property
     def notes(self) -> tuple[str, ...]:
         """What must be known of a data set: what does not take part, and names that no model can know."""
-        left = [f"{count:,} {why} (such as {first!r})" for why, (count, first) in self.left_out.items()]
-        if self.unreadable:
-            left.append(f"{len(self.unreadable):,} unreadable (such as {next(iter(self.unreadable))!r})")
-        said = [f"{self.links:,} links to folders were followed" if self.links else "", no_words(self.class_names)]
-        return tuple(filter(None, [f"left out: {', '.join(left)}" if left else "", *said]))
+        broken = {"pictures that cannot be read": (len(self.unreadable), next(iter(self.unreadable), ""))}
+        reasons = {**self.left_out, **(broken if self.unreadable else {})}
+        left = "; ".join(f"{why}: {count:,}, such as {first!r}" for why, (count, first) in reasons.items())
+        links = f"links to folders, followed: {self.links:,}" if self.links else ""
+        return tuple(filter(None, [left and f"Left out: {left}", links, no_words(self.class_names)]))
 
     @cached_property
     def _digests(self) -> list[bytes]:

@@ -63,11 +63,9 @@ def folder_dataset(folder: Path, split: str, asked: Collection[str] = ()) -> Dat
         if names and class_name not in names:
             raise ValueError(f"The folder {class_folder!r} in {str(folder)!r} is not a class of its classes.txt.")
         if not wanted and not _pictures(folder / class_folder, held := LeftOut()):
-            inside = ", ".join(f"{count:,} {why}" for why, (count, _) in held.items()) or "nothing"
-            way_out = "remove it, or name the classes that you want"
-            raise ValueError(
-                f"The folder {class_folder!r} in {str(folder)!r} has no pictures, but {inside}: {way_out}."
-            )
+            inside = ", ".join(f"{why}: {count:,}" for why, (count, _) in held.items()) or "it is empty"
+            what = f"The folder {class_folder!r} in {str(folder)!r} has no pictures ({inside})"
+            raise ValueError(f"{what}: remove it, or name the classes that you want.")
     label_of = {f: (names or spoken).index(c) for f, c in zip(folders, spoken)}
     return class_folders(folder, label_of, left, name=name, class_names=names or spoken)
 
@@ -166,14 +164,10 @@ def _labelled(folder: Path, name: str, table: Path, names: Sequence[str], left: 
     Or with Tiny-ImageNet's `val_annotations.txt`: file, WordNet id and a box in a line.
     """
     if table.suffix == ".csv":
-        rows = read_table(table)
-        for column in ("file", "label"):
-            if column not in rows[0][1]:
-                raise ValueError(f"{str(table)!r} has no column {column!r}, needed are 'file' and 'label'.")
-        listed = [(number, row["file"], row["label"]) for number, row in rows[1:]]
+        listed = [(number, *row) for number, row in read_table(table, "file", "label")]
     else:
-        rows = [(number, *line.split("\t")[:2], "")[:3] for number, line in read_lines(table)]
-        listed = [(number, f"images/{file}", label) for number, file, label in rows]
+        fields = [(number, f"images/{line}".split("\t")) for number, line in read_lines(table)]
+        listed = [(number, row[0], row[1] if len(row) > 1 else "") for number, row in fields]
     if not listed:
         raise ValueError(f"{str(table)!r} has no rows.")
     for number, file, label in listed:

@@ -24,18 +24,14 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     """
     content = path.read_bytes()
     encoding = "utf-16" if content.startswith(UTF_16) else "utf-8-sig"
-    text = content.decode(encoding, "backslashreplace")
     try:
-        content.decode(encoding)
-        wrong = text.find("\0")  # UTF-16 without its mark
+        text, sound = content.decode(encoding), True
     except UnicodeDecodeError as error:
-        wrong = len(content[: error.start].decode(encoding, "ignore"))
+        text, sound = content[: error.start].decode(encoding, "ignore"), False
+    sound, text = sound and "\0" not in text, text.partition("\0")[0]  # as in UTF-16 without its mark
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    if wrong >= 0:
-        number = text[:wrong].replace("\r\n", "\n").replace("\r", "\n").count("\n") + 1
-        raise ValueError(
-            f"{str(path)!r} is no text in UTF-8 (line {number}: {lines[number - 1][:40]!r}): save it as UTF-8."
-        )
+    if not sound:
+        raise ValueError(f"{str(path)!r} is not in UTF-8 (line {len(lines)}, after {lines[-1][-40:]!r}): save it so.")
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -48,20 +44,21 @@ def read_names(path: Path) -> list[str]:
     return class_names([line for _, line in lines], str(path))
 
 
-def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Rows of a CSV file with a header, by line."""
-    lines = read_lines(path)
+def read_table(path: Path, *columns: str) -> list[tuple[int, tuple[str, ...]]]:
+    """Some columns of a CSV file with a header, by line."""
+    lines = read_lines(path) or [(1, "")]
     try:
-        header, *rows = csv.reader([line for _, line in lines], strict=True) if lines else [[]]
+        header, *rows = ([field.strip() for field in row] for row in csv.reader([line for _, line in lines]))
     except csv.Error as error:
         raise ValueError(f"{str(path)!r} is no list with commas: {error}.") from error
-    if len(rows) != len(lines[1:]):
-        raise ValueError(f"{str(path)!r} has a field over several lines, allowed is a row a line.")
-    header = [name.strip() for name in header]
+    for column in columns:
+        if column not in header:
+            needed = " and ".join(map(repr, columns))
+            raise ValueError(f"{str(path)!r} has no column {column!r}, needed are {needed}.")
     for (number, line), row in zip(lines[1:], rows):
-        if len(row) != len(header):
+        if len(row) != len(header) or len(rows) != len(lines) - 1:
             raise ValueError(f"{str(path)!r} line {number} has {len(row)} fields, its header {len(header)}: {line!r}.")
-    return [(number, dict(zip(header, map(str.strip, row)))) for (number, _), row in zip(lines, [header, *rows])]
+    return [(n, tuple(row[header.index(c)] for c in columns)) for (n, _), row in zip(lines[1:], rows)]
 
 
 def index(text: str) -> int | None:

@@ -56,7 +56,8 @@ def _shards(folder: Path, left: LeftOut) -> list[Path]:
         there = {shard.name for shard in shards}
         listed = [f"{k}.tar" for k in range(min(count, len(there) + 1))]  # one more than there are is missing for sure
         if missing := [name for name in listed if name not in there]:
-            few = f"{count - len(there.intersection(listed)):,} of {count:,}"
+            counted = sum(f"{index(name[:-4])}.tar" == name and int(name[:-4]) < count for name in there)
+            few = f"{count - counted:,} of {count:,}"
             raise ValueError(f"{str(folder)!r} has no {missing[0]!r}: {few} shards are missing.")
         for name in sorted(there.difference(listed)):
             left.add(f"shards beyond the number in {NSHARDS}", readable(name))
