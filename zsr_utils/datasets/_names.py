@@ -106,6 +106,7 @@ def no_words(names: Sequence[str]) -> str:
     return "; ".join(said)
 
 
+@lru_cache(maxsize=1)
 def wordnet_words() -> dict[str, str]:
     """Names of WordNet ids, as common for ImageNet's 1,000 and as timm lists those of its 22,000."""
     from timm.data import ImageNetInfo
