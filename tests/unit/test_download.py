@@ -26,7 +26,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.cut, self.asked, self.length, self.drip = {}, [], [], None, 0
+        self.files, self.cut, self.asked, self.length, self.drip, self.parts = {}, [], [], None, 0, True
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}{path}"
@@ -42,6 +42,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_error(404)
         content = self.server.files[self.path]
         start = int(self.server.asked[-1].removeprefix("bytes=").removesuffix("-")) if self.server.asked[-1] else 0
+        start *= self.server.parts
         self.send_response(416 if start >= len(content) else 206 if start else 200)
         self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", self.server.length or str(max(0, len(content) - start)))
@@ -147,9 +148,14 @@ def test_a_length_that_is_no_number_is_none(server, offered):
 
 def test_more_than_the_known_size_is_not_taken(server, offered, tmp_path, monkeypatch):
     monkeypatch.setitem(SOURCES, "imagenette-160", Source("imagenette2-160", "0.5 MB", server.url("/x.tgz"), "0" * 32))
-    with pytest.raises(DownloadError, match=r"could not be fetched \(more has arrived than its 0.5 MB\): "):
+    with pytest.raises(DownloadError, match=r"\(more has arrived than its 0.5 MB, so it was removed\): "):
         download("imagenette-160")
-    assert (tmp_path / "data" / "x.tgz.part").stat().st_size < 1_600_000
+    assert left(tmp_path / "data") == set()
+
+
+def test_a_server_that_sends_no_part_is_asked_for_the_whole(server, offered, monkeypatch):
+    server.cut, server.parts = [300_000], False
+    assert left(download("imagenette-160")) == {"val", "noise"} and len(server.asked) == 2
 
 
 @pytest.mark.parametrize("place", ["file", "file/inner", "/dev/null/x", "/proc/x"])

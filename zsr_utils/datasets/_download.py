@@ -64,17 +64,22 @@ def _fetched(known: Source, path: Path) -> Path:
     """One file, under its name only when it is whole and its checksum right; until then it is `<path>.part`."""
     if path.is_file():
         return path
-    part, failed, began = path.with_name(f"{path.name}.part"), 0, time.monotonic()
-    with part.open("ab") as file, progress(round(_size(known)), path.name, unit="B", initial=file.tell()) as bar:
-        arrived = 0
-        while failed <= TRIES:
+    part, began, arrived, failed = path.with_name(f"{path.name}.part"), time.monotonic(), 0, 0
+    number, unit = known.size.split()
+    size = float(number) * {"MB": 1e6, "GB": 1e9}[unit]
+    with part.open("ab") as file, progress(round(size), path.name, unit="B", initial=file.tell()) as bar:
+        while failed is not None:
             try:
                 for chunk in _sent(known.url, file):
                     file.write(chunk)
                     bar.update(len(chunk))
-                    arrived, failed = arrived + len(chunk), 0
-                    _check(known, file.tell(), arrived, time.monotonic() - began)
-                break
+                    arrived, failed, seconds = arrived + len(chunk), 0, time.monotonic() - began
+                    if file.tell() > 1.1 * size:  # stated sizes are rounded, and some mean MiB
+                        part.unlink()
+                        raise ValueError(f"more has arrived than its {known.size}, so it was removed")
+                    if arrived < SLOWEST * (seconds - PATIENCE):
+                        raise ValueError(f"{arrived:,} bytes in {seconds:.0f} s are too slow")
+                failed = None
             except (requests.ConnectionError, requests.Timeout, HTTPError):  # the line broke: go on from here
                 failed += 1
                 if failed > TRIES:
@@ -100,22 +105,10 @@ def _sent(url: str, file: BinaryIO) -> Iterator[bytes]:
         if not response.ok:
             raise ValueError(f"the server answers {response.status_code} {response.reason}")
         if response.status_code != 206:
-            file.truncate(0)
+            file.seek(0)
+            file.truncate()
         while chunk := response.raw.read1(1 << 20):
             yield chunk
-
-
-def _size(known: Source) -> float:
-    number, unit = known.size.split()
-    return float(number) * {"MB": 1e6, "GB": 1e9}[unit]
-
-
-def _check(known: Source, size: int, arrived: int, seconds: float) -> None:
-    """Stop what is larger than its host states, and what would take for ever."""
-    if size > 1.1 * _size(known):  # stated sizes are rounded, and some mean MiB
-        raise ValueError(f"more has arrived than its {known.size}")
-    if arrived < SLOWEST * (seconds - PATIENCE):
-        raise ValueError(f"{arrived:,} bytes in {seconds:.0f} s are too slow")
 
 
 def _unpack(archive: Path, folder: Path) -> None:

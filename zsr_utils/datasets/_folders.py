@@ -50,12 +50,10 @@ def folder_dataset(folder: Path, split: str, asked: Collection[str] = ()) -> Dat
         _leave(top, [folder.name], "folders outside of the split", left)
     else:
         one_of("split", split, ["validation"])
-    listed = next((p for p in (folder / "classes.txt", top / "classes.txt") if p.is_file()), None)
-    names = read_names(listed) if listed else []
-    if (folder / "labels.csv").is_file():
-        return _labelled(folder, name, folder / "labels.csv", names, left)
-    if (folder / "val_annotations.txt").is_file():  # Tiny-ImageNet
-        return _labelled(folder, name, folder / "val_annotations.txt", names, left)
+    names = next((read_names(f / "classes.txt") for f in (folder, top) if (f / "classes.txt").is_file()), [])
+    for table in (folder / "labels.csv", folder / "val_annotations.txt"):  # the second is Tiny-ImageNet's
+        if table.is_file():
+            return _labelled(folder, name, table, names, left)
     folders = _class_folders(folder)
     spoken = class_names(folders, str(folder))
     wanted = {*names, *class_names(list(asked), "classes")}
@@ -101,12 +99,11 @@ def splits(folder: Path) -> dict[str, str]:
 
     Raises: ValueError where some look like splits and others like classes.
     """
-    inner = _folders(folder)
-    named = {name: found.lastgroup for name in inner if (found := SPLIT.fullmatch(name))}
-    if not named:
+    if not (named := _named(folder)):
         return {}
+    rest = [name for name in _folders(folder) if name not in named and name.lower() not in NO_CLASS]
     deep = [name for name in named if _is_split(folder / name)]
-    others = [name for name in inner if name not in named and name.lower() not in NO_CLASS and _pictures(folder / name)]
+    others = [name for name in rest if _pictures(folder / name)]
     if deep and (len(named) > 1 or not others):
         return named
     if not deep and others and list(named.values()) == ["train"]:
@@ -118,21 +115,21 @@ def splits(folder: Path) -> dict[str, str]:
 
 def split_folder(folder: Path, split: str) -> Path:
     """The folder of a split; `validation` is whatever its authors call the images to evaluate on."""
-    inner = _folders(folder)
-    present = {name: found.lastgroup for name in inner if (found := SPLIT.fullmatch(name))}
-    if not present:
+    if not (named := _named(folder)):
         raise ValueError(f"{str(folder)!r} has no folder of a split, expected are test, train, val, validation.")
-    if split in present:
-        return folder / split
-    of_kind = {kind: [name for name, its in present.items() if its == kind] for kind in present.values()}
     meant = SPLIT.fullmatch(split)
-    found = of_kind.get(meant.lastgroup if meant else split, [])
-    if split == "validation":
-        found = found or of_kind.get("test", [])
+    found = [split] if split in named else [name for name, kind in named.items() if meant and kind == meant.lastgroup]
+    if split == "validation" and not found:
+        found = [name for name, kind in named.items() if kind == "test"]
     if len(found) > 1:
         raise ValueError(f"split is {split!r}, which may be {' or '.join(map(repr, found))} in {str(folder)!r}.")
-    one_of("split", split, [split] if found else present)
+    one_of("split", split, [split] if found else named)
     return folder / found[0]
+
+
+def _named(folder: Path) -> dict[str, str]:
+    """Folders called like a split, and which it is."""
+    return {name: found.lastgroup for name in _folders(folder) if (found := SPLIT.fullmatch(name))}
 
 
 def readable(name: str) -> str:
@@ -166,8 +163,7 @@ def _labelled(folder: Path, name: str, table: Path, names: Sequence[str], left: 
     if table.suffix == ".csv":
         listed = [(number, *row) for number, row in read_table(table, "file", "label")]
     else:
-        fields = [(number, f"images/{line}".split("\t")) for number, line in read_lines(table)]
-        listed = [(number, row[0], row[1] if len(row) > 1 else "") for number, row in fields]
+        listed = [(number, *f"images/{line}\t".split("\t")[:2]) for number, line in read_lines(table)]
     if not listed:
         raise ValueError(f"{str(table)!r} has no rows.")
     for number, file, label in listed:
@@ -177,7 +173,7 @@ def _labelled(folder: Path, name: str, table: Path, names: Sequence[str], left: 
     if by_index and not names:
         raise ValueError(f"{str(table)!r} gives classes by index, and classes.txt beside it does not name them.")
     given = sorted({label for _, _, label in listed})
-    spoken = dict(zip(given, given if by_index else class_names(given, str(table))))
+    spoken = {} if by_index else dict(zip(given, class_names(given, str(table))))
     names = names or list(spoken.values())
     label_of = {k if by_index else c: k for k, c in enumerate(names)}
     samples: dict[str, Sample] = {}
@@ -230,10 +226,8 @@ def _pictures(folder: Path, left: LeftOut | None = None, *, deep: bool = True) -
 
 
 def _is_split(folder: Path) -> bool:
-    """Whether a folder holds what a folder of a split holds: folders of classes, a list of labels, or shards."""
-    names = {entry.name for entry in _entries(folder)}
-    listed = any(os.path.isfile(folder / name) for name in USED) or any(name.endswith(".tar") for name in names)
-    return listed or any(_pictures(folder / name) for name in _folders(folder))
+    """Whether a folder holds what a folder of a split holds: folders of classes, or a list of labels."""
+    return any((folder / name).is_file() for name in USED) or any(_pictures(folder / f) for f in _folders(folder))
 
 
 def _images(folder: Path | str, relative: str, left: LeftOut, above: tuple = ()) -> Iterator[tuple[str, str]]:

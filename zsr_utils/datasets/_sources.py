@@ -34,17 +34,17 @@ def load_dataset(
               `objectnet`, `imagenet-c`, `stylized-imagenet`;
             - `wds:` and a folder, or a data set of the Hugging Face hub such as `clip-benchmark/wds_imagenetv2`,
               in the layout of CLIP_benchmark;
-            - a folder with one sub-folder of images a class, or with `labels.csv` (columns `file` and `label`, a
-              name or an index) beside the images, or a webdataset. `classes.txt`, a name a line, sets the order
-              of the classes.
+            - a folder with one sub-folder of images a class (a WordNet id is translated), such folders in a folder
+              a split, or `labels.csv` (columns `file` and `label`, a name or an index) beside the images, or a
+              webdataset. `classes.txt`, a name a line, sets the order of the classes, also of ones without images.
         split: `validation`, whatever the authors call the images to evaluate on, or `train` where a data set has
             it; folders and webdatasets with splits also take the name on disk, such as `test`. For `imagenet-c` a
             corruption and a severity, such as `gaussian_noise/3`.
             `tabletop` has `validation` and the conditions of its shifted sets, the same scenes in each:
             `photo`, `cartoon`, `sketch`, `silhouette`, `backdrop`, `viewpoint`, `lighting`, `pattern`, `card`.
         limit: At most this many images, drawn by `seed` and spread over the classes; None or 0 is all.
-        classes: Only these classes, or this many drawn by `seed`: the names of the others are no answers then; 0
-            is all.
+        classes: Only these classes, also ones without images, or this many drawn by `seed`: the names of the others
+            are no answers then; 0 is all.
         ids: Only these samples: a file with an id a line, or the name of a list in `data/subsets`; None or an empty
             text is all.
 
