@@ -4,13 +4,14 @@ import os
 import random
 import re
 import unicodedata
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from tiny import tiny_model
 
-from zsr_utils.datasets import UnreadableImages, _digests, load_dataset
+from zsr_utils.datasets import Dataset, Sample, UnreadableImages, _digests, load_dataset
 from zsr_utils.datasets._folders import EXTENSIONS
 from zsr_utils.datasets._names import class_names, no_words
 from zsr_utils.measure import embed
@@ -176,6 +177,16 @@ def test_the_same_pictures_are_one_data_set_wherever_they_lie_and_others_never(t
         features = embed(net, changed).features
         same = [bool((a == b).all()) for a, b in zip(seen, features)]
         assert same == [True, False, True]
+
+
+def test_pictures_that_lie_in_no_file_are_known_by_their_pixels():
+    def of(*greys):
+        return Dataset(
+            "own", ("a",), [Sample(f"{k}", 0, partial(Image.new, "L", (4, 4), g)) for k, g in enumerate(greys)]
+        )
+
+    assert of(1, 2).fingerprint == of(1, 2).fingerprint != of(1, 3).fingerprint
+    assert len({dataset.fingerprint for dataset in (of(1, 2), of(2, 1), of(1, 2).subset(1), of(1))}) == 3
 
 
 def test_bytes_are_read_once(tmp_path, monkeypatch):

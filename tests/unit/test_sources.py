@@ -336,7 +336,8 @@ def test_a_list_of_labels_names_classes_or_counts_them(tmp_path, text, classes, 
         ("file,label\n", "", "has no rows"),
         ("", "", "has no column 'file'"),
         ("file,label\na.png,\nb.png,dog\n", "", "line 2 has no class"),
-        ("file,label\n\na.png,cat,domestic\n", "", "line 3 has 3 fields, its header 2: 'a.png,cat,domestic'"),
+        ("file,label\n\na.png,cat,domestic\n", "", "line 3 has 3 fields, its header 2: .'a.png', "),
+        ('file,label\na.png,"cat\nb.png,dog"\n', "", r"line 2 is no row with commas \(unexpected end of data\): "),
     ],
 )
 def test_a_list_of_labels_that_does_not_match_is_refused_in_a_sentence(tmp_path, text, classes, message):

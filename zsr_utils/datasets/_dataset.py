@@ -113,8 +113,10 @@ class Dataset:
     @cached_property
     def _shelf(self) -> tuple[str, int]:
         """Where its pictures are kept, a slot each, and those of its subsets: what lies in a slot has its digest."""
+        if self.whole:
+            return self.whole
         listed = repr((self.content, [(sample.sample_id, sample.place) for sample in self.samples]))
-        return self.whole or (digest_of(listed.encode()).hex(), len(self))
+        return digest_of(listed.encode()).hex(), len(self)
 
     @cached_property
     def _row_of(self) -> Mapping[str, int]:

@@ -46,19 +46,21 @@ def read_names(path: Path) -> list[str]:
 
 def read_table(path: Path, *columns: str) -> list[tuple[int, tuple[str, ...]]]:
     """Some columns of a CSV file with a header, by line."""
-    lines = read_lines(path) or [(1, "")]
-    try:
-        header, *rows = ([field.strip() for field in row] for row in csv.reader([line for _, line in lines]))
-    except csv.Error as error:
-        raise ValueError(f"{str(path)!r} is no list with commas: {error}.") from error
+    rows = []
+    for number, line in read_lines(path):
+        try:
+            rows.append((number, [field.strip() for field in next(csv.reader([line], strict=True))]))
+        except csv.Error as error:
+            raise ValueError(f"{str(path)!r} line {number} is no row with commas ({error}): {line!r}.") from error
+    header = rows[0][1] if rows else []
     for column in columns:
         if column not in header:
             needed = " and ".join(map(repr, columns))
             raise ValueError(f"{str(path)!r} has no column {column!r}, needed are {needed}.")
-    for (number, line), row in zip(lines[1:], rows):
-        if len(row) != len(header) or len(rows) != len(lines) - 1:
-            raise ValueError(f"{str(path)!r} line {number} has {len(row)} fields, its header {len(header)}: {line!r}.")
-    return [(n, tuple(row[header.index(c)] for c in columns)) for (n, _), row in zip(lines[1:], rows)]
+    for number, row in rows[1:]:
+        if len(row) != len(header):
+            raise ValueError(f"{str(path)!r} line {number} has {len(row)} fields, its header {len(header)}: {row!r}.")
+    return [(number, tuple(row[header.index(column)] for column in columns)) for number, row in rows[1:]]
 
 
 def index(text: str) -> int | None:

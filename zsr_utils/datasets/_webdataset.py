@@ -99,7 +99,8 @@ def _indexed(shard: Path, classes: int, left: LeftOut) -> list[tuple[str, int, t
                 else:
                     places[key] = member.offset_data, member.size
     except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"{what} cannot be read: {str(error).rstrip('.')}.") from error
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise ValueError(f"{what} cannot be read: {reason}.") from error
     for key in [key for key in places if key not in labels and _first(key) in labels and _first(key) in places]:
         left.add("further pictures of a sample", f"{readable(shard.stem)}/{key}")
         del places[key]
