@@ -75,7 +75,8 @@ class Study:
     def opened(self) -> None:
         """Say which models and images this run is about, and what must be known before believing a number."""
         models, classes = ", ".join(self.nets), len(self.names)
-        print(*filter(None, [f"{models}; {len(self.images)} images, {classes} classes", self.run.caution]), sep="\n")
+        said = [f"{models}; {len(self.images)} images, {classes} classes", self.run.caution, *self.images.notes]
+        print(*filter(None, said), sep="\n")
 
     def head(self, net: Model, templates: Sequence[str] | None = None) -> Head:
         """The zero-shot classifier of a model for this data set's classes."""

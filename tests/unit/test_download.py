@@ -17,13 +17,16 @@ from zsr_utils.datasets._catalogue import SOURCES, Source
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`; `cut` holds, for each coming answer, after how many bytes the line goes dead."""
+    """Serves `files`; `cut` holds, for each coming answer, after how many bytes the line goes dead.
+
+    `length` is said in place of a file's, and `drip` sends it in pieces of so many bytes.
+    """
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.cut, self.asked = {}, [], []
+        self.files, self.cut, self.asked, self.length, self.drip, self.parts = {}, [], [], None, 0, True
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}{path}"
@@ -39,18 +42,20 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_error(404)
         content = self.server.files[self.path]
         start = int(self.server.asked[-1].removeprefix("bytes=").removesuffix("-")) if self.server.asked[-1] else 0
+        start *= self.server.parts
         self.send_response(416 if start >= len(content) else 206 if start else 200)
         self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(max(0, len(content) - start)))
+        self.send_header("Content-Length", self.server.length or str(max(0, len(content) - start)))
         self.end_headers()
-        self.wfile.write(content[start:][: self.server.cut.pop(0) if self.server.cut else None])
+        sent = content[start:][: self.server.cut.pop(0) if self.server.cut else None]
+        for first in range(0, len(sent), self.server.drip or len(sent) or 1):
+            self.wfile.write(sent[first:][: self.server.drip or None])
         return None
 
 
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: None)  # between two tries
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)  # what an interruption may lose
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with Server() as running:
         threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
@@ -126,6 +131,40 @@ def test_a_run_that_was_killed_before_it_could_check_is_checked_by_the_next(serv
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "x.tgz.part").write_bytes(offered())
     assert left(download("imagenette-160")) == {"val", "noise"} and len(server.asked) == 1
+
+
+def test_a_server_that_drips_is_left_after_a_while_and_what_came_is_kept(server, offered, tmp_path, monkeypatch):
+    monkeypatch.setattr("zsr_utils.datasets._download.PATIENCE", -100)  # as if they had gone by
+    server.drip = 100
+    with pytest.raises(DownloadError, match=r"could not be fetched \([\d,]+ bytes in 0 s are too slow\): "):
+        download("imagenette-160")
+    assert (tmp_path / "data" / "x.tgz.part").stat().st_size < 700_000
+
+
+def test_a_length_that_is_no_number_is_none(server, offered):
+    server.length = "many"
+    assert left(download("imagenette-160")) == {"val", "noise"}
+
+
+def test_more_than_the_known_size_is_not_taken(server, offered, tmp_path, monkeypatch):
+    monkeypatch.setitem(SOURCES, "imagenette-160", Source("imagenette2-160", "0.5 MB", server.url("/x.tgz"), "0" * 32))
+    with pytest.raises(DownloadError, match=r"\(more has arrived than its 0.5 MB, so it was removed\): "):
+        download("imagenette-160")
+    assert left(tmp_path / "data") == set()
+
+
+def test_a_server_that_sends_no_part_is_asked_for_the_whole(server, offered, monkeypatch):
+    server.cut, server.parts = [300_000], False
+    assert left(download("imagenette-160")) == {"val", "noise"} and len(server.asked) == 2
+
+
+@pytest.mark.parametrize("place", ["file", "file/inner", "/dev/null/x", "/proc/x"])
+def test_a_place_that_cannot_be_is_a_sentence(offered, tmp_path, place, capsys):
+    (tmp_path / "file").touch()
+    assert command.main(["imagenette-160", "--to", str(tmp_path / place)]) == 1
+    assert command.main(["wds:a/b", "--to", str(tmp_path / place)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(" could not be fetched (" in line and line.endswith(".") for line in lines)
 
 
 @pytest.mark.parametrize("changed", ["on the server", "between two tries"])

@@ -30,6 +30,10 @@ def preprocess(**settings):
     return Preprocess(to_pixels, 8, settings or {"resize": 8})
 
 
+def mark(slot: int) -> bytes:
+    return bytes([slot + 1] * 16)
+
+
 class Counted:
     """Noise pictures that count how often they are opened; the first `broken` cannot be."""
 
@@ -44,7 +48,7 @@ class Counted:
 
             return Sample(f"s{i:02d}", i % 4, open_)
 
-        self.dataset = Dataset("counted", ("a", "b", "c", "d"), [sample(i) for i in range(n)])
+        self.dataset = Dataset("counted", ("a", "b", "c", "d"), [sample(i) for i in range(n)], content="counted")
 
 
 def all_of(dataset, transform, **options):
@@ -135,7 +139,7 @@ def test_a_folder_that_cannot_be_written_gets_one_sentence_with_the_ways_out(cac
 def test_a_disk_that_fills_up_in_the_middle_of_a_picture_leaves_it_unmarked(cache, monkeypatch):
     store = _pixels.PixelStore(cache / "store", 4, 8)
     pixels = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
-    store.write(0, pixels)
+    store.write(0, mark(0), pixels)
 
     class Short(io.BytesIO):
         def write(self, content):
@@ -143,9 +147,9 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_picture_leaves_it_unmarked(cach
 
     store._files = (Short(), store._files[1])
     with pytest.raises(OSError, match="No space left"):
-        store.write(1, pixels)
+        store.write(1, mark(1), pixels)
     again = _pixels.PixelStore(cache / "store", 4, 8)
-    assert 0 in again and 1 not in again and torch.equal(again.read(0), pixels)
+    assert again.holds(0, mark(0)) and not again.holds(1, mark(1)) and torch.equal(again.read(0), pixels)
 
 
 @pytest.mark.slow
@@ -159,12 +163,12 @@ def test_a_killed_run_leaves_whole_pictures_only(cache):
     child = os.fork()
     if not child:
         store = _pixels.PixelStore(cache / "store", 4, 8)
-        store.write(2, torch.full((3, 8, 8), 51, dtype=torch.uint8))
+        store.write(2, mark(2), torch.full((3, 8, 8), 51, dtype=torch.uint8))
         store._files = (store._files[0], Kill())
-        store.write(3, torch.full((3, 8, 8), 102, dtype=torch.uint8))
+        store.write(3, mark(3), torch.full((3, 8, 8), 102, dtype=torch.uint8))
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     again = _pixels.PixelStore(cache / "store", 4, 8)
-    assert [slot in again for slot in range(4)] == [False, False, True, False]
+    assert [again.holds(slot, mark(slot)) for slot in range(4)] == [False, False, True, False]
     assert torch.equal(again.read(2), torch.full((3, 8, 8), 51, dtype=torch.uint8))
 
 

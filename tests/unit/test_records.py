@@ -1,6 +1,7 @@
 """Rows, numbers and provenance on disk."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -32,6 +33,14 @@ def test_a_run_leaves_metrics_and_provenance(run, tmp_path):
     }  # fmt: skip
     assert wanted <= set(provenance) and provenance["seed"] == 3
     assert provenance["prompts"] == {"plain prompt": ["a photo of a {}"]}
+
+
+def test_provenance_says_what_was_left_out_of_the_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
+    images = replace(tiny_images(), left_out={"links to nothing": (3, "cat/1.png")}, class_names=["cat", "17", "dog"])
+    written = json.loads((records.Run("01-x", tiny_model(), images).save() / "provenance.json").read_text())
+    assert written["left_out"] == {"links to nothing": "3, such as 'cat/1.png'"}
+    assert written["notes"] == list(images.notes) and "such as '17'" in images.notes[1]
 
 
 def test_rows_of_several_runs_are_read_together(run, tmp_path):

@@ -273,25 +273,10 @@ def test_a_folder_of_splits_has_those_splits_and_not_two_classes(tmp_path):
         load_dataset(str(tmp_path), "val")
 
 
-def test_classes_that_are_called_train_and_test_are_classes(tmp_path):
-    tree(tmp_path, "test", "train")
-    assert load_dataset(str(tmp_path)).class_names == ("test", "train")
-
-
 def test_a_folder_without_splits_is_no_training_set(tmp_path):
     tree(tmp_path, "cat", "dog")
     with pytest.raises(ValueError, match=r"split is 'train', allowed are 'validation'\."):
         load_dataset(str(tmp_path), "train")
-
-
-def test_hidden_files_and_empty_folders_are_no_images_and_nested_ones_are(tmp_path):
-    tree(tmp_path, "cat", "cat/kitten")
-    save(tmp_path / "cat" / "._000.png")
-    (tmp_path / "dog").mkdir()
-    (tmp_path / "cat" / "notes.txt").touch()
-    dataset = load_dataset(str(tmp_path))
-    assert dataset.class_names == ("cat",)
-    assert rows(dataset) == [("cat/000.JPEG", 0), ("cat/kitten/000.JPEG", 0)]
 
 
 def test_two_folders_of_one_class_name_are_refused(tmp_path):
@@ -329,6 +314,7 @@ def labelled(folder: Path, text: str, classes: str = "") -> Path:
         ("file,label\nb.png,dog\na.png,cat\ninner/c.png,dog\n", "", ("cat", "dog"), [1, 0, 1]),
         ("\ufefflabel,file\ndog,b.png\ncat,a.png\ndog,inner/c.png\n", "dog\ncat\n", ("dog", "cat"), [0, 1, 0]),
         ("file,label\nb.png,2\na.png,0\ninner/c.png,2\n", "a\nb\nc\n", ("a", "b", "c"), [2, 0, 2]),
+        ("file,label\nb.png,2.0\na.png,0.0\ninner/c.png,2.0\n", "a\nb\nc\n\n", ("a", "b", "c"), [2, 0, 2]),
     ],
 )
 def test_a_list_of_labels_names_classes_or_counts_them(tmp_path, text, classes, names, labels):
@@ -344,11 +330,14 @@ def test_a_list_of_labels_names_classes_or_counts_them(tmp_path, text, classes, 
         ("file,label\nb.png,bird\n", "cat\ndog\n", "gives 'b.png' the class 'bird', which classes.txt does not have"),
         ("file,label\nb.png,2\n", "cat\ndog\n", "gives 'b.png' the class '2', which classes.txt does not have"),
         ("file,label\nb.png,1\n", "", "gives classes by index, and classes.txt beside it does not name them"),
-        ("file,label\nz.png,cat\n", "", "lists 'z.png', which is not in the folder"),
+        ("file,label\nz.png,cat\n", "", "lists 'z.png' .line 2., which is not in the folder"),
         ("file,label\nb.png,cat\nb.png,dog\n", "", "lists 'b.png' twice"),
         ("file,class\nb.png,cat\n", "", "has no column 'label', needed are 'file' and 'label'"),
         ("file,label\n", "", "has no rows"),
         ("", "", "has no column 'file'"),
+        ("file,label\na.png,\nb.png,dog\n", "", "line 2 has no class"),
+        ("file,label\n\na.png,cat,domestic\n", "", "line 3 has 3 fields, its header 2: .'a.png', "),
+        ('file,label\na.png,"cat\nb.png,dog"\n', "", r"line 2 is no row with commas \(unexpected end of data\): "),
     ],
 )
 def test_a_list_of_labels_that_does_not_match_is_refused_in_a_sentence(tmp_path, text, classes, message):
@@ -363,7 +352,7 @@ def test_a_list_of_ids_is_the_same_subset_wherever_it_is_drawn(home, tmp_path):
     (tmp_path / "list.txt").write_text("\n".join(chosen) + "\n\n")
     dataset = load_dataset("imagenette", ids=tmp_path / "list.txt")
     assert rows(dataset) == [rows(whole)[k] for k in (2, 3, 5, 9)] and dataset.class_names == whole.class_names
-    assert list(dataset.positions) == [2, 3, 5, 9] and dataset.whole == (whole.fingerprint, 12)
+    assert list(dataset.positions) == [2, 3, 5, 9] and dataset.whole[1] == 12
     some = load_dataset("imagenette", ids=str(tmp_path / "list.txt"), limit=3, seed=1)
     assert len(some) == 3 and len({s.label for s in some.samples}) == 3 and set(rows(some)) < set(rows(dataset))
     assert [rows(whole)[k] for k in some.positions] == rows(some)

@@ -40,6 +40,13 @@ def open_tiny(tmp_path, monkeypatch):
     return opened
 
 
+def test_what_is_left_out_is_said_when_a_study_opens(open_tiny, capsys):
+    study = open_tiny()
+    study.images.left_out["links to nothing"] = (3, "cat/1.png")
+    study.opened()
+    assert "Left out: links to nothing: 3, such as 'cat/1.png'\n" in capsys.readouterr().out
+
+
 def test_parameters_reach_models_data_and_rows(open_tiny, monkeypatch):
     study = open_tiny(pretrained="w", precision="tf32", limit=5, split="test")
     data, one, two = study.asked

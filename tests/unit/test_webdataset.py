@@ -100,7 +100,7 @@ def test_missing_class_names_are_named(root):
     [
         ({"a.webp": encoded(0)}, "has no class for 'a'"),
         ({"a.webp": encoded(0), "a.cls": b"1", "b.cls": b"1"}, "has no picture for 'b'"),
-        ({"a.webp": encoded(0), "a.cls": b"cat"}, "cannot be read: invalid literal"),
+        ({"a.webp": encoded(0), "a.b.cls": b"1"}, "has no class for 'a'"),
     ],
 )
 def test_a_sample_without_picture_or_class_is_named(root, members, message):
@@ -109,19 +109,75 @@ def test_a_sample_without_picture_or_class_is_named(root, members, message):
         load_dataset(str(root))
 
 
-@pytest.mark.parametrize("label", [3, -1])
+@pytest.mark.parametrize("label", [3, -1, "²", "cat", "1_0", "", "9" * 99])
 def test_a_class_without_a_name_is_refused(root, label):
     shard(root / "test" / "0.tar", {"a.webp": encoded(0), "a.cls": str(label).encode()})
     with pytest.raises(ValueError, match=f"class of 'a' in '.*0.tar' is {label}, allowed is 0 to 2"):
         load_dataset(str(root))
 
 
-def test_keys_end_at_the_first_dot_and_other_files_are_left_alone(root):
+def test_keys_end_at_the_last_dot_and_other_files_of_a_sample_are_counted(root):
     members = {"x/a.b.webp": encoded(1), "x/a.png": encoded(2, "png"), "x/a.cls": b"2", "x/a.json": b"{}"}
+    members |= {"x/a.v2.cls": b"1", "x/a.v2.webp": encoded(3), "x/b.v2.jfif": encoded(4, "jpeg"), "x/b.v2.cls": b" 0\n"}
     shard(root / "test" / "0.tar", members)
-    first = load_dataset(str(root)).samples[0]
-    assert (first.sample_id, first.label) == ("0/x/a", 2)
-    assert first.image().tobytes() == Image.open(io.BytesIO(encoded(2, "png"))).tobytes()
+    dataset = load_dataset(str(root))
+    assert [(s.sample_id, s.label) for s in dataset.samples[:3]] == [("0/x/a", 2), ("0/x/a.v2", 1), ("0/x/b.v2", 0)]
+    assert dataset.samples[0].image().tobytes() == Image.open(io.BytesIO(encoded(2, "png"))).tobytes()
+    assert dataset.left_out == {
+        "files of type .json": (1, "0/x/a.json"), "further pictures of a sample": (1, "0/x/a.b"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.cls", b"1"), ("a.webp", b""), ("a.cls", b"2")], "has two classes for 'a'"),
+        ([("a.cls", b"1"), ("a.webp", b""), ("a.webp", b"")], "has two pictures for 'a'"),
+        ([("a.cls", b"1"), ("a.webp", b""), ("a.png", b"")], "has two pictures for 'a'"),
+        ([("a.cls", b"1"), ("a.webp", b""), ("a.x.cls", b"1")], "has no picture for 'a.x'"),
+        ([("a.x.webp", b""), ("a.cls", b"1")], "has no class for 'a.x'"),
+    ],
+)
+def test_nothing_that_is_there_twice_or_in_halves_vanishes(root, members, message):
+    with tarfile.open(root / "test" / "0.tar", "w") as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(ValueError, match=f"shard '.*0.tar' {message}\\.$"):
+        load_dataset(str(root))
+
+
+@pytest.mark.parametrize("text", ["999999999", "0", "-1", "²", "eleven", "11 shards", "9" * 5000, "", "1e3", "12"])
+def test_a_number_of_shards_that_is_none_is_a_sentence(root, text):
+    (root / "test" / "nshards.txt").write_text(text)
+    with pytest.raises(ValueError, match=r"(nshards.txt' is '.*', allowed is the|shards are missing)[^\n]*\.$"):
+        load_dataset(str(root))
+
+
+def test_shards_beyond_the_number_are_counted(root):
+    (root / "test" / "nshards.txt").write_text("9")
+    dataset = load_dataset(str(root))
+    assert len(dataset) == 18 and dataset.left_out == {"shards beyond the number in nshards.txt": (2, "10.tar")}
+
+
+def test_class_names_of_shards_are_cleaned_and_a_blank_line_is_named(root):
+    (root / "classnames.txt").write_text("\ufeffcat\n big_dog \nn02391049\n\n")
+    assert load_dataset(str(root)).class_names == ("cat", "big dog", "zebra")
+    (root / "classnames.txt").write_text("cat\n\nbig dog\n")
+    with pytest.raises(ValueError, match=r"classnames.txt' line 2 is blank"):
+        load_dataset(str(root))
+
+
+def test_bytes_in_a_shard_are_what_a_data_set_is(root):
+    before = load_dataset(str(root)).fingerprint
+    path = root / "test" / "3.tar"
+    content = bytearray(path.read_bytes())
+    place = load_dataset(str(root)).samples[7].place
+    content[place[1] + 30] ^= 1
+    path.write_bytes(content)
+    assert load_dataset(str(root)).fingerprint != before
+    assert load_dataset(str(root), limit=3).fingerprint == load_dataset(str(root), limit=3).fingerprint
 
 
 def test_a_shard_that_was_cut_or_compressed_is_refused(root):

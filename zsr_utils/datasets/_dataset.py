@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader
 
 from zsr_utils._text import unknown
 from zsr_utils.datasets._decode import reason, upright_rgb
+from zsr_utils.datasets._digests import Place, digest_of, digests
+from zsr_utils.datasets._names import no_words
 from zsr_utils.datasets._pixels import grey_levels, pixel_store, stacked
 
 
@@ -36,10 +38,19 @@ class Sample:
     sample_id: str
     label: int
     open: Callable[[], Image.Image]
+    place: Place | None = None  # of its encoded bytes, if they lie in a file
 
     def image(self) -> Image.Image:
         """The picture, upright and RGB."""
         return upright_rgb(self.open())
+
+
+class LeftOut(dict):
+    """How many files, folders, links or classes do not take part, by the reason, and the first of them."""
+
+    def add(self, why: str, example: str) -> None:
+        count, first = self.get(why, (0, example))
+        self[why] = count + 1, first
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +65,10 @@ class Dataset:
     class_names: Sequence[str]  # in label order
     samples: Sequence[Sample]
     templates: tuple[str, ...] = ("a photo of a {}",)  # default prompts
-    content: str = ""  # what the fingerprint is made of beside ids and labels, such as file sizes
-    whole: tuple[str, int] | None = None  # fingerprint and length of the data set it is a subset of, if any
+    content: str = ""  # how pictures are read, and what they are if they lie in no files
+    left_out: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # how many by the reason, and the first
+    links: int = 0  # to folders, that were followed
+    whole: tuple[str, int] | None = None  # shelf and length of the data set it is a subset of, if any
     positions: Sequence[int] | None = None  # of the samples in that whole
     unreadable: dict[str, str] = field(default_factory=dict, init=False)  # why, by sample id, so far
 
@@ -72,11 +85,38 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over class names, ids, labels and content."""
+        """sha256 over class names, ids, labels, the bytes of the pictures and how they are read."""
         digest = hashlib.sha256(repr((self.class_names, self.content)).encode())
-        for sample in self.samples:
-            digest.update(f"{sample.sample_id}\0{sample.label}\n".encode())
+        for sample, picture in zip(self.samples, self._digests):
+            digest.update(repr((sample.sample_id, sample.label)).encode() + picture)
         return digest.hexdigest()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What must be known of a data set: what does not take part, and names that no model can know."""
+        broken = {"pictures that cannot be read": (len(self.unreadable), next(iter(self.unreadable), ""))}
+        reasons = {**self.left_out, **(broken if self.unreadable else {})}
+        left = "; ".join(f"{why}: {count:,}, such as {first!r}" for why, (count, first) in reasons.items())
+        links = f"links to folders, followed: {self.links:,}" if self.links else ""
+        return tuple(filter(None, [left and f"Left out: {left}", links, no_words(self.class_names)]))
+
+    @cached_property
+    def _digests(self) -> list[bytes]:
+        """What tells the picture of every sample from others."""
+        if all(sample.place for sample in self.samples):
+            return digests(*self._shelf, {self._slot(row): sample.place for row, sample in enumerate(self.samples)})
+        if self.content:
+            return [digest_of(f"{self.content}\0{sample.sample_id}".encode()) for sample in self.samples]
+        pictures = (_or_reason(sample.image) for sample in self.samples)
+        return [digest_of(p.encode() if isinstance(p, str) else repr(p.size).encode() + p.tobytes()) for p in pictures]
+
+    @cached_property
+    def _shelf(self) -> tuple[str, int]:
+        """Where its pictures are kept, a slot each, and those of its subsets: what lies in a slot has its digest."""
+        if self.whole:
+            return self.whole
+        listed = repr((self.content, [(sample.sample_id, sample.place) for sample in self.samples]))
+        return digest_of(listed.encode()).hex(), len(self)
 
     @cached_property
     def _row_of(self) -> Mapping[str, int]:
@@ -123,9 +163,8 @@ class Dataset:
         return replace(few, samples=relabelled, class_names=[names[old] for old in kept])
 
     def _at(self, rows: Sequence[int]) -> "Dataset":
-        whole = self.whole or (self.fingerprint, len(self))
         samples, positions = [self.samples[row] for row in rows], [self._slot(row) for row in rows]
-        return replace(self, samples=samples, whole=whole, positions=positions)
+        return replace(self, samples=samples, whole=self._shelf, positions=positions)
 
     def _slot(self, row: int) -> int:
         return row if self.positions is None else self.positions[row]
@@ -196,8 +235,9 @@ class Dataset:
 
     def _levels(self, rows: Sequence[int], from_pil: Callable, workers: int | None) -> Iterator[Tensor | str]:
         """Grey levels (or pixels, where they lie between two) of these rows in order, or why there are none."""
-        store = pixel_store(*(self.whole or (self.fingerprint, len(self))), from_pil)
-        missing = {row: self.samples[row] for row in rows if self._slot(row) not in store}
+        store = pixel_store(*self._shelf, from_pil)
+        marks = self._digests if store.keeps else [b""] * len(self)
+        missing = {row: self.samples[row] for row in rows if not store.holds(self._slot(row), marks[row])}
         decoded = _decoded(list(missing.values()), from_pil, workers)
         for row in rows:
             if row not in missing:
@@ -205,7 +245,7 @@ class Dataset:
                 continue
             levels = next(decoded)
             if not isinstance(levels, str):
-                store.write(self._slot(row), levels)
+                store.write(self._slot(row), marks[row], levels)
             yield levels
 
 

@@ -5,16 +5,24 @@ import hashlib
 import os
 import tarfile
 import tempfile
+import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
+import requests
 from filelock import FileLock
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.file_download import http_get
+from urllib3.exceptions import HTTPError
 
+from zsr_utils._progress import progress
 from zsr_utils._text import unknown
-from zsr_utils.datasets._catalogue import HUB, NAMES, data_folder, how_to_get, source
+from zsr_utils.datasets._catalogue import HUB, NAMES, Source, data_folder, how_to_get, source
+
+
+SLOWEST, PATIENCE = 20_000, 60  # bytes a second on average, after this many seconds: so the whole time is limited too
+TRIES = 5  # without a byte between
 
 
 class DownloadError(RuntimeError):
@@ -40,7 +48,7 @@ def download(name: str, folder: str | Path | None = None) -> Path:
             root.mkdir(parents=True, exist_ok=True)
             with FileLock(root / f".{known.folder}.lock"):
                 if not target.is_dir():  # another process had the lock
-                    _unpack(_fetched(known.url, root / known.url.rsplit("/", 1)[1], known.md5), target)
+                    _unpack(_fetched(known, root / known.url.rsplit("/", 1)[1]), target)
     except Exception as error:  # network, disk and archive have errors of their own, too many to list
         what = known.url or f"https://huggingface.co/datasets/{hub[1]}"
         size = f" ({known.size})" if known.size else ""
@@ -52,26 +60,55 @@ def download(name: str, folder: str | Path | None = None) -> Path:
     return target
 
 
-def _fetched(url: str, path: Path, md5: str) -> Path:
+def _fetched(known: Source, path: Path) -> Path:
     """One file, under its name only when it is whole and its checksum right; until then it is `<path>.part`."""
     if path.is_file():
         return path
-    part = path.with_name(f"{path.name}.part")
-    with part.open("ab") as file:
-        try:
-            # positions in a compressed answer are others
-            http_get(url, file, resume_size=file.tell(), headers={"Accept-Encoding": "identity"})
-        except HfHubHTTPError as error:
-            if error.response.status_code != 416:  # nothing is missing: the checksum below decides
-                raise
-    if md5:
+    part, began, arrived, failed = path.with_name(f"{path.name}.part"), time.monotonic(), 0, 0
+    number, unit = known.size.split()
+    size = float(number) * {"MB": 1e6, "GB": 1e9}[unit]
+    with part.open("ab") as file, progress(round(size), path.name, unit="B", initial=file.tell()) as bar:
+        while failed is not None:
+            try:
+                for chunk in _sent(known.url, file):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+                    arrived, failed, seconds = arrived + len(chunk), 0, time.monotonic() - began
+                    if file.tell() > 1.1 * size:  # stated sizes are rounded, and some mean MiB
+                        part.unlink()
+                        raise ValueError(f"more has arrived than its {known.size}, so it was removed")
+                    if arrived < SLOWEST * (seconds - PATIENCE):
+                        raise ValueError(f"{arrived:,} bytes in {seconds:.0f} s are too slow")
+                failed = None
+            except (requests.ConnectionError, requests.Timeout, HTTPError):  # the line broke: go on from here
+                failed += 1
+                if failed > TRIES:
+                    raise
+                time.sleep(1)
+    if known.md5:
         with part.open("rb") as file:
             digest = hashlib.file_digest(file, "md5").hexdigest()
-        if digest != md5:
+        if digest != known.md5:
             part.unlink()
-            raise ValueError(f"its md5 is {digest}, expected {md5}, so it was removed")
+            raise ValueError(f"its md5 is {digest}, expected {known.md5}, so it was removed")
     part.replace(path)
     return path
+
+
+def _sent(url: str, file: BinaryIO) -> Iterator[bytes]:
+    """What a server has beyond a file's end, as it arrives; from the beginning, if it cannot send a part."""
+    # positions in a compressed answer are others
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={file.tell()}-"} if file.tell() else {})
+    with requests.get(url, headers=headers, stream=True, timeout=30) as response:
+        if response.status_code == 416:  # nothing is missing: the checksum decides
+            return
+        if not response.ok:
+            raise ValueError(f"the server answers {response.status_code} {response.reason}")
+        if response.status_code != 206:
+            file.seek(0)
+            file.truncate()
+        while chunk := response.raw.read1(1 << 20):
+            yield chunk
 
 
 def _unpack(archive: Path, folder: Path) -> None:

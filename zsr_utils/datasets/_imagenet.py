@@ -3,7 +3,6 @@
 import json
 import re
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +11,7 @@ from zsr_utils._text import one_of
 from zsr_utils.datasets._catalogue import data_folder, folder_of
 from zsr_utils.datasets._dataset import Dataset
 from zsr_utils.datasets._folders import class_folders, known_folders, split_folder
+from zsr_utils.datasets._names import imagenet_classes
 
 
 CORRUPTIONS = (
@@ -30,26 +30,6 @@ IMAGENETTE_CLASSES = {
     "n03445777": "golf ball", "n03888257": "parachute",
 }  # fmt: skip
 BORDER = 2  # pixels of red around every ObjectNet image
-
-
-@lru_cache(maxsize=8)
-def imagenet_classes(name: str = "imagenet") -> dict[str, str]:
-    """Class names by WordNet id, in label order: 1,000, or the 200 of `imagenet-a` and of `imagenet-r`.
-
-    Examples:
-        >>> list(imagenet_classes().items())[0]
-        ('n01440764', 'tench')
-
-    Source: Ids and the lists of 200 are timm's; names are those of Radford et al. (2021) as open_clip ships them.
-    """
-    from open_clip import IMAGENET_CLASSNAMES
-    from timm.data import ImageNetInfo
-
-    names = dict(zip(ImageNetInfo().label_names(), IMAGENET_CLASSNAMES, strict=True))
-    if name not in ("imagenet-a", "imagenet-r"):
-        return names
-    listed = files("timm.data").joinpath("_info", f"{name.replace('-', '_')}_synsets.txt").read_text().split()
-    return {wnid: names[wnid] for wnid in listed}
 
 
 @lru_cache(maxsize=1)

@@ -1,15 +1,16 @@
 """Decoded pictures kept on disk at a model's size, so that a second chapter decodes nothing."""
 
 import errno
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import PIL
 import torch
 from torch import Tensor
 
-from zsr_utils._cache import cache_folder
+from zsr_utils._cache import cache_folder, code, digest
+from zsr_utils.datasets._digests import SIZE
 
 
 def grey_levels(pixels: Tensor) -> Tensor:
@@ -37,19 +38,25 @@ def stacked(levels: Sequence[Tensor]) -> Tensor:
 class PixelStore:
     """Pictures of one data set behind one transform: a slot of uint8 for every sample, filled as they come.
 
-    A slot counts once its mark is written, after its pixels, so a killed run leaves no half picture; two runs that fill
-    the same slot write the same bytes. Files are sparse, and without a folder none is kept.
+    A slot counts once its mark, the digest of its picture, is written, after its pixels: a killed run leaves no half
+    picture, and another picture is never taken for it. Files are sparse, and without a folder none is kept.
     """
 
     def __init__(self, folder: Path | None, slots: int, size: int):
-        self._folder, self._shape, self._kept = folder, (3, size, size), bytearray(slots)
-        self._lengths = {"pixels.u8": slots * 3 * size * size, "kept.u8": slots}
+        self._folder, self._shape, self._marks = folder, (3, size, size), bytearray(slots * SIZE)
+        self._lengths = {"pixels.u8": slots * 3 * size * size, "marks": slots * SIZE}
         self._files = ()
-        if folder and (folder / "kept.u8").is_file():
+        if folder and (folder / "marks").is_file():
             self._open()
 
-    def __contains__(self, slot: int) -> bool:
-        return bool(self._kept[slot])
+    @property
+    def keeps(self) -> bool:
+        """Whether pictures are kept at all."""
+        return self._folder is not None
+
+    def holds(self, slot: int, mark: bytes) -> bool:
+        """Whether a slot has the picture of this digest."""
+        return self.keeps and self._marks[slot * SIZE : (slot + 1) * SIZE] == mark
 
     def read(self, slot: int) -> Tensor:
         """The grey levels (3, size, size), uint8, of a filled slot."""
@@ -58,14 +65,17 @@ class PixelStore:
         self._files[0].readinto(levels.numpy())
         return levels
 
-    def write(self, slot: int, levels: Tensor) -> None:
+    def write(self, slot: int, mark: bytes, levels: Tensor) -> None:
         """Keep the grey levels (3, size, size) of a picture; pixels between two grey levels are not kept."""
-        if self._folder is None or levels.dtype != torch.uint8:
+        if not self.keeps or levels.dtype != torch.uint8:
             return
         try:
             if not self._files:
                 self._open()
-            for file, content in zip(self._files, (levels.numpy().tobytes(), b"\1"), strict=True):
+            pixels, marks = self._files
+            old = any(self._marks[slot * SIZE : (slot + 1) * SIZE])  # of a picture that was there before
+            steps = [(marks, bytes(SIZE))] * old + [(pixels, levels.numpy().tobytes()), (marks, mark)]
+            for file, content in steps:
                 file.seek(slot * len(content))
                 if file.write(content) < len(content):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -74,7 +84,7 @@ class PixelStore:
             room = f"make room for {self._lengths['pixels.u8'] / 2**20:,.0f} MiB"
             way_out = f"{room}, set ZSR_CACHE to another folder, or ZSR_PIXELS=0 to keep none"
             raise OSError(error.errno, f"{failed}: {way_out}") from error
-        self._kept[slot] = 1
+        self._marks[slot * SIZE : (slot + 1) * SIZE] = mark
 
     def _open(self) -> None:
         """Open both files, as long as they will ever be."""
@@ -83,13 +93,13 @@ class PixelStore:
             with (self._folder / name).open("ab") as file:
                 file.truncate(length)
         self._files = tuple((self._folder / name).open("r+b", buffering=0) for name in self._lengths)
-        self._kept = bytearray(self._files[1].read())
+        self._marks = bytearray(self._files[1].read())
 
 
 def pixel_store(data: str, slots: int, preprocess: Callable) -> PixelStore:
-    """The store of a data set, by fingerprint, behind a transform; without a transform's key it keeps nothing."""
+    """The store of a data set's shelf behind a transform; without a transform's key it keeps nothing."""
     key = getattr(preprocess, "key", None)
     if key is None or os.environ.get("ZSR_PIXELS") == "0":
         return PixelStore(None, slots, 0)
-    name = hashlib.sha256(f"{data} {key}".encode()).hexdigest()[:32]
+    name = digest(data, key, code("datasets/_decode"), PIL.__version__)
     return PixelStore(cache_folder() / "pixels" / name, slots, preprocess.size)

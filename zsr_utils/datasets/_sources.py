@@ -10,8 +10,9 @@ from zsr_utils._text import one_of, unknown
 from zsr_utils.datasets._catalogue import EMBEDDED, HUB, NAMES, SOURCES, folder_of
 from zsr_utils.datasets._dataset import Dataset, Sample
 from zsr_utils.datasets._embedded import tabletop
-from zsr_utils.datasets._folders import folder_dataset, read_lines
+from zsr_utils.datasets._folders import folder_dataset, readable
 from zsr_utils.datasets._imagenet import imagenet, objectnet
+from zsr_utils.datasets._names import read_lines
 from zsr_utils.datasets._webdataset import is_webdataset, webdataset
 
 
@@ -33,29 +34,29 @@ def load_dataset(
               `objectnet`, `imagenet-c`, `stylized-imagenet`;
             - `wds:` and a folder, or a data set of the Hugging Face hub such as `clip-benchmark/wds_imagenetv2`,
               in the layout of CLIP_benchmark;
-            - a folder with one sub-folder of images a class, or with `labels.csv` (columns `file` and `label`, a
-              name or an index) beside the images, or a webdataset. `classes.txt`, a name a line, sets the order
-              of the classes.
+            - a folder with one sub-folder of images a class (a WordNet id is translated), such folders in a folder
+              a split, or `labels.csv` (columns `file` and `label`, a name or an index) beside the images, or a
+              webdataset. `classes.txt`, a name a line, sets the order of the classes, also of ones without images.
         split: `validation`, whatever the authors call the images to evaluate on, or `train` where a data set has
             it; folders and webdatasets with splits also take the name on disk, such as `test`. For `imagenet-c` a
             corruption and a severity, such as `gaussian_noise/3`.
             `tabletop` has `validation` and the conditions of its shifted sets, the same scenes in each:
             `photo`, `cartoon`, `sketch`, `silhouette`, `backdrop`, `viewpoint`, `lighting`, `pattern`, `card`.
         limit: At most this many images, drawn by `seed` and spread over the classes; None or 0 is all.
-        classes: Only these classes, or this many drawn by `seed`: the names of the others are no answers then; 0
-            is all.
+        classes: Only these classes, also ones without images, or this many drawn by `seed`: the names of the others
+            are no answers then; 0 is all.
         ids: Only these samples: a file with an id a line, or the name of a list in `data/subsets`; None or an empty
             text is all.
 
     Raises: ValueError for an unknown name, split, class, id or layout; FileNotFoundError where files are not there.
     """
-    dataset = _whole(str(name_or_folder), split)
+    dataset = _whole(str(name_or_folder), split, () if isinstance(classes, int) else classes)
     if ids:
         dataset = dataset.only(_listed(ids))
     return dataset.restricted(classes, seed).subset(limit, seed)
 
 
-def _whole(name: str, split: str) -> Dataset:
+def _whole(name: str, split: str, asked: Sequence[str]) -> Dataset:
     if name == "tabletop":
         return tabletop(split)
     if name in ("cifar10", "cifar100"):
@@ -67,8 +68,8 @@ def _whole(name: str, split: str) -> Dataset:
     folder = Path(name.removeprefix("wds:"))
     if folder.is_dir():
         if name.startswith("wds:") or is_webdataset(folder):
-            return webdataset(folder, split, name=folder.resolve().name)
-        return folder_dataset(folder, split)
+            return webdataset(folder, split, name=readable(folder.resolve().name))
+        return folder_dataset(folder, split, asked)
     if HUB.fullmatch(name):
         return webdataset(folder_of(name), split, name=name)
     raise ValueError(f"{unknown('data set', name, NAMES)} It is not a folder here either.")
@@ -94,7 +95,7 @@ def _cifar(name: str, split: str) -> Dataset:
 
 def _listed(ids: str | Path) -> list[str]:
     path = next((p for p in (Path(ids), SUBSETS / f"{ids}.txt") if p.is_file()), None)
-    listed = read_lines(path) if path else []
+    listed = [line for _, line in read_lines(path)] if path else []
     if not listed:
         known = ", ".join(sorted(p.stem for p in SUBSETS.glob("*.txt"))) or "none so far"
         allowed = f"a file with an id a line, or the name of one in data/subsets: {known}"

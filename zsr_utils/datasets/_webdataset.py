@@ -1,89 +1,119 @@
 """Webdatasets in the layout of CLIP_benchmark, read in place."""
 
+import os
 import tarfile
 from functools import partial
 from pathlib import Path
 
-from zsr_utils.datasets._dataset import Dataset, Sample
+from zsr_utils.datasets._dataset import Dataset, LeftOut, Sample
 from zsr_utils.datasets._decode import open_member
-from zsr_utils.datasets._folders import SPLITS, split_folder
+from zsr_utils.datasets._folders import EXTENSIONS, SPLIT, made, readable, split_folder
+from zsr_utils.datasets._names import index, read_lines, read_names
 
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
+NSHARDS = "nshards.txt"
 
 
 def is_webdataset(folder: Path) -> bool:
     """Whether a folder has tar shards, in itself or in a folder of a split."""
-    return any(next(inner.glob("*.tar"), None) for inner in (folder, *(folder / s for s in SPLITS)))
+    inner = [folder, *(f for f in folder.iterdir() if SPLIT.fullmatch(f.name))]
+    return any(next(f.glob("*.tar"), None) for f in inner)
 
 
 def webdataset(folder: Path, split: str, *, name: str) -> Dataset:
     """A folder with `classnames.txt`, `zeroshot_classification_templates.txt` and `<split>/<number>.tar`.
 
-    A shard holds `<key>.jpg` (or png, webp) and `<key>.cls`, the index of the class, for every sample, and the id is
-    `<number>/<key>`. Nothing is unpacked: the headers of a shard are read once, and a picture from its place in it.
+    A shard holds `<key>.jpg` (or another format) and `<key>.cls`, the index of the class, for every sample, and the id
+    is `<number>/<key>`. Nothing is unpacked: the headers of a shard are read once, and a picture from its place in it.
 
     Source: `build_wds_dataset` and `webdataset_builder` of CLIP_benchmark.
     """
     if not (folder / "classnames.txt").is_file():
         raise FileNotFoundError(f"The webdataset {str(folder)!r} has no classnames.txt.")
-    class_names = (folder / "classnames.txt").read_text("utf-8").splitlines()
-    samples, sizes = [], []
-    for shard in _shards(split_folder(folder, split)):
-        for key, label, place in _indexed(shard, len(class_names)):
-            samples.append(Sample(f"{shard.stem}/{key}", label, partial(open_member, str(shard), *place)))
-            sizes.append(f"{shard.stem}/{key}:{place[1]}")
-    return Dataset(name, class_names, samples, _templates(folder), "\n".join(sizes))
+    class_names, left, samples = read_names(folder / "classnames.txt"), LeftOut(), []
+    for shard in _shards(split_folder(folder, split), left):
+        for key, label, place in _indexed(shard, len(class_names), left):
+            open_it = partial(open_member, str(shard), *place)
+            samples.append(Sample(f"{readable(shard.stem)}/{key}", label, open_it, (str(shard), *place)))
+    return made(samples, left, name=name, class_names=class_names, templates=_templates(folder))
 
 
 def _templates(folder: Path) -> tuple[str, ...]:
     path = folder / "zeroshot_classification_templates.txt"
-    lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()] if path.is_file() else []
+    lines = [line for _, line in read_lines(path)] if path.is_file() else []
     for line in lines:
         if line.count("{c}") != 1:
             raise ValueError(f"{str(path)!r} has the template {line!r}, allowed is one {{c}} in each.")
     return tuple(line.replace("{c}", "{}") for line in lines) or Dataset.templates
 
 
-def _shards(folder: Path) -> list[Path]:
-    listed = folder / "nshards.txt"
-    if listed.is_file():
-        shards = [folder / f"{k}.tar" for k in range(int(listed.read_text()))]
-        if missing := [shard.name for shard in shards if not shard.is_file()]:
-            few = f"{len(missing)} of {len(shards)}"
+def _shards(folder: Path, left: LeftOut) -> list[Path]:
+    shards = sorted(folder.glob("*.tar"), key=lambda p: (len(p.stem), p.stem))  # 2.tar before 10.tar
+    if (folder / NSHARDS).is_file():
+        text = " ".join(line for _, line in read_lines(folder / NSHARDS))
+        if not (count := index(text)):
+            raise ValueError(f"{str(folder / NSHARDS)!r} is {text!r}, allowed is the number of shards.")
+        there = {shard.name for shard in shards}
+        listed = [f"{k}.tar" for k in range(min(count, len(there) + 1))]  # one more than there are is missing for sure
+        if missing := [name for name in listed if name not in there]:
+            counted = sum(f"{index(name[:-4])}.tar" == name and int(name[:-4]) < count for name in there)
+            few = f"{count - counted:,} of {count:,}"
             raise ValueError(f"{str(folder)!r} has no {missing[0]!r}: {few} shards are missing.")
-    else:
-        shards = sorted(folder.glob("*.tar"), key=lambda p: (len(p.stem), p.stem))  # 2.tar before 10.tar
+        for name in sorted(there.difference(listed)):
+            left.add(f"shards beyond the number in {NSHARDS}", readable(name))
+        shards = [folder / name for name in listed]
     if not shards:
         raise ValueError(f"{str(folder)!r} holds no .tar shards.")
     return shards
 
 
-def _indexed(shard: Path, classes: int) -> list[tuple[str, int, tuple[int, int]]]:
-    """Key, label, and where the picture lies (offset and size), of every sample."""
+def _indexed(shard: Path, classes: int, left: LeftOut) -> list[tuple[str, int, tuple[int, int]]]:
+    """Key, label, and where the picture lies (offset and size), of every sample.
+
+    A key ends at the last dot of a name, so that `a.v2.jpg` and `a.v2.cls` are a sample; a picture `a.mask.png` without
+    a class of its own is a further file of the sample `a`.
+    """
     places: dict[str, tuple[int, int]] = {}
-    labels: dict[str, int] = {}
+    labels: dict[str, str] = {}
     length = shard.stat().st_size
+    what = f"The shard {str(shard)!r}"
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                if not member.isfile():
+                if member.isdir():
                     continue
-                if member.offset_data + member.size > length:
-                    raise tarfile.ReadError("it ends within a file")
-                folder, _, file = member.name.rpartition("/")
-                stem, _, extension = file.partition(".")  # a webdataset's key ends at the first dot
-                key = f"{folder}/{stem}" if folder else stem
-                if extension.lower() in IMAGES:
+                if not member.isfile() or member.offset_data + member.size > length:
+                    raise tarfile.ReadError(f"it ends within {member.name!r}" if member.isfile() else "it holds links")
+                key, extension = os.path.splitext(readable(member.name))
+                extension = extension.lower()
+                if extension not in EXTENSIONS and extension != ".cls":
+                    left.add(
+                        f"files of type {extension or '(none)'}", f"{readable(shard.stem)}/{readable(member.name)}"
+                    )
+                    continue
+                kind = labels if extension == ".cls" else places
+                if key in kind:
+                    raise ValueError(f"{what} has two {'classes' if kind is labels else 'pictures'} for {key!r}.")
+                if kind is labels:
+                    labels[key] = tar.extractfile(member).read(99).decode("utf-8", "backslashreplace").strip()
+                else:
                     places[key] = member.offset_data, member.size
-                elif extension == "cls":
-                    labels[key] = int(tar.extractfile(member).read())
-    except (tarfile.TarError, ValueError) as error:
-        raise ValueError(f"The shard {str(shard)!r} cannot be read: {error}.") from error
+    except (tarfile.TarError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise ValueError(f"{what} cannot be read: {reason}.") from error
+    for key in [key for key in places if key not in labels and _first(key) in labels and _first(key) in places]:
+        left.add("further pictures of a sample", f"{readable(shard.stem)}/{key}")
+        del places[key]
     for key in {**places, **labels}:
         if key not in places or key not in labels:
-            raise ValueError(f"The shard {str(shard)!r} has no {'class' if key in places else 'picture'} for {key!r}.")
-        if not 0 <= labels[key] < classes:
+            raise ValueError(f"{what} has no {'class' if key in places else 'picture'} for {key!r}.")
+        if (label := index(labels[key])) is None or label >= classes:
             allowed = f"0 to {classes - 1}, the lines of classnames.txt"
             raise ValueError(f"The class of {key!r} in {str(shard)!r} is {labels[key]}, allowed is {allowed}.")
-    return [(key, labels[key], place) for key, place in places.items()]
+    return [(key, index(labels[key]), place) for key, place in places.items()]
+
+
+def _first(key: str) -> str:
+    """A key up to the first dot of its file's name."""
+    folder, slash, file = key.rpartition("/")
+    return folder + slash + file.partition(".")[0]

@@ -130,6 +130,8 @@ class Run:
             "dataset_fingerprint": images.fingerprint,
             "images": len(images) - len(images.unreadable),
             "unreadable": dict(images.unreadable),
+            "left_out": {why: f"{count}, such as {first!r}" for why, (count, first) in images.left_out.items()},
+            "notes": list(images.notes),
             "class_names": list(images.class_names),
             "prompts": self._prompts,
             "parameters": self.parameters,
