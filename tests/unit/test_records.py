@@ -40,7 +40,7 @@ def test_provenance_says_what_was_left_out_of_the_images(tmp_path, monkeypatch):
     images = replace(tiny_images(), left_out={"links to nothing": (3, "cat/1.png")}, class_names=["cat", "17", "dog"])
     written = json.loads((records.Run("01-x", tiny_model(), images).save() / "provenance.json").read_text())
     assert written["left_out"] == {"links to nothing": "3, such as 'cat/1.png'"}
-    assert written["notes"] == list(images.notes) and "such as '17'" in images.notes[1]
+    assert written["notes"] == list(images.notes) and "such as '17'" in written["caution"]
 
 
 def test_rows_of_several_runs_are_read_together(run, tmp_path):

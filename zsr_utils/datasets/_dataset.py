@@ -92,13 +92,18 @@ class Dataset:
         return digest.hexdigest()
 
     @property
+    def caution(self) -> str:
+        """What is wrong with the class names, if anything is."""
+        return no_words(self.class_names)
+
+    @property
     def notes(self) -> tuple[str, ...]:
-        """What must be known of a data set: what does not take part, and names that no model can know."""
+        """What does not take part, and what was followed."""
         broken = {"pictures that cannot be read": (len(self.unreadable), next(iter(self.unreadable), ""))}
         reasons = {**self.left_out, **(broken if self.unreadable else {})}
         left = "; ".join(f"{why}: {count:,}, such as {first!r}" for why, (count, first) in reasons.items())
         links = f"links to folders, followed: {self.links:,}" if self.links else ""
-        return tuple(filter(None, [left and f"Left out: {left}", links, no_words(self.class_names)]))
+        return tuple(filter(None, [left and f"Left out: {left}", links]))
 
     @cached_property
     def _digests(self) -> list[bytes]:

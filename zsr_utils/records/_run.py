@@ -55,7 +55,7 @@ class Run:
             found += [f"{net.name} was trained on {net.trained_on} alone: its accuracies on {images.name} mean nothing"]
         if len(images) < FEW:
             found += [f"{len(images)} images are too few for most comparisons to be decided"]
-        return "; ".join([*found, *filter(None, [net.note])])
+        return "; ".join([*found, *filter(None, [images.caution, net.note])])
 
     def metric(self, name: str, estimate: Estimate) -> Estimate:
         """Keep a number under `topic/quantity[/qualifier]`; later pages can quote it by that name.
