@@ -30,6 +30,11 @@ LINEAR = {
     "less": "the embedding moves less far than the linear account says",
     "undecided": "the linear account is not refuted",
 }
+CURVED = {
+    "more": "the embedding moves farther than second derivatives say",
+    "less": "the embedding moves less far than second derivatives say",
+    "undecided": "the account to second order is not refuted",
+}
 FRAGILE = {
     "more": "the directed change is the more fragile one",
     "less": "the random change is the more fragile one",
@@ -156,13 +161,15 @@ def clouds(sigmas: Sequence[float]) -> list[Condition]:
     return [replace(c, facts=move) for c in gaussian_noise(sigmas)]
 
 
-def squared_norms(study: Study, images: Dataset) -> dict[tuple[str, str], float]:
-    """||J||_F^2, the trace of J J^T, by model and image."""
-    ids, found = [sample.sample_id for sample in images.samples], {}
+def derivatives(study: Study, images: Dataset, probes: int) -> pd.DataFrame:
+    """What `scores.squared_moves` takes: ||J||_F^2 and the squares of second derivatives, by model and image."""
+    ids, found, seed = [sample.sample_id for sample in images.samples], {}, study.parameters["seed"]
     for name, net in study.nets.items():
-        grams = jacobian.spectra(net, images.pixels(ids, net.from_pil)).gram
-        found |= {(name, sample_id): float(gram.trace()) for sample_id, gram in zip(ids, grams)}
-    return found
+        pixels = images.pixels(ids, net.from_pil)
+        squares = jacobian.second_order(net, pixels, probes, seed=seed, sample_ids=ids).squares()
+        first = jacobian.spectra(net, pixels).values.square().sum(1)
+        found[name] = squares.assign(jacobian=first.numpy()).set_index(pd.Index(ids))
+    return pd.concat(found)
 
 
 def as_files(study: Study, images: Dataset, sigmas: Sequence[float], draws: int) -> pd.DataFrame:
