@@ -252,12 +252,11 @@ def flip_prediction(
     features = torch.cat([_features(net, part) for part in pixels.split(100)])
     if gram.shape != (shape := (len(pixels), features.shape[1], features.shape[1])):
         raise ValueError(f"gram has shape {tuple(gram.shape)}, allowed is {shape}, one matrix an image.")
-    trace, more = torch.zeros_like(features).double(), torch.zeros_like(gram)
-    if curvature is not None:
-        trace, more = curvature.trace.to(net.device), curvature.gram
-    if more.shape != gram.shape:
-        raise ValueError(f"curvature has shape {tuple(more.shape)}, allowed is {shape}, one matrix an image.")
-    for name, feature, own, shift, spread in zip(names, features, *(t.to(net.device) for t in (gram, trace, more))):
+    curvature = curvature or Curvature(gram.new_zeros(len(gram), 2, gram.shape[1]))
+    if (found := curvature.gram).shape != shape:
+        raise ValueError(f"curvature has shape {tuple(found.shape)}, allowed is {shape}, one matrix an image.")
+    matrices = (t.to(net.device) for t in (gram, curvature.trace, found))
+    for name, feature, own, shift, spread in zip(names, features, *matrices):
         answer, others, apart, margins = _rivals(net, feature, classifier)
         norms = ((apart @ own) * apart).sum(1).clamp_min(0).sqrt()
         directed, best = (margins / norms).min(0)

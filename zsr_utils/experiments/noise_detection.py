@@ -19,7 +19,7 @@ from zsr_utils.datasets import Dataset
 from zsr_utils.experiments.pairs import Pairs, pair_names
 from zsr_utils.measure import Pixels
 from zsr_utils.records import concat
-from zsr_utils.scores import CLEAN, HELD_OUT, Estimate, decide, estimate_of, paired_change
+from zsr_utils.scores import CLEAN, HELD_OUT, Estimate, decide, estimate_of, paired_change, within
 from zsr_utils.study import Study
 
 
@@ -178,6 +178,15 @@ def as_files(study: Study, images: Dataset, sigmas: Sequence[float], draws: int)
     return concat(
         study.measure(gaussian_noise(sigmas, conversion=how), **options).assign(conversion=how) for how in CONVERSIONS
     )
+
+
+def agreement_in_words(whole: pd.DataFrame) -> str:
+    """At which sigma each account of the whole squared move holds within 10 %, of every model."""
+    said = []
+    for (model, account), part in whole.groupby(["model", "account"], sort=False):
+        agree = [f"{sigma:g}" for sigma in within(part, 1, 0.1).severity]
+        said.append(f"{model} to {account} at σ = {', '.join(agree)}" if agree else f"{model} to {account} at none")
+    return f"With its whole interval, the squared move is within 10 % of the prediction: {'; '.join(said)}."
 
 
 def models_in_words(table: pd.DataFrame) -> str:

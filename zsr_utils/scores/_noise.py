@@ -8,7 +8,7 @@ import scipy
 from jaxtyping import Float
 
 from zsr_utils.scores._detection import detection
-from zsr_utils.scores._intervals import Estimate, bootstrap
+from zsr_utils.scores._intervals import Estimate, bootstrap, not_measured
 from zsr_utils.scores._paired import holm
 
 
@@ -144,7 +144,9 @@ def squared_moves(rows: pd.DataFrame, derivatives: pd.DataFrame) -> pd.DataFrame
 
 
 def beside_predicted(rows: pd.DataFrame) -> Estimate:
-    """Mean of `measured` over mean of `predicted`; the bootstrap draws images."""
+    """Mean of `measured` over mean of `predicted`; the bootstrap draws images. What is predicted as 0 has none."""
+    if not rows.predicted.mean() > 0:
+        return not_measured("ratio")
     columns = rows.measured.to_numpy(), rows.predicted.to_numpy()
     return bootstrap(lambda a, b, axis=-1: a.mean(axis) / b.mean(axis), *columns)
 
