@@ -181,11 +181,11 @@ def test_of_flips(study: Study, flips: pd.DataFrame) -> None:
             beyond = scores.paired_change(part.assign(flip=part[bound]), part.assign(flip=part.measured), "flip")
             found.append(scores.decide(study.number(f"{name}_{bound}", beyond)))
         verdict = FLIPPED["more" if found[1] == "more" else "less" if found[0] == "less" else "undecided"]
-        words.append(f"{{{name}_predicted:points}} and {{{name}_at_most:points}} to {account}: {verdict}")
+        bounds = f"{{{name}_predicted:points}} from the lower and {{{name}_at_most:points}} from the upper bound"
+        words.append(f"to {account} by {bounds}: {verdict}")
     study.say(
         "Where an account predicts that between 5 and 50 % of the answers change ({n} images at σ from {low:g} to "
-        "{high:g} grey levels), measured flips less the lower and the upper bound of the predicted ones are "
-        + "; ".join(words) + ".",
+        "{high:g} grey levels), measured flips differ from the prediction " + "; ".join(words) + ".",
         n=images, low=kept.sigma.min(), high=kept.sigma.max(),
     )  # fmt: skip
 
