@@ -1,13 +1,16 @@
 """What every chapter opens with: models, images, prompts and the run, and one way from rows to numbers to sentences."""
 
+import hashlib
 import re
+import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import cached_property
 
 import pandas as pd
+from markupsafe import Markup
 
-from zsr_utils._text import unknown
+from zsr_utils._text import check_type, markdown, unknown
 from zsr_utils.conditions import Condition, Head
 from zsr_utils.datasets import Dataset, load_dataset
 from zsr_utils.measure import Embedded, Pixels, embed, measure
@@ -44,10 +47,15 @@ class Study:
         )
         options = {"device": p["device"], "precision": p["precision"]}
         self.nets: dict[str, Model] = {name: load_model(*address, **options) for name, address in wanted.items()}
+        for (name, tag), net in zip(wanted.values(), self.nets.values()):
+            if tag and net.trained_on:
+                raise ValueError(f"pretrained is {tag!r}, but {name} brings its own weights: allowed is ''.")
         self.run = Run(notebook, self.net, self.images, **given)
         self.templates = self._prompts(p["prompts"])
         self.heads = {name: self.head(net) for name, net in self.nets.items()}
         self._rows: list[pd.DataFrame] = []
+        self._numbers: dict[str, str] = {}  # what was to be called so, by the names of numbers
+        pd.set_option("display.html.use_mathjax", False)  # a dollar in a table is one
 
     @property
     def net(self) -> Model:
@@ -140,11 +148,19 @@ class Study:
         for row in table.to_dict("records"):
             model = row.get("model", self.name)
             number = name.format(**{k: _plain(v) for k, v in row.items()}) + (f"/{model}" if model != self.name else "")
-            number = re.sub(r"[^a-z0-9_/]+", "_", number.lower()).strip("_")
+            number = self._number(number)
             self.run.metric(number, Estimate(**{f.name: row[f.name] for f in fields(Estimate)}))
             numbers.append(number)
-            labels.append(", ".join(_plain(row[column]).replace("_", " ") for column in by) or model)
+            words = (_plain(row[c]) if c == "model" else _plain(row[c]).replace("_", " ") for c in by)
+            labels.append(", ".join(words) or model)
         return table.assign(name=numbers, label=labels)
+
+    def _number(self, name: str) -> str:
+        """A number's name as records allow it; classes such as `C`, `C++` and `犬` do not share one."""
+        number = re.sub("/+", "/", re.sub(r"[^a-z0-9_/]+", "_", name.lower())).strip("_")
+        if self._numbers.setdefault(number, name) != name or number.endswith("/"):
+            number += f"_{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+        return number
 
     def number(self, name: str, estimate: Estimate) -> Estimate:
         """Keep one number."""
@@ -161,9 +177,12 @@ class Study:
         """Show a sentence of the report, as Markdown: the place for results in prose.
 
         Numbers enter by their recorded names, `{zero_shot/accuracy:pct}`, and further words, chosen by a rule such as
-        `decide`, by theirs; an estimate takes a format, too.
+        `decide`, by theirs; an estimate takes a format, too. Words are data, such as names, and shown as they are;
+        what is Markdown already is `Markup`, as a word and as the text.
         """
-        self.run.say(text.format_map(_Recorded(self.run.metrics, words)))
+        if not isinstance(text, Markup):
+            text = _Sentence().vformat(text, (), _Recorded(self.run.metrics, words))
+        self.run.say(text)
 
     def close(self) -> None:
         """Write rows, numbers and provenance, and show the numbers and where they come from."""
@@ -174,6 +193,14 @@ class Study:
         self.run.save()
         display(self.run.table()[["name", "value", "low", "high", "interval", "n", "unit"]].round(4))
         display(self.run.show_provenance())
+
+
+class _Sentence(string.Formatter):
+    """Markdown, into which texts enter as data."""
+
+    def format_field(self, value, format_spec: str) -> str:
+        shown = super().format_field(value, format_spec)
+        return markdown(shown) if isinstance(value, str) and not isinstance(value, Markup) else shown
 
 
 class _Recorded(dict):
@@ -200,7 +227,11 @@ def open_study(notebook: str, namespace: Mapping) -> Study:
 
 
 def check_parameters(given: Mapping) -> None:
-    """Refuse values of common parameters that mean nothing."""
+    """Refuse values of common parameters that mean nothing, also those that papermill took for another type."""
+    for name, like in ({"model": "tabletop-base", "dataset": "tabletop"} | DEFAULTS).items():
+        if name in given and not (name == "classes" and isinstance(given[name], list | tuple)):
+            value, like = (list(v) if isinstance(v, tuple) else v for v in (given[name], like))
+            check_type(name, value, like)
     for name, least in LEAST.items():
         if name in given and given[name] < least:
             raise ValueError(f"{name} is {given[name]}, allowed is {least} or more.")

@@ -65,7 +65,9 @@ def one_row(answer):
 def test_results_of_another_checkpoint_of_the_name_move_aside(tmp_path, monkeypatch):
     monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
     nets = [tiny_model(pretrained="x/w.pt"), tiny_model(pretrained="x/w.pt", config={"trained": "again"})]
-    plain, aside = (tmp_path / f"tiny-x-w.pt{f}@tiny" / "01-x" for f in ("", f"-{nets[0].fingerprint[:8]}"))
+    plain, aside = (
+        tmp_path / f"tiny@{records.safe_name(f'x/w.pt{f}')}@tiny" / "01-x" for f in ("", f"-{nets[0].fingerprint[:8]}")
+    )
     for answer, net in enumerate(nets):
         run = records.Run("01-x", net, tiny_images())
         (plain / "failed").mkdir(parents=True, exist_ok=True)

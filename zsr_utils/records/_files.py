@@ -1,7 +1,10 @@
-"""Whole files or none: a result appears under its final name only when it is complete."""
+"""Whole files or none: a result appears under its final name only when it is complete, and is checked when read."""
 
+import hashlib
 import json
+import math
 import os
+from numbers import Integral, Real
 from pathlib import Path
 
 import pandas as pd
@@ -10,11 +13,15 @@ from zsr_utils._cache import write_whole
 
 
 FORMAT = 1  # of a results folder; a folder without a number is older than the numbers
+KINDS = {"model": str, "dataset": str, "notebook": str | None, "pretrained": str | None, "parameters": dict | None}
+NUMBER = {"name": str, "value": Real, "low": Real, "high": Real, "interval": str, "n": Integral, "unit": str}
+EARLIER = "earlier"  # folder beside a result, for those that were in its place
+AGAIN = "run its notebook again"
 
 
 def write_json(path: Path, content) -> None:
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, lambda p: p.write_text(text))
+    write_whole(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:
@@ -27,34 +34,106 @@ def results_root() -> Path:
 
 
 def safe_name(name: str) -> str:
-    """One folder name for a model or data-set address.
+    """One folder name for a model or data-set address, with a digest where it does not say all of it.
 
     Examples:
-        >>> safe_name("hf-hub:timm/ViT-B-16-SigLIP"), safe_name("/photos/pacs/")
-        ('hf-hub-timm-ViT-B-16-SigLIP', 'photos-pacs')
+        >>> safe_name("ViT-B-32"), safe_name("/photos/pacs/"), safe_name("/photos-pacs")
+        ('ViT-B-32', 'photos-pacs-a57c46dd', 'photos-pacs-07e20769')
     """
-    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in name.strip("/"))
-    return kept.strip("-.") or "unnamed"
+    name = name.rstrip("/") or name
+    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
+    kept = kept.encode()[-60:].decode(errors="ignore").strip("-.") or "unnamed"  # a path's end tells more
+    return kept if kept == name else f"{kept}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 def result_folder(model: str, dataset: str, notebook: str, pretrained: str | None = None) -> Path:
-    """`results/<model>@<data set>/<notebook>`; a pretrained tag is part of the model's name.
+    """`results/<model>@<data set>/<notebook>`, with a tag `results/<model>@<tag>@<data set>/<notebook>`.
 
     Examples:
         >>> result_folder("ViT-B-32", "imagenette", "01-x", "laion2b").parts[-2:]
-        ('ViT-B-32-laion2b@imagenette', '01-x')
+        ('ViT-B-32@laion2b@imagenette', '01-x')
     """
-    model = f"{model}-{pretrained}" if pretrained else model
-    return results_root() / f"{safe_name(model)}@{safe_name(dataset)}" / notebook
+    parts = [model, *([pretrained] if pretrained else []), dataset]
+    return results_root() / "@".join(map(safe_name, parts)) / notebook
 
 
-def read_provenance(folder: Path) -> dict:
-    """The provenance of one result folder."""
-    provenance = json.loads((folder / "provenance.json").read_text())
-    if provenance.get("format", 0) > FORMAT:
-        found = f"{str(folder)!r} has results of format {provenance['format']}, allowed is up to {FORMAT}"
-        raise ValueError(f"{found}: a newer version of this package wrote it, so update.")
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def set_aside(folder: Path, to: Path | None = None) -> Path:
+    """Move the files of a result, its provenance last: a stop in between is made up for. Gives where they are now."""
+    known = folder / "provenance.json"
+    to = to or folder / EARLIER / file_digest(known)[:8]
+    to.mkdir(parents=True, exist_ok=True)
+    files = [p for p in folder.glob("[!.]*") if p.is_file()]  # a notebook that is running has a hidden name
+    for file in sorted(files, key=lambda p: p == known):
+        file.replace(to / file.name)
+    return to
+
+
+def read_provenance(folder: Path, *files: str) -> dict:
+    """The provenance of one result folder, and whether `files` in it are those that it tells of.
+
+    Raises: ValueError where one is damaged, of another run, or of a newer version.
+    """
+    path = folder / "provenance.json"
+    provenance = _read_json(path)
+    if not isinstance(provenance, dict) or not isinstance(provenance.get("files", {}), dict):
+        raise ValueError(f"{str(path)!r} is damaged (it holds no 'name: value' pairs): {AGAIN}.")
+    number = provenance.get("format", 0)
+    if type(number) is not int or not 0 <= number <= FORMAT:
+        newer = type(number) is int and number > FORMAT
+        allowed = f"up to {FORMAT}: a newer version of this package wrote it, so update" if newer else f"0 to {FORMAT}"
+        raise ValueError(f"{str(folder)!r} has results of format {number!r}, allowed is {allowed}.")
+    for name, kind in KINDS.items():
+        if not isinstance(provenance.get(name), kind):
+            raise ValueError(f"{str(path)!r} is damaged ({name} is {provenance.get(name)!r}): {AGAIN}.")
+    for name in files:
+        digest, file = provenance.get("files", {}).get(name), folder / name
+        if digest and (not file.is_file() or file_digest(file) != digest):
+            raise ValueError(f"{str(file)!r} is not of the run that its provenance.json tells of: {AGAIN}.")
     return provenance
+
+
+def read_numbers(folder: Path) -> list[dict]:
+    """The numbers of one result folder, in the order they were recorded.
+
+    Raises: ValueError where one is damaged, recorded twice, or of another run than the provenance.
+    """
+    read_provenance(folder, "metrics.json")
+    path, known = folder / "metrics.json", set()
+    numbers = _read_json(path)
+    for number in numbers if isinstance(numbers, list) else [numbers]:
+        reason = wrong_number(number)
+        if reason or number["name"] in known:
+            reason = reason or f"{number['name']} is there twice"
+            raise ValueError(f"{str(path)!r} is damaged ({reason}): {AGAIN}.")
+        known.add(number["name"])
+    return numbers
+
+
+def wrong_number(number) -> str:
+    """Why this is no number with an interval; empty where it is."""
+    if not isinstance(number, dict) or number.keys() < NUMBER.keys():
+        return f"{str(number)[:60]!r} is no number with its interval"
+    for key, kind in NUMBER.items():
+        value = number[key]
+        if not isinstance(value, kind) or isinstance(value, bool) or (kind is Real and not math.isfinite(value)):
+            return f"{key} of {number['name']} is {value!r}"
+    low, high = number["low"], number["high"]
+    return f"low of {number['name']} is {low!r}, above high, {high!r}" if low > high else ""
+
+
+def _read_json(path: Path):
+    def refuse(constant: str):
+        raise ValueError(f"{constant} is no number")
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} is damaged ({getattr(error, 'strerror', None) or error}): {AGAIN}.") from error
 
 
 def concat(frames) -> pd.DataFrame:
