@@ -22,7 +22,7 @@ def notebook(path, *sources, tags=(("parameters",),)):
     return path
 
 
-PARAMETERS = 'model = "m"\ndataset = "d"\nlimit = 5\neps = 0.5\nnames = ["a"]'
+PARAMETERS = 'model = "tabletop-base"\ndataset = "tabletop"\nlimit = 5\neps = 0.5\nnames = ["a"]'
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def good(tmp_path):
 
 def test_parameters_override_defaults_and_integers_serve_as_floats(good):
     assert run.check(good, {"limit": 9, "eps": 1}) == {
-        "model": "m", "dataset": "d", "limit": 9, "eps": 1, "names": ["a"],
+        "model": "tabletop-base", "dataset": "tabletop", "limit": 9, "eps": 1, "names": ["a"],
     }  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_later_files_and_pairs_win(tmp_path):
 @pytest.mark.slow
 def test_a_good_run_and_a_failed_one(good, results, capsys):
     assert run.main([str(good), "--no-progress", "-p", "limit", "3"]) == 0
-    final = results / "m@d" / "01-x" / "01-x.ipynb"
+    final = results / "tabletop-base@tabletop" / "01-x" / "01-x.ipynb"
     before = final.read_bytes()
     assert b"3 0.5" in before
 

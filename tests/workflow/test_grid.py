@@ -73,8 +73,7 @@ def test_a_grid_is_checked(small, changes, words):
     ("key", "entries"),
     [
         ("models", [{"name": "a"}, {"name": "a", "precision": "fp16"}]),
-        ("models", [{"name": "a", "pretrained": "b"}, {"name": "a-b"}]),
-        ("datasets", ["/photos/pacs", "photos/pacs"]),
+        ("datasets", ["/photos/pacs", "/photos/pacs/"]),
     ],
 )
 def test_two_entries_for_one_results_folder_are_refused_naming_both(small, key, entries):
@@ -124,7 +123,7 @@ def test_arguments_of_a_job_come_back_as_they_were(small, monkeypatch):
         f"{sys.executable} -c {shlex.quote(shown)} {job.arguments}", shell=True, capture_output=True, text=True
     ).stdout.rstrip("\n").split("\0")  # fmt: skip
     pairs = [words[i + 1 : i + 3] for i in range(0, len(words), 3)]
-    assert run.read_parameters([], pairs) | {"pretrained": ""} == job.parameters
+    assert run.read_parameters([], pairs, run.defaults(job.notebook)) | {"pretrained": ""} == job.parameters
 
 
 def test_a_gpu_that_is_not_there_is_told_before_anything_runs(small, monkeypatch):
@@ -203,10 +202,10 @@ def test_chapters_that_others_wait_for_come_first():
 
 
 def test_a_profile_has_results_of_its_own_and_a_file_only_for_what_differs():
-    found = {job.chapter: job for job in grid.jobs(grid.of_profile("imagenette", models="ViT-B-32@laion2b_s34b_b79k"))}
+    found = {job.chapter: job for job in grid.jobs(grid.of_profile("imagenette", model="ViT-B-32@laion2b_s34b_b79k"))}
     assert found.keys() == read_chapters().keys()
     first = found["01-zero-shot-baseline"]
-    assert first.folder.parent == ROOT / "results" / "imagenette" / "ViT-B-32-laion2b_s34b_b79k@imagenette"
+    assert first.folder.parent == ROOT / "results" / "imagenette" / "ViT-B-32@laion2b_s34b_b79k@imagenette"
     assert first.parameters["batch_size"] == 256 and first.parameters["dataset"] == "imagenette"
     assert not (ROOT / "profiles" / "imagenette" / "19-model-trends.yaml").exists()
     assert found["19-model-trends"].parameters.keys() == {"model", "pretrained", "dataset"}
@@ -214,7 +213,7 @@ def test_a_profile_has_results_of_its_own_and_a_file_only_for_what_differs():
 
 def test_of_several_models_the_first_runs_what_does_not_depend_on_them():
     found = grid.jobs(grid.of_profile("", "", "tabletop-base ViT-B-32@laion2b_s34b_b79k ViT-B-32@openai"))
-    models = ["tabletop-base", "ViT-B-32-laion2b_s34b_b79k", "ViT-B-32-openai"]
+    models = ["tabletop-base", "ViT-B-32@laion2b_s34b_b79k", "ViT-B-32@openai"]
     assert [job.pair for job in found if job.chapter == "01-zero-shot-baseline"] == [f"{m}@tabletop" for m in models]
     assert [job.pair for job in found if job.chapter == "19-model-trends"] == ["tabletop-base@tabletop"]
 

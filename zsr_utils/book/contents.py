@@ -8,7 +8,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
-from zsr_utils._text import unknown
+from zsr_utils._text import read_yaml, unknown
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,14 +54,6 @@ def table_of_contents(books: Sequence[Sequence]) -> dict:
     parts = [("Comparison", ["book/_generated/side-by-side"])] * (len(books) > 1) + parts + [LAST]
     listed = [{"caption": caption, "chapters": [{"file": page} for page in pages]} for caption, pages in parts]
     return {"format": "jb-book", "root": FIRST, "parts": [{"chapters": [{"file": SECOND}]}, *listed]}
-
-
-def read_yaml(path: Path):
-    """What a YAML file holds; an empty one stands for no lines."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read ({' '.join(str(error).split())}).") from error
 
 
 def valid(content: dict, schema: Path, what: str) -> None:

@@ -30,7 +30,7 @@ def write_frame(path: Path, frame: pd.DataFrame) -> None:
 
 def results_root() -> Path:
     """Where results go: `ZSR_RESULTS`, or `results` at the top of the project."""
-    return Path(os.environ.get("ZSR_RESULTS") or Path(__file__).resolve().parents[2] / "results")
+    return Path(os.environ.get("ZSR_RESULTS") or Path(__file__).resolve().parents[2] / "results").absolute()
 
 
 def safe_name(name: str) -> str:
