@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from zsr_utils._text import markdown
 from zsr_utils.book._chapters import Chapter
+from zsr_utils.book.contents import own
 
 
 def value(metric: dict) -> str:
@@ -50,7 +51,7 @@ def generated(books: Sequence[Sequence[Chapter]], pictured: dict[str, object]) -
         pictured: Digests of the figures that have a picture.
     """
     content = {"books": books, "pictured": pictured}
-    names = ["headline.md", "figures.md", "every-number.md"]
+    names = ["headline.md", "figures.md", "every-number.md", *(["front.md"] if own(books) else [])]
     if len(books) > 1:
         content |= {"runs": [book[0].run for book in books], "compared": list(compared(books))}
         names.append("side-by-side.md")

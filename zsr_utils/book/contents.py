@@ -13,7 +13,7 @@ from zsr_utils._text import read_yaml, unknown
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = Path(__file__).with_name("chapters.schema.yaml")
-FIRST, SECOND = "book/preface", "book/how-to-read"
+FIRST, OWN, SECOND = "book/preface", "book/_generated/front", "book/how-to-read"
 REFERENCE = "tabletop-data tabletop-model _generated/figures _generated/every-number glossary references"
 LAST = ("Reference", [f"book/{page}" for page in REFERENCE.split()])
 
@@ -48,12 +48,21 @@ def chosen(words: str, known: Sequence[str]) -> list[str]:
     return [name for name in known if name in named or not named]
 
 
+def own(books: Sequence[Sequence]) -> bool:
+    """Whether a book shows a reader's own run, which its first page then speaks of."""
+    return any(chapter.own for book in books for chapter in book)
+
+
 def table_of_contents(books: Sequence[Sequence]) -> dict:
     """What Jupyter Book takes for one; several folders of chapters get a part each, after one that compares them."""
     parts = [(book[0].run if len(books) > 1 else "Chapters", [chapter.docname for chapter in book]) for book in books]
     parts = [("Comparison", ["book/_generated/side-by-side"])] * (len(books) > 1) + parts + [LAST]
     listed = [{"caption": caption, "chapters": [{"file": page} for page in pages]} for caption, pages in parts]
-    return {"format": "jb-book", "root": FIRST, "parts": [{"chapters": [{"file": SECOND}]}, *listed]}
+    return {
+        "format": "jb-book",
+        "root": OWN if own(books) else FIRST,
+        "parts": [{"chapters": [{"file": SECOND}]}, *listed],
+    }
 
 
 def valid(content: dict, schema: Path, what: str) -> None:
