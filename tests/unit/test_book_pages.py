@@ -206,7 +206,7 @@ def test_an_answer_that_the_run_does_not_have_is_refused_before_anything_is_draw
 def test_folders_without_results_or_outside_of_the_project_are_one_sentence(tmp_path, capsys):
     assert __main__.main(["results/nowhere"]) == __main__.main([str(tmp_path)]) == 2
     nowhere, outside = capsys.readouterr().err.splitlines()
-    assert "There are no results in 'results/nowhere'" in nowhere and "allowed for a book is a folder in" in outside
+    assert "There are no results in 'results/nowhere'" in nowhere and f"no results in '{tmp_path}'" in outside
 
 
 def test_a_chapter_begins_with_its_answer_in_numbers_and_a_picture(tmp_path):
@@ -288,7 +288,7 @@ def test_pages_come_in_the_order_of_the_contents(tmp_path):
     (tmp_path / "_toc.yml").write_text(json.dumps(table_of_contents([[chapter(tmp_path)]])))
     found = [p.relative_to(tmp_path / "html").as_posix() for p in pages(tmp_path / "html")]
     assert found[:4] == [
-        "book/preface.html",
+        "book/_generated/front.html",
         "book/how-to-read.html",
         "results/m@d/07-shift/07-shift.html",
         *found[3:4],

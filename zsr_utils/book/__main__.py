@@ -12,9 +12,8 @@ from zsr_utils.book.contents import ROOT, chosen, read_chapters
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m zsr_utils.book", description="Render the report.")
-    parser.add_argument(
-        "folders", nargs="*", help="results to show, such as results/<model>@<data set>; several are compared"
-    )
+    shown = "results to show, such as results/<model>@<data set>; several are compared"
+    parser.add_argument("folders", nargs="*", help=shown)
     parser.add_argument("--chapters", default="", help="those to show, by number or name (default: all)")
     parser.add_argument("--pdf", action="store_true", help="print the pages to _build/pdf, also as they stand")
     options = parser.parse_args(arguments)

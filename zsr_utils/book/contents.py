@@ -58,11 +58,8 @@ def table_of_contents(books: Sequence[Sequence]) -> dict:
     parts = [(book[0].run if len(books) > 1 else "Chapters", [chapter.docname for chapter in book]) for book in books]
     parts = [("Comparison", ["book/_generated/side-by-side"])] * (len(books) > 1) + parts + [LAST]
     listed = [{"caption": caption, "chapters": [{"file": page} for page in pages]} for caption, pages in parts]
-    return {
-        "format": "jb-book",
-        "root": OWN if own(books) else FIRST,
-        "parts": [{"chapters": [{"file": SECOND}]}, *listed],
-    }
+    first = OWN if own(books) else FIRST
+    return {"format": "jb-book", "root": first, "parts": [{"chapters": [{"file": SECOND}]}, *listed]}
 
 
 def valid(content: dict, schema: Path, what: str) -> None:
