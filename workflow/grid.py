@@ -217,8 +217,8 @@ def differs(job: Job) -> bool:
 
 def make_room(found: Iterable[Job]) -> list[str]:
     """Set results aside that would be replaced by those of other parameters, and say so."""
-    room = {job: set_aside(job.folder) for job in found if differs(job)}
-    return [f"{job.pair}: an earlier {job.chapter} is kept in {str(folder)!r}." for job, folder in room.items()]
+    other = [job for job in found if differs(job)]
+    return [f"{job.pair}: an earlier {job.chapter} is kept in {str(set_aside(job.folder))!r}." for job in other]
 
 
 def report(found: Sequence[Job], logs: Path, since: float) -> list[str]:

@@ -1,5 +1,6 @@
 """Rows, numbers and provenance on disk."""
 
+import dataclasses
 import json
 
 import pandas as pd
@@ -138,3 +139,91 @@ def test_an_embedded_model_on_foreign_images_carries_a_caution(tmp_path, monkeyp
     assert away.provenance()["caution"] == away.caution
     assert records.Run("01-x", tiny_model(trained_on="tiny"), tiny_images()).caution == ""
     assert records.Run("01-x", tiny_model(note="random weights"), tiny_images()).caution == "random weights"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"limit": 20}, "of other parameters (limit 0)"),
+        ({"models": ["a"]}, "of other parameters (models None)"),
+    ],
+)
+def test_a_result_of_other_parameters_is_kept_and_said(tmp_path, monkeypatch, capsys, changes, words):
+    monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
+    for answer, given in enumerate(({}, {}, changes)):
+        run = records.Run("01-x", tiny_model(), tiny_images(), **{"limit": 0, **given})
+        run.save_rows(one_row(answer))
+        assert list(run.folder.glob("*.parquet")) == ([run.folder / "samples.parquet"] if answer else []), "not yet"
+        run.save()
+        assert (words in capsys.readouterr().out) == (answer == 2)
+    (aside,) = run.folder.glob("earlier/*")
+    assert records.read_rows(tmp_path).prediction.tolist() == [2]
+    assert records.read_rows(aside).prediction.tolist() == [1], "the same parameters replace their result"
+
+
+def test_a_result_of_other_images_is_kept_and_said(run, capsys):
+    run.save()
+    other = records.Run("01-x", tiny_model(), tiny_images().subset(4), **run.parameters)
+    other.save()
+    assert "of other images, is kept in 'tiny@tiny/01-x/earlier/" in capsys.readouterr().out
+    assert len(list(other.folder.glob("earlier/*/provenance.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("metrics.json", "[{", "is damaged (Expecting property name"),
+        ("provenance.json", "", "is damaged (Expecting value"),
+        ("provenance.json", "[]", "is damaged (it holds no 'name: value' pairs)"),
+        ("provenance.json", "{}", "is damaged (model is None)"),
+        ("provenance.json", '{"format": "2"}', "has results of format '2', allowed is 0 to 1."),
+        ("provenance.json", "\xff", "is damaged ("),
+        ("metrics.json", "{}", "'{}' is no number with its interval"),
+        ("value", "NaN", "NaN is no number"),
+        ("high", "Infinity", "Infinity is no number"),
+        ("high", "1e999", "high of zero_shot/accuracy is inf"),
+        ("low", "0.99", "low of zero_shot/accuracy is 0.99, above high, 0.98"),
+        ("n", '"ten"', "n of zero_shot/accuracy is 'ten'"),
+        ("twice", "", "zero_shot/accuracy is there twice"),
+    ],
+)
+def test_damaged_records_are_one_sentence_with_the_file(run, file, text, words):
+    folder = run.save()
+    if file.endswith(".json"):
+        (folder / file).write_bytes(text.encode("latin-1"))
+    else:
+        (number,) = json.loads((folder / "metrics.json").read_text())
+        number |= {"high": 0.98} | ({} if file == "twice" else {file: "HERE"})
+        text = json.dumps([number] * (2 if file == "twice" else 1)).replace('"HERE"', text)
+        (folder / "metrics.json").write_text(text)
+    provenance = json.loads((folder / "provenance.json").read_text()) if file not in ("provenance.json",) else None
+    if provenance:  # as if the damage were older than the digest
+        provenance.pop("files")
+        (folder / "provenance.json").write_text(json.dumps(provenance))
+    with pytest.raises(ValueError) as error:
+        records.read_metrics(folder)
+    message = str(error.value)
+    assert words in message and repr(str(folder))[:-1] in message and "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "samples.parquet"])
+def test_files_of_two_runs_in_one_folder_are_told(run, name):
+    run.save_rows(one_row(0))
+    run.save()
+    later = records.Run("01-x", tiny_model(), tiny_images(), **run.parameters)
+    later.metric("zero_shot/accuracy", scores.proportion(1, 10))
+    later.save_rows(one_row(1))
+    before = (run.folder / name).read_bytes()
+    later.save()
+    (run.folder / name).write_bytes(before)  # a kill before this file was replaced
+    with pytest.raises(ValueError, match=f"{name}' is not of the run that its provenance.json tells of"):
+        records.read_metrics(run.folder), records.read_rows(run.folder)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"value": float("nan")}, {"high": float("inf")}, {"low": 0.9, "value": 0.95, "high": 0.8}]
+)
+def test_a_number_that_is_none_is_refused_by_its_name(run, wrong):
+    number = dataclasses.replace(scores.proportion(1, 2), **wrong)
+    with pytest.raises(ValueError, match=r"of a/b is .*: allowed are finite numbers, low not above high"):
+        run.metric("a/b", number)

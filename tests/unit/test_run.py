@@ -3,6 +3,7 @@
 import nbformat as nf
 import papermill
 import pytest
+from filelock import FileLock
 
 from zsr_utils import run
 
@@ -111,3 +112,73 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_result(good, results, monkeyp
     error = capsys.readouterr().err
     assert error.startswith("01-x stopped: No space left on device;") and len(error.splitlines()) == 1
     assert not [p for p in results.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("value", ["/x/set #2", "[x", "007", "no", "~", "{a}", "a: b", "1e3", ""])
+def test_a_value_for_text_is_that_text(good, value):
+    parameters = run.read_parameters([], [["dataset", value], ["limit", "3"]], run.defaults(good))
+    assert parameters == {"dataset": value, "limit": 3}
+
+
+def test_parameters_are_listed_with_their_comments(good, capsys):
+    assert run.main([str(good), "--parameters"]) == 0
+    assert capsys.readouterr().out == PARAMETERS + "\n"
+    with pytest.raises(SystemExit):
+        run.main(["--help"])
+    assert "text is taken as it is" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ("model tabletop-bas", "Unknown model 'tabletop-bas': nearest known names are tabletop-base"),
+        ("model ..", "Unknown model '..'"),
+        ("model /etc", "Unknown model '/etc'"),
+        ("model local-dir:/none", "model is 'local-dir:/none', and there is no such folder."),
+        ("pretrained openai", "pretrained is 'openai', but tabletop-base brings its own weights: allowed is ''."),
+        ("models [tabletop-conv@x]", "pretrained is 'x', but tabletop-conv brings its own weights"),
+        (
+            "model ViT-B-32 pretrained opena",
+            "Unknown pretrained tag of ViT-B-32 'opena': nearest known names are openai",
+        ),
+        ("dataset /nowhere", "Unknown data set '/nowhere'"),
+        ("models [a,3]", "'models' holds 3 (int), allowed are values of type str such as 'a'"),
+        ("limit [", "Parameter 'limit' is '[', which is no YAML value"),
+        ("eps .nan", "'eps' is nan, allowed is a finite number such as 0.5"),
+    ],
+)
+def test_what_cannot_be_is_told_before_a_kernel_starts_and_leaves_no_folder(tmp_path, results, capsys, pairs, words):
+    path = notebook(tmp_path / "01-x.ipynb", PARAMETERS + '\npretrained = ""\nmodels = ["a"]')
+    words_of = pairs.split()
+    given = [word for name, value in zip(words_of[::2], words_of[1::2]) for word in ("-p", name, value)]
+    assert run.main([str(path), *(given if "models" in pairs else [*given, "-p", "models", "[]"])]) == 2
+    error = capsys.readouterr().err
+    assert words in error and len(error.splitlines()) == 1 and not results.exists()
+
+
+def test_paths_are_those_of_the_caller(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "tabletop", "cifar10", "openai"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "w.pt").touch()
+    given = {
+        "dataset": "photos/",
+        "pretrained": "w.pt",
+        "models": ["a@w.pt", "b@openai"],
+        "model": "photos",
+        "limit": 3,
+    }
+    found = run.from_here(given)
+    assert found == given | {
+        "dataset": f"{tmp_path}/photos", "pretrained": f"{tmp_path}/w.pt", "models": [f"a@{tmp_path}/w.pt", "b@openai"],
+    }  # fmt: skip
+    assert run.from_here({"model": "local-dir:photos"})["model"] == f"local-dir:{tmp_path}/photos"
+    for known in ("tabletop", "cifar10", "no-folder", "wds:no/folder"):
+        assert run.from_here({"dataset": known}) == {"dataset": known}
+
+
+def test_of_two_runs_at_one_address_the_second_is_refused(good, results, capsys):
+    folder = results / "tabletop-base@tabletop" / "01-x"
+    with FileLock(folder / ".01-x.lock"):
+        assert run.main([str(good), "--no-progress"]) == 1
+        assert capsys.readouterr().err == f"{str(folder)!r} is being written by another run: wait until it ends.\n"
