@@ -18,7 +18,7 @@ import yaml
 from zsr_utils._text import read_yaml, unknown
 from zsr_utils.book.contents import ROOT, chosen, read_chapters, valid
 from zsr_utils.records import read_provenance, result_folder, results_root, set_aside
-from zsr_utils.run import address, check, check_addresses, defaults, from_here, gpus, read_parameters
+from zsr_utils.run import check, check_addresses, defaults, from_here, gpus, read_parameters
 
 
 SCHEMA = Path(__file__).with_name("grid.schema.yaml")
@@ -90,7 +90,7 @@ def of_profile(profile: str = "", chapters: str = "", model: str = "", dataset: 
     common = given.get("common", {})
     usual = defaults(ROOT / "notebooks" / f"{next(iter(own))}.ipynb") | common
     try:
-        named = [address(word) for word in dict.fromkeys(shlex.split(model))]
+        named = [word.partition("@")[::2] for word in dict.fromkeys(shlex.split(model))]
     except ValueError as error:
         raise ValueError(f"MODEL is {model!r}, and a quotation mark has no partner there.") from error
     whose = (named or [(usual["model"], usual.get("pretrained", ""))], dataset or usual["dataset"])

@@ -34,10 +34,6 @@ ENVIRONMENT = {  # of notebooks, where nothing else is set
 }
 
 
-class ParameterError(ValueError):
-    """A notebook cannot take these parameters."""
-
-
 class NotebookFailed(RuntimeError):
     """A notebook did not run to its end; the message says why in one sentence."""
 
@@ -48,21 +44,19 @@ def listed(notebook: Path) -> str:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         tagged = [c for c in cells if c["cell_type"] == "code" and "parameters" in c["metadata"].get("tags", [])]
     except (ValueError, KeyError, TypeError) as error:
-        raise ParameterError(f"{str(notebook)!r} is no notebook ({error}).") from error
+        raise ValueError(f"{str(notebook)!r} is no notebook ({error}).") from error
     if len(tagged) != 1:
-        raise ParameterError(f"{notebook.name} has {len(tagged)} cells tagged 'parameters', exactly 1 is needed.")
+        raise ValueError(f"{notebook.name} has {len(tagged)} cells tagged 'parameters', exactly 1 is needed.")
     return "".join(tagged[0]["source"])
 
 
 def defaults(notebook: Path) -> dict:
     """Values of the notebook's parameters."""
-    found: dict = {}
+    source, found = listed(notebook), {}
     try:
-        exec(compile(listed(notebook), str(notebook), "exec"), {"__builtins__": {}}, found)
-    except ParameterError:
-        raise
+        exec(compile(source, str(notebook), "exec"), {"__builtins__": {}}, found)
     except Exception as error:
-        raise ParameterError(f"{notebook.name}: its parameters cell must hold plain values only ({error}).") from error
+        raise ValueError(f"{notebook.name}: its parameters cell must hold plain values only ({error}).") from error
     return found
 
 
@@ -73,11 +67,8 @@ def check(notebook: Path, parameters: dict) -> dict:
         if name not in known:
             close = nearest(name, known) or sorted(known)
             given = f"{notebook.name} has no parameter {name!r} (given value {value!r})"
-            raise ParameterError(f"{given}: nearest names are {', '.join(close)}.")
-        try:
-            check_type(f"{notebook.name}: parameter {name!r}", value, known[name])
-        except ValueError as error:
-            raise ParameterError(str(error)) from error
+            raise ValueError(f"{given}: nearest names are {', '.join(close)}.")
+        check_type(f"{notebook.name}: parameter {name!r}", value, known[name])
     return known | parameters
 
 
@@ -87,35 +78,26 @@ def check_addresses(given: Iterable[dict]) -> None:
     Raises: ValueError or OSError, with the nearest known names or the reason.
     """
     given, embedded = list(given), {folder.name for folder in (ROOT / "data" / "models").glob("tabletop-*")}
-    models = {(p["model"], p.get("pretrained", "")) for p in given} | {
-        address(m) for p in given for m in p.get("models", ())
-    }
+    models = {(p["model"], p.get("pretrained", "")) for p in given}
+    models |= {m.partition("@")[::2] for p in given for m in p.get("models", ())}
     for name, tag in sorted(model for model in models if model[0] not in embedded or model[1]):
         import open_clip
 
         from zsr_utils.models import known_models
 
-        known = known_models()
-        prefix = f"{name.split(':', 1)[0]}:"
-        if name not in known and prefix not in (*known, "hf-hub:", "local-dir:"):
+        prefix, known, tags = name.partition(":")[0], known_models(), open_clip.list_pretrained_tags_by_model(name)
+        if name not in known and f"{prefix}:" not in (*known, "hf-hub:", "local-dir:"):
             raise ValueError(unknown("model", name, known))
-        if prefix == "local-dir:" and not Path(name.removeprefix(prefix)).is_dir():
+        if prefix == "local-dir" and not os.path.isdir(name.partition(":")[2]):
             raise ValueError(f"model is {name!r}, and there is no such folder.")
-        if tag and (name in embedded or prefix in ("hf-hub:", "local-dir:")):
+        if tag and (name in embedded or prefix in ("hf-hub", "local-dir")):
             raise ValueError(f"pretrained is {tag!r}, but {name} brings its own weights: allowed is ''.")
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        if tag and name in open_clip.list_models() and tag not in tags and not Path(tag).is_file():
+        if tag and name in open_clip.list_models() and tag not in tags and not os.path.isfile(tag):
             raise ValueError(unknown(f"pretrained tag of {name}", tag, tags))
-    for dataset, split in {(p["dataset"], p.get("split")) for p in given if p["dataset"] != "tabletop"}:
+    for dataset, split in {(p["dataset"], p.get("split", "validation")) for p in given if p["dataset"] != "tabletop"}:
         from zsr_utils.datasets import load_dataset
 
-        load_dataset(dataset, **({"split": split} if split else {}))
-
-
-def address(model: str) -> tuple[str, str]:
-    """Name and tag of a model that is written `name` or `name@tag`."""
-    name, _, tag = model.partition("@")
-    return name, tag
+        load_dataset(dataset, split)
 
 
 def from_here(parameters: dict) -> dict:
@@ -148,17 +130,16 @@ def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
     working = folder / f".{notebook.stem}.running.ipynb"  # one that a kill left behind is overwritten
     loops = folder.absolute() / ".progress"  # how far the loop of the running cell is
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    places = ("ZSR_RESULTS", "ZSR_CACHE", "ZSR_DATA")  # of the caller, too
-    os.environ.update({name: os.path.abspath(os.environ[name]) for name in places if os.environ.get(name)})
+    for name in ("ZSR_RESULTS", "ZSR_CACHE", "ZSR_DATA"):  # places of the caller, too
+        os.environ[name] = (os.environ.get(name) and os.path.abspath(os.environ[name])) or ""
     lock, before = FileLock(folder / f".{notebook.stem}.lock"), _earlier(folder)
     os.environ.update({**ENVIRONMENT, **os.environ, "ZSR_BOOK": "1", "ZSR_PROGRESS": str(loops), "PYTHONPATH": path})
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
-    except Timeout as error:
-        raise NotebookFailed(f"{str(folder)!r} is being written by another run: wait until it ends.") from error
-    except OSError as error:
-        raise NotebookFailed(f"{str(folder)!r} cannot be written ({error.strerror}): set ZSR_RESULTS.") from error
+    except OSError as error:  # Timeout, too
+        reason = "another run is writing there: wait until it ends" if isinstance(error, Timeout) else error.strerror
+        raise NotebookFailed(f"{str(folder)!r} cannot be written: {reason}.") from error
     try:
         if progress:
             follow(loops)
@@ -218,16 +199,16 @@ def read_parameters(files: list[Path], pairs: list[list[str]], known: dict | Non
     parameters: dict = {}
     for path in files:
         if not path.is_file():
-            raise ParameterError(f"The parameter file {str(path)!r} does not exist.")
+            raise ValueError(f"The parameter file {str(path)!r} does not exist.")
         content = read_yaml(path)
         if not isinstance(content, dict) or any(isinstance(v, dict) for v in content.values()):
-            raise ParameterError(f"{path}: a parameter file is a flat list of 'name: value' lines.")
+            raise ValueError(f"{path}: a parameter file is a flat list of 'name: value' lines.")
         parameters |= content
     for name, value in pairs:
         try:
             parameters[name] = value if isinstance((known or {}).get(name), str) else yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ParameterError(f"Parameter {name!r} is {value!r}, which is no YAML value: quote text.") from error
+            raise ValueError(f"Parameter {name!r} is {value!r}, which is no YAML value: quote text.") from error
     return parameters
 
 

@@ -111,16 +111,6 @@ class Chapter:
         return f"{model} on {known['dataset']}" + "".join(f" ({name})" for name in profile)
 
     @property
-    def own(self) -> bool:
-        """Whether it is a reader's own run, not one of Tabletop alone."""
-        return self.provenance["dataset"] != "tabletop" or not self.provenance["model"].startswith("tabletop-")
-
-    @property
-    def caution(self) -> str:
-        """What must be known before believing a number, or an empty string."""
-        return self.provenance.get("caution", "")
-
-    @property
     def cost(self) -> str:
         """What it took, as a reader says it."""
         known, seconds = self.provenance, self.provenance["seconds"]

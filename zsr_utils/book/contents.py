@@ -49,8 +49,9 @@ def chosen(words: str, known: Sequence[str]) -> list[str]:
 
 
 def own(books: Sequence[Sequence]) -> bool:
-    """Whether a book shows a reader's own run, which its first page then speaks of."""
-    return any(chapter.own for book in books for chapter in book)
+    """Whether a book shows a reader's own run, of another world than Tabletop: its first page then speaks of that."""
+    known = [chapter.provenance for book in books for chapter in book]
+    return any(k["dataset"] != "tabletop" or not k["model"].startswith("tabletop-") for k in known)
 
 
 def table_of_contents(books: Sequence[Sequence]) -> dict:

@@ -5,4 +5,4 @@ from zsr_utils.records._files import (
     EARLIER, concat, read_numbers, read_provenance, result_folder, results_root, safe_name, set_aside,
 )  # fmt: skip
 from zsr_utils.records._results import read_metrics, read_rows, results
-from zsr_utils.records._run import Run, glue, parameters
+from zsr_utils.records._run import Run, parameters

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+from collections import Counter
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from zsr_utils._cache import write_whole
 
 
 FORMAT = 1  # of a results folder; a folder without a number is older than the numbers
-KINDS = {"model": str, "dataset": str, "notebook": str | None, "pretrained": str | None, "parameters": dict | None}
+FACTS = {  # of a provenance that readers rely on
+    "model": str, "dataset": str, "notebook": str | None, "pretrained": str | None, "parameters": dict | None,
+    "files": dict | None, "format": int | None,
+}  # fmt: skip
 NUMBER = {"name": str, "value": Real, "low": Real, "high": Real, "interval": str, "n": Integral, "unit": str}
 EARLIER = "earlier"  # folder beside a result, for those that were in its place
 AGAIN = "run its notebook again"
@@ -74,43 +78,32 @@ def set_aside(folder: Path, to: Path | None = None) -> Path:
 
 
 def read_provenance(folder: Path, *files: str) -> dict:
-    """The provenance of one result folder, and whether `files` in it are those that it tells of.
-
-    Raises: ValueError where one is damaged, of another run, or of a newer version.
-    """
-    path = folder / "provenance.json"
-    provenance = _read_json(path)
-    if not isinstance(provenance, dict) or not isinstance(provenance.get("files", {}), dict):
-        raise ValueError(f"{str(path)!r} is damaged (it holds no 'name: value' pairs): {AGAIN}.")
-    number = provenance.get("format", 0)
-    if type(number) is not int or not 0 <= number <= FORMAT:
-        newer = type(number) is int and number > FORMAT
-        allowed = f"up to {FORMAT}: a newer version of this package wrote it, so update" if newer else f"0 to {FORMAT}"
-        raise ValueError(f"{str(folder)!r} has results of format {number!r}, allowed is {allowed}.")
-    for name, kind in KINDS.items():
-        if not isinstance(provenance.get(name), kind):
-            raise ValueError(f"{str(path)!r} is damaged ({name} is {provenance.get(name)!r}): {AGAIN}.")
-    for name in files:
-        digest, file = provenance.get("files", {}).get(name), folder / name
-        if digest and (not file.is_file() or file_digest(file) != digest):
+    """The provenance of one result folder; ValueError where it is damaged, or `files` are not those it tells of."""
+    provenance = _read_json(path := folder / "provenance.json")
+    number = provenance.get("format", 0) if isinstance(provenance, dict) else None
+    if type(number) is int and number > FORMAT:
+        found = f"{str(folder)!r} has results of format {number}, allowed is up to {FORMAT}"
+        raise ValueError(f"{found}: a newer version of this package wrote it, so update.")
+    facts = provenance if isinstance(provenance, dict) else {}
+    wrong = [f"{name} is {facts.get(name)!r}" for name, kind in FACTS.items() if not isinstance(facts.get(name), kind)]
+    if wrong:
+        raise ValueError(f"{str(path)!r} is damaged ({wrong[0]}): {AGAIN}.")
+    for file in (folder / name for name in files):
+        digest = (facts.get("files") or {}).get(file.name)
+        if digest and not (file.is_file() and file_digest(file) == digest):
             raise ValueError(f"{str(file)!r} is not of the run that its provenance.json tells of: {AGAIN}.")
-    return provenance
+    return facts
 
 
 def read_numbers(folder: Path) -> list[dict]:
-    """The numbers of one result folder, in the order they were recorded.
-
-    Raises: ValueError where one is damaged, recorded twice, or of another run than the provenance.
-    """
+    """The numbers of one result folder; ValueError where one is damaged, there twice, or of another run."""
     read_provenance(folder, "metrics.json")
-    path, known = folder / "metrics.json", set()
-    numbers = _read_json(path)
-    for number in numbers if isinstance(numbers, list) else [numbers]:
-        reason = wrong_number(number)
-        if reason or number["name"] in known:
-            reason = reason or f"{number['name']} is there twice"
-            raise ValueError(f"{str(path)!r} is damaged ({reason}): {AGAIN}.")
-        known.add(number["name"])
+    numbers = _read_json(path := folder / "metrics.json")
+    reasons = [wrong_number(n) for n in numbers] if isinstance(numbers, list) else ["it holds no list"]
+    if not any(reasons):
+        reasons = [f"{name} is there twice" for name, n in Counter(n["name"] for n in numbers).items() if n > 1]
+    if reason := next(filter(None, reasons), ""):
+        raise ValueError(f"{str(path)!r} is damaged ({reason}): {AGAIN}.")
     return numbers
 
 
@@ -127,11 +120,8 @@ def wrong_number(number) -> str:
 
 
 def _read_json(path: Path):
-    def refuse(constant: str):
-        raise ValueError(f"{constant} is no number")
-
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is damaged ({getattr(error, 'strerror', None) or error}): {AGAIN}.") from error
 

@@ -19,7 +19,6 @@ from zsr_utils.scores import Estimate
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "scipy", "pandas", "umap-learn", "plotly")
 NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)+")
-RECORD = "application/papermill.record/"
 
 
 class Run:
@@ -84,15 +83,13 @@ class Run:
         display(Markdown(typeset(text)))
 
     def save(self) -> Path:
-        """Write rows, `metrics.json` and last `provenance.json`; leave every number in the notebook for other pages."""
+        """Write rows, `metrics.json` and last `provenance.json`."""
         self._make_room()
         for name, rows in self._rows.items():
             write_frame(self.folder / name, rows)
         write_json(self.folder / "metrics.json", self.table().to_dict("records"))
         self._files = {name: _files.file_digest(self.folder / name) for name in (*self._rows, "metrics.json")}
         write_json(self.folder / "provenance.json", self.provenance())
-        for name, estimate in self.metrics.items():
-            glue(name, estimate)
         return self.folder
 
     def _make_room(self) -> None:
@@ -173,14 +170,6 @@ def typeset(text: str) -> str:
     """
     text = re.sub(r"(?<![\w.)\\-])-(?=\d)", "−", text)
     return re.sub(r"(?<=\d) ?%", "\N{NO-BREAK SPACE}%", text)
-
-
-def glue(name: str, estimate: Estimate) -> None:
-    """Leave a number in the notebook under a name, for pages that quote it with the glue role."""
-    from IPython.display import display
-
-    for key, value in ((name, f"{estimate.value:.4g}"), (f"{name}:pct", f"{estimate:pct}")):
-        display({RECORD + "text/plain": value}, raw=True, metadata={"scrapbook": {"name": key, "mime_prefix": RECORD}})
 
 
 def _cell(value) -> str:
