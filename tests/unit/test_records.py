@@ -161,6 +161,16 @@ def test_a_result_of_other_parameters_is_kept_and_said(tmp_path, monkeypatch, ca
     assert records.read_rows(aside).prediction.tolist() == [1], "the same parameters replace their result"
 
 
+def test_what_two_checkpoints_measured_with_two_sets_of_parameters_is_all_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
+    nets = [tiny_model(), tiny_model(config={"trained": "again"})]
+    for limit in (1, 2):
+        for net in nets:
+            records.Run("01-x", net, tiny_images(), limit=limit).save()
+    kept = [json.loads(path.read_text()) for path in tmp_path.rglob("provenance.json")]
+    assert len({(known["fingerprint"], known["parameters"]["limit"]) for known in kept}) == len(kept) == 4
+
+
 def test_a_result_of_other_images_is_kept_and_said(run, capsys):
     run.save()
     other = records.Run("01-x", tiny_model(), tiny_images().subset(4), **run.parameters)

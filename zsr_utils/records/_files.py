@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import Counter
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +18,7 @@ FACTS = {  # of a provenance that readers rely on
     "model": str, "dataset": str, "notebook": str | None, "pretrained": str | None, "parameters": dict | None,
     "files": dict | None, "format": int | None,
 }  # fmt: skip
-NUMBER = {"name": str, "value": Real, "low": Real, "high": Real, "interval": str, "n": Integral, "unit": str}
+NUMBER = {"name": str, "value": Real, "low": Real, "high": Real, "interval": str, "n": Real, "unit": str}
 EARLIER = "earlier"  # folder beside a result, for those that were in its place
 AGAIN = "run its notebook again"
 
@@ -69,6 +69,8 @@ def file_digest(path: Path) -> str:
 def set_aside(folder: Path, to: Path | None = None) -> Path:
     """Move the files of a result, its provenance last: a stop in between is made up for. Gives where they are now."""
     known = folder / "provenance.json"
+    if to and (to / known.name).is_file():
+        set_aside(to)
     to = to or folder / EARLIER / file_digest(known)[:8]
     to.mkdir(parents=True, exist_ok=True)
     files = [p for p in folder.glob("[!.]*") if p.is_file()]  # a notebook that is running has a hidden name
@@ -116,7 +118,8 @@ def wrong_number(number) -> str:
         if not isinstance(value, kind) or isinstance(value, bool) or (kind is Real and not math.isfinite(value)):
             return f"{key} of {number['name']} is {value!r}"
     low, high = number["low"], number["high"]
-    return f"low of {number['name']} is {low!r}, above high, {high!r}" if low > high else ""
+    beyond = low - high > 1e-9 * max(1, abs(high))  # and not by rounding alone
+    return f"low of {number['name']} is {low!r}, above high, {high!r}" if beyond else ""
 
 
 def _read_json(path: Path):

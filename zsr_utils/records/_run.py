@@ -106,7 +106,7 @@ class Run:
             tag = "-".join(filter(None, (net.pretrained, tag)))
             what, aside = "another checkpoint", result_folder(net.name, self._dataset, self.notebook, tag)
         elif known.get("dataset_fingerprint") != self._images.fingerprint:
-            what, aside = "other images", None
+            what, aside = "other images" if known else "damaged records", None
         elif given != before:
             differ = (f"{k} {before.get(k)!r}" for k in before | given if before.get(k) != given.get(k))
             what, aside = f"other parameters ({', '.join(differ)})", None
