@@ -41,7 +41,7 @@ class Study:
         p = self.parameters
         seed_everything(p["seed"])
         own = f"{p['model']}@{p['pretrained']}" if p["pretrained"] else p["model"]
-        wanted = {own: (p["model"], p["pretrained"])} | {name: tuple(name.split("@", 1)) for name in p["models"]}
+        wanted = {own: (p["model"], p["pretrained"])} | {name: name.partition("@")[::2] for name in p["models"]}
         self.images: Dataset = load_dataset(
             p["dataset"], split=p["split"], classes=p["classes"], ids=p["ids"], limit=p["limit"], seed=p["seed"]
         )

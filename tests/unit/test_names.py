@@ -96,7 +96,7 @@ def study(tmp_path, monkeypatch):
     monkeypatch.setenv("ZSR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("zsr_utils.study.load_model", lambda name, tag, **_: tiny_model(name=name))
     monkeypatch.setattr("zsr_utils.study.load_dataset", lambda *_, **__: tiny_images())
-    return Study("01-x", {"model": "one_model", "dataset": "d"})
+    return Study("01-x", {"model": "one_model", "models": ["other_model", "third@tag"], "dataset": "d"})
 
 
 def test_words_of_a_sentence_are_data_and_markdown_is_what_says_so(study, monkeypatch):
@@ -117,3 +117,21 @@ def test_classes_whose_names_differ_in_marks_alone_have_numbers_of_their_own(stu
     assert first == again and len(set(first)) == len(study.run.metrics) == len(classes)
     assert first[0] == "zero_shot/class/c" and first[1].startswith("zero_shot/class/c_")
     assert study.keep(rows.assign(model="other_model"), "a/b", ["model"]).label.iloc[0] == "other_model"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"models": "[]"}, r"models is '\[\]' \(str\), allowed is a value of type list"),
+        ({"models": ["a", 3]}, r"models holds 3 \(int\), allowed are values of type str"),
+        ({"dataset": 7}, r"dataset is 7 \(int\), allowed is a value of type str such as 'tabletop'"),
+        ({"limit": "3"}, r"limit is '3' \(str\), allowed is a value of type int"),
+        ({"pretrained": "openai"}, "pretrained is 'openai', but one brings its own weights: allowed is ''"),
+        ({"models": ["two@openai"]}, "pretrained is 'openai', but two brings its own weights: allowed is ''"),
+    ],
+)
+def test_a_first_cell_refuses_what_papermill_gives_it(monkeypatch, wrong, words):
+    monkeypatch.setattr("zsr_utils.study.load_model", lambda name, *_, **__: tiny_model(name=name, trained_on="d"))
+    monkeypatch.setattr("zsr_utils.study.load_dataset", lambda *_, **__: tiny_images())
+    with pytest.raises(ValueError, match=words):
+        Study("01-x", {"model": "one", "dataset": "d", **wrong})
