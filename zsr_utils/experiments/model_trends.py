@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, delayed, parallel_config
+from markupsafe import Markup
 from scipy import special, stats
 
 from zsr_utils import jacobian
 from zsr_utils._progress import progress
+from zsr_utils._text import markdown
 from zsr_utils.conditions import ORIGINAL, Head, gaussian_noise, made_before
 from zsr_utils.conditions.alignment import Settings, saved_as_png
 from zsr_utils.datasets import PUBLISHED_IMAGES, Dataset, claims, published
@@ -189,9 +191,11 @@ class Published:
         """Where the model of a run stands among the published ones, in words."""
         own = self.rows[self.rows.checkpoint == f"{model}, {pretrained}"]
         if own.empty:
-            return f"{model}, the model of this run, is not among them: for every such model this page is the same"
+            said = "the model of this run, is not among them: for every such model this page is the same"
+            return Markup(f"{markdown(model)}, {said}")
         points = ", ".join(f"{100 * v:+.1f} on {shift}" for v, shift in zip(own.value, own["shift"]))
-        return f"{model} ({pretrained}), the model of this run, is among them; points above the line: {points}"
+        own = markdown(f"{model} ({pretrained})")
+        return Markup(f"{own}, the model of this run, is among them; points above the line: {points}")
 
 
 def _table(draws: Mapping[tuple[str, str], tuple[np.ndarray, int]], unit: str = "fraction") -> pd.DataFrame:
@@ -379,12 +383,13 @@ def beside_claims(table: pd.DataFrame, margin: float) -> pd.DataFrame:
 
 def bullets(table: pd.DataFrame) -> str:
     """The table of `beside_claims` as a list, a sentence a statement."""
-    return "\n".join(
+    said = [
         f"- *{c.factor}*, {c.member}: {c.reported} ({c.source}). {c.measurement.replace('_', ' ')}: {c.other:.3g}, "
         f"of the default {c.base:.3g}, {c.value:+.3g} [{c.low:+.3g}, {c.high:+.3g}], p {c.p_holm:.2g}, runs {c.runs}; "
         f"expected {c.expected}: **{c.verdict}**."
         for c in table.itertuples()
-    )
+    ]
+    return Markup("\n".join(said))
 
 
 def counts(verdicts: pd.Series) -> dict[str, int]:
