@@ -4,6 +4,7 @@ import sys
 from importlib import metadata
 from types import ModuleType
 
+import huggingface_hub
 import open_clip
 import pytest
 import torch
@@ -207,6 +208,7 @@ def test_missing_weights_say_what_to_fetch_and_where_to_put_it(monkeypatch):
     def offline(*_, **__):
         raise OSError("no network")
 
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(open_clip, "create_model_and_transforms", offline)
     with pytest.raises(
         ModelUnavailable, match=r"could not be fetched from the Hugging Face project 'laion/CLIP-ViT-B-32"
