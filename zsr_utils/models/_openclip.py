@@ -79,6 +79,7 @@ def _check(name: str, pretrained: str | None) -> None:
             raise ValueError(f"{name}: the folder {str(folder)!r} holds no open_clip_config.json.")
         if not any(path.suffix in ENDINGS for path in folder.glob("*")):
             raise ValueError(f"{name}: the folder {str(folder)!r} holds no open_clip_model.safetensors.")
+        read_config(folder / "open_clip_config.json")
     if pretrained is None:
         return
     built = bool(open_clip.get_model_config(name).get("quick_gelu"))
