@@ -343,3 +343,10 @@ def test_the_last_look_takes_no_gradient(monkeypatch):
     goal = alignment.Match(net.encode_image(sources) + 100.0, cosine=0.99)  # out of reach
     aligned = alignment.align(net, sources, goal, Settings("pgd", max_steps=4, eps=4 / 255))
     assert len(taken) == 4 and aligned.steps.tolist() == [4, 4, 4] and not aligned.reached.any()
+
+
+def test_ssim_of_flat_pictures_is_its_luminance_term():
+    """(2 a b + c) / (a^2 + b^2 + c) with c = (0.01 L)^2, where the range L of pixels is 1."""
+    one, other = (torch.full((1, 3, 16, 16), grey) for grey in (0.1, 0.2))
+    c = 1e-4
+    assert alignment.closeness(one, other)["ssim"][0] == pytest.approx((2 * 0.02 + c) / (0.01 + 0.04 + c), rel=1e-4)

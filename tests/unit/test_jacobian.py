@@ -206,7 +206,7 @@ def head(request, linear, classifier):
     bias = torch.tensor([0.03, 0.0, 0.02, -0.02])
     network[1].weight.data, network[2].weight.data, network[2].bias.data = linear.net.matrix.data, classifier, bias
     options = {"image_size": 8, "mean": (0.5,) * 3, "std": (1.0,) * 3, "transform": None}
-    net = SupervisedModel(network, library="torchvision", namings=[[(c,) for c in "abcd"]], name="head", **options)
+    net = SupervisedModel(network, namings=[[(c,) for c in "abcd"]], name="head", **options)
     return net, net.classifier("abcd"), classifier, bias
 
 

@@ -48,9 +48,7 @@ def trained_head() -> SupervisedModel:
     )
     options = {"image_size": 8, "mean": (0.5,) * 3, "std": (0.25,) * 3}
     shrink = lambda image: TF.to_tensor(image.convert("RGB").resize((8, 8)))  # noqa: E731
-    return SupervisedModel(
-        network, library="torchvision", namings=[[(c,) for c in NAMES]], name="head", transform=shrink, **options
-    )
+    return SupervisedModel(network, namings=[[(c,) for c in NAMES]], name="head", transform=shrink, **options)
 
 
 MODELS = {"colours": colours, "head": trained_head}

@@ -1,7 +1,9 @@
 """The model handle and the registry: contracts and bad input."""
 
+import re
 import sys
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 
 import huggingface_hub
@@ -112,6 +114,13 @@ def test_a_registered_model_loads_by_name():
         return tiny_model(name=name, precision=precision)
 
     assert load_model("test-only", device="cpu").name == "test-only"
+
+
+def test_the_books_page_on_own_models_runs_as_it_is_printed(capsys):
+    page = (Path(__file__).parents[2] / "book" / "own-model.md").read_text()
+    code = "".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    exec(code, {})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"print\(.*\)  # (.*)", code) != []
 
 
 def test_an_installed_package_offers_models_by_entry_point(monkeypatch):

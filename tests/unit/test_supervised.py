@@ -239,7 +239,7 @@ def test_what_the_json_file_cannot_say(weights, own, words):
 def test_a_head_of_unknown_classes_says_how_to_name_them():
     network = timm.create_model("resnet10t", num_classes=7)
     size = {"image_size": 64, "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    net = SupervisedModel(network, namings=imagenet_names(7), name="seven", transform=None, **size)
+    net = SupervisedModel(network, library="timm", namings=imagenet_names(7), name="seven", transform=None, **size)
     with pytest.raises(ValueError, match="seven: nobody recorded what its 7 outputs are; a JSON file beside"):
         net.classifier(["dog"])
 

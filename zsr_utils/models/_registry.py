@@ -23,7 +23,7 @@ _BUILDERS: dict[str, Builder] = {}
 def register_model(name: str) -> Callable[[Builder], Builder]:
     """Register `build(name, pretrained, precision) -> Model` for a name, or for a prefix that ends in `:`.
 
-    An installed package needs no call, but an entry point of the group `zsr_utils.models`. `_imagebind` is an example.
+    An installed package needs an entry point of the group `zsr_utils.models` instead; `book/own-model.md` has both.
     """
 
     def add(builder: Builder) -> Builder:

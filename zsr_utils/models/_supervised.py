@@ -32,10 +32,12 @@ class SupervisedModel(Model):
 
     bias_columns = 1
 
-    def __init__(self, network: nn.Module, *, namings: Sequence[Naming], library: str = "timm", **options):
+    def __init__(self, network: nn.Module, *, namings: Sequence[Naming], library: str = "", **options):
         """`namings` are vocabularies for the head's classes, the first of them for display; the rest as `Model`.
 
-        What is not given of `image_size`, `mean`, `std` and `transform` is taken from `preprocessing`.
+        `library` is timm or torchvision, which tells where head and token grids are; any other network's head is its
+        last layer, and it has grids if it has timm's `forward_intermediates`. What is not given of `image_size`,
+        `mean`, `std` and `transform` is taken from `preprocessing`.
         """
         self._namings = namings
         self.class_names = tuple(names[0] for names in namings[0]) if namings else ()
@@ -122,9 +124,9 @@ class Tower(nn.Module):
     @property
     def visual(self) -> "Tower | None":
         """Itself, where there is a token grid: the call that open_clip's image towers have."""
-        if self.library == "timm":
-            return self if hasattr(self.network, "forward_intermediates") else None
-        return None if isinstance(self.network, models.SwinTransformer | models.VisionTransformer) else self
+        if self.library == "torchvision":
+            return None if isinstance(self.network, models.SwinTransformer | models.VisionTransformer) else self
+        return self if hasattr(self.network, "forward_intermediates") else None
 
     def forward_intermediates(self, x: Tensor, *, indices: int | None, **_) -> dict:
         """Maps after every block or stage (torchvision: the last one of every resolution), and the features."""
@@ -176,7 +178,8 @@ def load_folder(folder: Path, build: Callable[[str, int], nn.Module], precision:
     size = config["image_size"]
     preprocessing = {"image_size": size, "resize": size, "interpolation": "bicubic"}
     return SupervisedModel(
-        network, namings=[[(c,) for c in config["class_names"]]], name=folder.name, precision=precision, config=config,
+        network, library="timm", namings=[[(c,) for c in config["class_names"]]], name=folder.name,
+        precision=precision, config=config,
         preprocessing=preprocessing | {key: config[key] for key in ("mean", "std")},
     )  # fmt: skip
 
