@@ -192,6 +192,16 @@ def test_error_of_a_curved_model_grows_in_proportion_to_the_size(net, pixels):
     assert (scores.linear_reach(rows, 1e-9).reach == 0).all()
 
 
+def test_errors_of_a_square_are_known(linear):
+    """f(x) = mean(x)^2 at c, moved by h: 2 c h + h^2 measured, 2 c h predicted, h / (2 c + h) the relative error."""
+    linear.net.encode_image = lambda x: (x + 0.5).mean((1, 2, 3))[:, None].square()  # the handle subtracts 0.5
+    c, h = 0.4, 0.1
+    rows = jacobian.linear_error(linear, torch.full((1, 3, 8, 8), c), torch.ones(1, 3, 8, 8), [255 * h])
+    found = rows[["predicted", "measured", "relative_error", "lipschitz"]].iloc[0].to_numpy(float)
+    measured = 2 * c * h + h**2
+    np.testing.assert_allclose(found, [2 * c * h, measured, h / (2 * c + h), measured / h / 192**0.5], rtol=1e-5)
+
+
 @pytest.fixture
 def classifier():
     return nn.functional.normalize(torch.randn(4, 5, generator=torch.Generator().manual_seed(7)))
