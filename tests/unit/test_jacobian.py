@@ -3,6 +3,7 @@
 import tempfile
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import norm
@@ -382,3 +383,15 @@ def test_attention_of_frozen_transformers_has_every_derivative(pixels):
     assert larger < 0.2 and 3 < larger / smaller < 5
     same_values(jacobian.spectra(net, inside[:2]).values, torch.linalg.svdvals(reference(net, inside[:2])))
     assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+def test_the_spectrum_of_many_images_is_median_and_middle_nine_tenths():
+    values = np.arange(101.0)[:, None] * [2, 1, 0] + [1000, 1, 0]
+    table = scores.spectrum_by_rank(values)
+    assert table.values.tolist() == [[1, 1100, 1010, 1190], [2, 51, 6, 96]]  # the third is 0
+
+
+def test_the_linear_account_ends_where_it_first_fails():
+    rows = pd.DataFrame({"sample_id": list("aaabbb"), "size": [4, 1, 2] * 2})
+    rows["relative_error"] = [0.05, 0.1, 0.2, 0.01, 0.3, 0.01]
+    assert scores.linear_reach(rows, 0.1).reach.tolist() == [1, 0]
