@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 
 FIRST = ("state_dict", "model_state_dict", "model")  # of several state dicts in a file, these in this order
+INSIDE = re.compile(r"_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")  # torch's wrappers, at any depth
 TEXT = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]+")
 
 
@@ -47,8 +48,8 @@ def read_weights(file: Path, name: str, net: nn.Module, notes: list[str]) -> dic
     kept = min(found, key=lambda path: FIRST.index(key) if (key := path.split("/")[0]) in FIRST else len(FIRST))
     if len(found) > 1:
         notes.append(f"of the weight file's state dicts {', '.join(found)}, {kept} was read")
-    # torch.compile, DistributedDataParallel, Lightning and averaging each put a name before, or in between
-    weights = {key.replace("_orig_mod.", ""): value for key, value in found[kept].items() if key != "n_averaged"}
+    # DistributedDataParallel, Lightning and averaging put a name before all others
+    weights = {INSIDE.sub("", key): value for key, value in found[kept].items() if key != "n_averaged"}
     own = {key.partition(".")[0] for key in net.state_dict()}
     while len(first := {key.partition(".")[0] for key in weights}) == 1 and not first & own and "." in min(weights):
         weights = {key.partition(".")[2]: value for key, value in weights.items()}
