@@ -343,3 +343,20 @@ def test_the_last_look_takes_no_gradient(monkeypatch):
     goal = alignment.Match(net.encode_image(sources) + 100.0, cosine=0.99)  # out of reach
     aligned = alignment.align(net, sources, goal, Settings("pgd", max_steps=4, eps=4 / 255))
     assert len(taken) == 4 and aligned.steps.tolist() == [4, 4, 4] and not aligned.reached.any()
+
+
+def test_ssim_of_flat_pictures_is_its_luminance_term():
+    """(2 a b + c) / (a^2 + b^2 + c) with c = (0.01 L)^2, where the range L of pixels is 1."""
+    one, other = (torch.full((1, 3, 16, 16), grey) for grey in (0.1, 0.2))
+    c = 1e-4
+    assert alignment.closeness(one, other)["ssim"][0] == pytest.approx((2 * 0.02 + c) / (0.01 + 0.04 + c), rel=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_steps_in_a_ball_decay_from_its_radius_to_nothing(norm):
+    """eps (1 + cos(pi k / K)) / 2 in step k of K, along the sign or the unit vector of the gradient."""
+    settings = Settings("pgd", eps=0.1, norm=norm, max_steps=12)
+    gradient = torch.full((4, 3, 2, 2), 5.0)
+    moves = _steps.move({"steps": torch.tensor([0, 4, 6, 12])}, gradient, torch.zeros(4), settings).flatten(1)
+    length = -moves[:, 0] if norm == "linf" else moves.norm(dim=1)
+    torch.testing.assert_close(length, 0.1 * torch.tensor([1, 0.75, 0.5, 0]), atol=1e-7, rtol=1e-5)

@@ -48,9 +48,7 @@ def trained_head() -> SupervisedModel:
     )
     options = {"image_size": 8, "mean": (0.5,) * 3, "std": (0.25,) * 3}
     shrink = lambda image: TF.to_tensor(image.convert("RGB").resize((8, 8)))  # noqa: E731
-    return SupervisedModel(
-        network, library="torchvision", namings=[[(c,) for c in NAMES]], name="head", transform=shrink, **options
-    )
+    return SupervisedModel(network, namings=[[(c,) for c in NAMES]], name="head", transform=shrink, **options)
 
 
 MODELS = {"colours": colours, "head": trained_head}
@@ -262,3 +260,9 @@ def test_what_is_said_of_a_slope_follows_its_interval():
     slope = lambda low, high: scores.Estimate((low + high) / 2, low, high, "", 9)  # noqa: E731
     said = [trends.way(slope(*ends)) for ends in ((0.01, 0.05), (0.02, 0.2), (-0.2, -0.02), (-0.2, 0.2))]
     assert said == ["along it", "off it, upwards", "off it, downwards", "in no decided direction"]
+
+
+def test_an_aligned_image_that_drifts_as_far_as_a_clean_one_is_half_above_it():
+    rows = pd.DataFrame({"model": "m", "sample_id": list("abcdxx"), "drift": [0.1, 0.2, 0.2, 0.3, 0.1, 0.3]})
+    rows["part"] = ["noise_clean"] * 4 + ["noise_aligned"] * 2  # two draws of one image, which drifts 0.2 on average
+    assert trends._below(rows).dropna().tolist() == [0.5, 0.5]

@@ -156,3 +156,21 @@ def test_equal_seeds_draw_alike_and_others_do_not():
 def test_bad_input_gets_one_clear_sentence(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_models_are_drawn_anew_evenly_and_as_many_as_there_are():
+    index = trends.redrawn(5, 2000, 0)
+    assert index.shape == (2001, 5) and index[0].tolist() == [0, 1, 2, 3, 4]
+    times = np.bincount(index[1:].ravel(), minlength=5)
+    assert len(times) == 5 and (abs(times - 2000) < 5 * np.sqrt(10000 * 0.2 * 0.8)).all()
+
+
+def test_the_interval_of_spearman_is_that_of_bonett_and_wright():
+    """Ranks 1 to 12 with two neighbours swapped three times: rho = 1 - 6 * 6 / (12 * 143)."""
+    ranks = np.arange(1, 13)
+    y = np.array([2, 1, 4, 3, 6, 5, 7, 8, 9, 10, 11, 12])
+    found = trends.straightness(ranks / 14, y / 14, resamples=1)["spearman"]
+    rho = 1 - 36 / (12 * 143)
+    half = 1.959964 * np.sqrt((1 + rho**2 / 2) / (12 - 3))
+    ends = np.tanh(np.arctanh(rho) + np.array([-half, half]))
+    assert [found.value, found.low, found.high] == pytest.approx([rho, *ends], rel=1e-6)
