@@ -275,6 +275,8 @@ def test_the_first_page_of_ones_own_run_speaks_of_that_run(tmp_path):
     )
     assert "{doc}`/results/m@d/07-shift/07-shift`: 1\\,200 images" in pages["front.md"]
     assert "```{caution}\nrandom weights\\: \\$1 means \\{nothing\\}." in pages["headline.md"]
+    assert all("random weights" in pages[page] for page in ("every-number.md", "headline.md"))
+    assert "Caution: random weights" in rendered("answer.html", chapter=found, pictured={})
     assert table_of_contents([[found]])["root"] == "book/_generated/front"
     found.provenance.update(model="tabletop-conv", dataset="tabletop")
     assert "front.md" not in generated([[found]], {}) and table_of_contents([[found]])["root"] == "book/preface"
@@ -385,3 +387,14 @@ def test_an_unknown_chapter_is_told_with_the_nearest(listed):
     with pytest.raises(ValueError, match="Unknown chapter '3': nearest known names are"):
         chosen("3", listed())
     assert chosen("2 01-x", listed()) == ["01-x", "02-y"] == chosen("", listed())
+
+
+def test_what_was_not_measured_and_what_has_no_interval_is_said(tmp_path):
+    numbers = {"shift/none": "x", "shift/other": "y"}
+    found = chapter(tmp_path, metrics=[metric("shift/other", low=None, high=None)], numbers=numbers)
+    with pytest.raises(ValueError, match="recorded no number 'shift/none'"):
+        found.headlines  # noqa: B018
+    found.provenance["not_measured"] = ["shift/none"]
+    pages = generated([[found]], {})
+    assert "not measured" in pages["headline.md"] and r"\[no interval\], n = 1,200" in pages["headline.md"]
+    assert ">none</td>" in pages["every-number.md"]

@@ -120,7 +120,9 @@ class Chapter:
     @property
     def headlines(self) -> list[tuple[dict, str]]:
         """The numbers that answer the chapter's question, each with a few words."""
-        recorded = {metric["name"]: metric for metric in self.metrics}
+        none = dict.fromkeys(("value", "low", "high")) | {"n": 0, "unit": "fraction"}
+        recorded = {name: {"name": name, **none} for name in self.provenance.get("not_measured", ())}
+        recorded |= {metric["name"]: metric for metric in self.metrics}
         for name in self.entry["numbers"]:
             if name not in recorded:
                 close = ", ".join(nearest(name, recorded) or sorted(recorded)[:5])

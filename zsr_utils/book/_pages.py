@@ -21,10 +21,14 @@ def value(metric: dict) -> str:
         >>> value(fraction), interval(fraction), value({"value": 6.42, "unit": "rank"})
         ('99.8 %', '[99.4, 100.0]', '6.42')
     """
+    if metric["value"] is None:
+        return "not measured"
     return _digits(metric, "value") + (" %" if metric["unit"] == "fraction" else "")
 
 
 def interval(metric: dict) -> str:
+    if metric["low"] is None or metric["high"] is None:
+        return "[no interval]"
     return f"[{_digits(metric, 'low')}, {_digits(metric, 'high')}]"
 
 
