@@ -360,3 +360,22 @@ def test_steps_in_a_ball_decay_from_its_radius_to_nothing(norm):
     moves = _steps.move({"steps": torch.tensor([0, 4, 6, 12])}, gradient, torch.zeros(4), settings).flatten(1)
     length = -moves[:, 0] if norm == "linf" else moves.norm(dim=1)
     torch.testing.assert_close(length, 0.1 * torch.tensor([1, 0.75, 0.5, 0]), atol=1e-7, rtol=1e-5)
+
+
+def test_momentum_keeps_a_share_of_the_last_move(net, pairs):
+    """v <- -step * gradient + m v, x <- x + v: Polyak's heavy ball."""
+    sources, targets = pairs
+    settings = Settings("gradient_descent", 0.1, momentum=0.5, max_steps=3)
+    aligned = alignment.align(net, sources, match(targets), settings)
+    x, v = sources.flatten(1), 0
+    for _ in range(3):
+        v = 0.5 * v - 0.1 * (x @ net.net.matrix.T - targets) @ net.net.matrix
+        x = x + v
+    torch.testing.assert_close(aligned.pixels.flatten(1), x, atol=1e-6, rtol=1e-5)
+
+
+def test_steps_in_all_balls_are_counted(net, pairs):
+    sources, targets = pairs
+    settings, budgets = Settings("pgd", max_steps=3), [0.001, 0.002, 0.003]
+    found = alignment.smallest_budgets(net, sources, match(targets, 0.99999, 1e-12), budgets, settings)
+    assert [found[eps].steps.tolist() for eps in budgets] == [[3] * 7, [6] * 7, [9] * 7]
