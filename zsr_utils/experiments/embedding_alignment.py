@@ -194,8 +194,8 @@ def in_words(study, rows: pd.DataFrame, topic: str) -> str:
     tables = [study.estimate(rows, f"{topic}/{name}", statistic, ["condition"]) for name, statistic in asked.items()]
     steps = rows.groupby("condition").steps.median()
     said = [
-        f"{hit.label}: {hit.value:.0%} named as the target, {met.value:.0%} at the stop rule after "
-        f"{steps[hit.condition]:.0f} steps (median), {rms.value:.1f} grey levels (RMS) away"
+        f"{hit.label}: {estimate_of(hit):pct} named as the target, {estimate_of(met):pct} at the stop rule after "
+        f"{steps[hit.condition]:.0f} steps (median), {estimate_of(rms):.1f} grey levels (RMS) away"
         for hit, met, rms in zip(*(table.itertuples() for table in tables))
     ]
     return f"Over {len(rows) // len(said)} pairs: {'; '.join(said)}."
