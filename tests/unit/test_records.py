@@ -4,6 +4,7 @@ import dataclasses
 import json
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from tiny import tiny_images, tiny_model
@@ -158,7 +159,9 @@ def test_what_was_not_measured_is_named_and_no_number(tmp_path, monkeypatch):
     monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
     run = records.Run("01-x", tiny_model(), tiny_images())
     run.metric("a/none", scores.not_measured())
-    run.metric("a/one", scores.Estimate(0.5, float("nan"), float("inf"), "none of a single draw", 1))
+    run.metric(
+        "a/one", scores.Estimate(np.float64(0.5), float("nan"), float("inf"), "none of a single draw", np.int64(1))
+    )
     numbers = json.loads((run.save() / "metrics.json").read_text())
     assert [(n["name"], n["low"], n["high"]) for n in numbers] == [("a/one", None, None)]
     assert run.provenance()["not_measured"] == ["a/none"]

@@ -165,9 +165,9 @@ class Run:
 
 
 def _record(name: str, estimate: Estimate) -> dict:
-    """A number as it is kept: bounds that it has not are None."""
-    bounds = {key: v if math.isfinite(v := getattr(estimate, key)) else None for key in ("low", "high")}
-    return {"name": name, **asdict(estimate), **bounds}
+    """A number as it is kept: plain values, and None for bounds that it has not."""
+    bounds = {key: float(v) if math.isfinite(v := getattr(estimate, key)) else None for key in ("low", "high")}
+    return {"name": name, **asdict(estimate), "value": float(estimate.value), "n": int(estimate.n), **bounds}
 
 
 def parameters(namespace: dict) -> dict:
