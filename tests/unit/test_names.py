@@ -1,12 +1,12 @@
 """A name is data wherever it goes: into Markdown, HTML, figures, YAML, numbers and folders."""
 
 import html
-import random
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 from markdown_it.renderer import RendererHTML
 from markupsafe import Markup
 from myst_parser.config.main import MdParserConfig
@@ -25,41 +25,59 @@ LISTED = [
     "%{x}", "{{ x }}", "$$", "__init__", "5\" o'clock", "--", "...", "no", "007", "1e3", "null", "~", "猫",
     "é", "a" * 300,
 ]  # fmt: skip
-ALPHABET = "ab19 _*`#$%&{}<>[]()|\\/@^~+-=!?.,:;'\"éß猫²…—"
+MARKS = "ab19 _*`#$%&{}<>[]()|\\/@^~+-=!?.,:;'\"éß猫²…—"
+TEXT = st.one_of(
+    st.text(MARKS, max_size=12), st.text(st.characters(codec="utf-8", exclude_categories=["C"]), max_size=8)
+)
+NAME = st.one_of(st.sampled_from(LISTED), TEXT).map(lambda name: " ".join(name.split())).filter(bool)
+EXTENSIONS = yaml.safe_load((ROOT / "_config.yml").read_text())["parse"]["myst_enable_extensions"]
+PARSER = create_md_parser(MdParserConfig(enable_extensions=set(EXTENSIONS)), RendererHTML)
 
 
-def names(count: int = 300) -> list[str]:
-    rng = random.Random(0)
-    drawn = ("".join(rng.choices(ALPHABET, k=rng.randint(1, 12))).strip() for _ in range(count))
-    return [*LISTED, *filter(None, (" ".join(name.split()) for name in drawn))]
+def steady(examples: int) -> settings:
+    """The same examples in every run, however slow the machine is."""
+    fixtures = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    return settings(
+        max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=fixtures
+    )
 
 
-def test_a_name_in_markdown_comes_out_as_it_was():
-    extensions = yaml.safe_load((ROOT / "_config.yml").read_text())["parse"]["myst_enable_extensions"]
-    parser = create_md_parser(MdParserConfig(enable_extensions=set(extensions)), RendererHTML)
-    for name in names():
-        safe, shown = markdown(name), html.escape(name, quote=False)
-        whole, inside = (parser.render(text) for text in (safe, f"x *{safe}* (**{safe}**), “{safe}”."))
-        assert html.unescape(whole) == f"<p>{html.unescape(shown)}</p>\n", name
-        assert inside.count("<") == 6, name
-        assert html.unescape(inside) == f"<p>x <em>{name}</em> (<strong>{name}</strong>), “{name}”.</p>\n"
+@steady(200)
+@given(NAME)
+def test_a_name_in_markdown_comes_out_as_it_was(name):
+    safe, shown = markdown(name), html.escape(name, quote=False)
+    whole, inside = (PARSER.render(text) for text in (safe, f"x *{safe}* (**{safe}**), “{safe}”."))
+    assert html.unescape(whole) == f"<p>{html.unescape(shown)}</p>\n"
+    assert inside.count("<") == 6
+    assert html.unescape(inside) == f"<p>x <em>{name}</em> (<strong>{name}</strong>), “{name}”.</p>\n"
 
 
-def test_a_name_in_html_and_in_a_figure_comes_out_as_it_was():
-    for name in names():
-        assert html.unescape(as_html(name)) == name and not set(as_html(name)) & set("<>{}$\"'`")
+@steady(200)
+@given(NAME)
+def test_a_name_in_html_and_in_a_figure_comes_out_as_it_was(name):
+    assert html.unescape(as_html(name)) == name and not set(as_html(name)) & set("<>{}$\"'`")
 
 
-def test_a_name_is_the_text_of_a_parameter_on_the_command_line_and_in_a_file(tmp_path):
-    for name in names(50):
-        (tmp_path / "p.yaml").write_text(yaml.safe_dump({"dataset": name}, allow_unicode=True), "utf-8")
-        for given in (([], [["dataset", name]]), ([tmp_path / "p.yaml"], [])):
-            assert run.read_parameters(*given, {"dataset": "tabletop"}) == {"dataset": name}
+@steady(50)
+@given(NAME)
+def test_a_name_is_the_text_of_a_parameter_on_the_command_line_and_in_a_file(tmp_path, name):
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"dataset": name}, allow_unicode=True), "utf-8")
+    for given_as in (([], [["dataset", name]]), ([tmp_path / "p.yaml"], [])):
+        assert run.read_parameters(*given_as, {"dataset": "tabletop"}) == {"dataset": name}
 
 
-def test_different_addresses_have_different_folders_that_can_be_made_and_read(tmp_path, monkeypatch):
-    monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
-    every = {*names(), "photos/day 1", "photos/day-1", "/a/b", "/a-b", "a-b", "..", ".", "", "/", "A", "\udce9"}
+@steady(5)
+@given(st.sets(NAME, min_size=40, max_size=60))
+@example(set(LISTED))
+def test_different_addresses_have_different_folders_that_can_be_made_and_read(tmp_path_factory, names):
+    tmp_path = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZSR_RESULTS", str(tmp_path))
+        folders_of(names, tmp_path)
+
+
+def folders_of(names, tmp_path):
+    every = {*names, "photos/day 1", "photos/day-1", "/a/b", "/a-b", "a-b", "..", ".", "", "/", "A", "\udce9"}
     every = sorted({name.rstrip("/") or name for name in every})
     folders = [records.result_folder("m", name, "01-x") for name in every]
     folders += [records.result_folder(name, "d", "01-x") for name in every]
@@ -105,7 +123,7 @@ def test_words_of_a_sentence_are_data_and_markdown_is_what_says_so(study, monkey
     study.say("*{a}* {b[0]} {c} {n:.1f}", a="a*b {x}", b=["$1"], c=Markup("**c**"), n=2)
     study.say(Markup("{a} *is*"))
     assert said == [r"*a\*b \{x\}* \$1 **c** 2.0", "{a} *is*"]
-    for name in names(50):
+    for name in LISTED:
         study.say("{name}", name=name)
         assert said[-1] == markdown(name)
 
