@@ -197,13 +197,14 @@ def test_a_shift_of_the_mean_is_told_from_the_covariance():
     rng, v, s = np.random.default_rng(0), 2.0, 3.0
     rows = pd.DataFrame({"model": "m", "sample_id": np.repeat(list("abcd"), 500), "severity": 255.0})
     rows["move"] = list(rng.normal(s, v**0.5, (2000, 4)))
-    found = scores.squared_moves(rows, {("m", name): 4 * v for name in "abcd"})
+    derivatives = pd.DataFrame({"jacobian": 4 * v, "trace": 0.0, "hessian": 0.0}, index=list("abcd"))
+    found = scores.squared_moves(rows, pd.concat({"m": derivatives})).query("account == 'first order'")
     measured = {part: scores.beside_predicted(frame) for part, frame in found.groupby("part")}
     assert measured["covariance"].value == pytest.approx(1, abs=0.06) and measured["covariance"].n == 4
     assert measured["mean"].value == pytest.approx(s**2 / v, abs=0.3)
     assert measured["whole"].value == pytest.approx(measured["covariance"].value + measured["mean"].value)
     centred = rows.assign(move=list(rng.normal(0, 1, (2000, 4)))).groupby("sample_id").head(2)
-    few = scores.squared_moves(centred, {("m", name): 4 for name in "abcd"})
+    few = scores.squared_moves(centred, pd.concat({"m": derivatives}))
     assert few[few.part == "mean"].measured.min() < 0  # two copies alone would give a mean move
 
 

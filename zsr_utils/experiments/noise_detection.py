@@ -20,7 +20,7 @@ from zsr_utils.datasets import Dataset
 from zsr_utils.experiments.pairs import Pairs, pair_names
 from zsr_utils.measure import Pixels
 from zsr_utils.records import concat
-from zsr_utils.scores import CLEAN, HELD_OUT, Estimate, decide, estimate_of, paired_change
+from zsr_utils.scores import CLEAN, HELD_OUT, Estimate, decide, estimate_of, paired_change, within
 from zsr_utils.study import Study
 
 
@@ -30,6 +30,11 @@ LINEAR = {
     "more": "the embedding moves farther than the linear account allows",
     "less": "the embedding moves less far than the linear account says",
     "undecided": "the linear account is not refuted",
+}
+CURVED = {
+    "more": "the embedding moves farther than second derivatives say",
+    "less": "the embedding moves less far than second derivatives say",
+    "undecided": "the account to second order is not refuted",
 }
 FRAGILE = {
     "more": "the directed change is the more fragile one",
@@ -157,13 +162,15 @@ def clouds(sigmas: Sequence[float]) -> list[Condition]:
     return [replace(c, facts=move) for c in gaussian_noise(sigmas)]
 
 
-def squared_norms(study: Study, images: Dataset) -> dict[tuple[str, str], float]:
-    """||J||_F^2, the trace of J J^T, by model and image."""
-    ids, found = [sample.sample_id for sample in images.samples], {}
+def derivatives(study: Study, images: Dataset, probes: int) -> pd.DataFrame:
+    """What `scores.squared_moves` takes: ||J||_F^2 and the squares of second derivatives, by model and image."""
+    ids, found, seed = [sample.sample_id for sample in images.samples], {}, study.parameters["seed"]
     for name, net in study.nets.items():
-        grams = jacobian.spectra(net, images.pixels(ids, net.from_pil)).gram
-        found |= {(name, sample_id): float(gram.trace()) for sample_id, gram in zip(ids, grams)}
-    return found
+        pixels = images.pixels(ids, net.from_pil)
+        squares = jacobian.second_order(net, pixels, probes, seed=seed, sample_ids=ids).squares()
+        first = jacobian.spectra(net, pixels).values.square().sum(1)
+        found[name] = squares.assign(jacobian=first.numpy()).set_index(pd.Index(ids))
+    return pd.concat(found)
 
 
 def as_files(study: Study, images: Dataset, sigmas: Sequence[float], draws: int) -> pd.DataFrame:
@@ -172,6 +179,15 @@ def as_files(study: Study, images: Dataset, sigmas: Sequence[float], draws: int)
     return concat(
         study.measure(gaussian_noise(sigmas, conversion=how), **options).assign(conversion=how) for how in CONVERSIONS
     )
+
+
+def agreement_in_words(whole: pd.DataFrame) -> str:
+    """At which sigma each account of the whole squared move holds within 10 %, of every model."""
+    said = []
+    for (model, account), part in whole.groupby(["model", "account"], sort=False):
+        agree = [f"{sigma:g}" for sigma in within(part, 1, 0.1).severity]
+        said.append(f"{model} to {account} at σ = {', '.join(agree)}" if agree else f"{model} to {account} at none")
+    return f"With its whole interval, the squared move is within 10 % of the prediction: {'; '.join(said)}."
 
 
 def models_in_words(table: pd.DataFrame) -> str:
