@@ -3,6 +3,7 @@
 import tempfile
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import norm
@@ -189,7 +190,17 @@ def test_error_of_a_curved_model_grows_in_proportion_to_the_size(net, pixels):
     np.testing.assert_allclose(error[1] / error[0.5], 2, rtol=0.1)
     found = scores.linear_reach(rows, float(error[1].max()))
     assert found.columns.tolist() == ["sample_id", "reach"] and (found.reach >= 1).all()
-    assert (scores.linear_reach(rows, 1e-9).reach == 0).all()
+    assert (scores.linear_reach(rows, 1e-9).reach < 1e-6).all()
+
+
+def test_errors_of_a_square_are_known(linear):
+    """f(x) = mean(x)^2 at c, moved by h: 2 c h + h^2 measured, 2 c h predicted, h / (2 c + h) the relative error."""
+    linear.net.encode_image = lambda x: (x + 0.5).mean((1, 2, 3))[:, None].square()  # the handle subtracts 0.5
+    c, h = 0.4, 0.1
+    rows = jacobian.linear_error(linear, torch.full((1, 3, 8, 8), c), torch.ones(1, 3, 8, 8), [255 * h])
+    found = rows[["predicted", "measured", "relative_error", "lipschitz"]].iloc[0].to_numpy(float)
+    measured = 2 * c * h + h**2
+    np.testing.assert_allclose(found, [2 * c * h, measured, h / (2 * c + h), measured / h / 192**0.5], rtol=1e-5)
 
 
 @pytest.fixture
@@ -206,7 +217,7 @@ def head(request, linear, classifier):
     bias = torch.tensor([0.03, 0.0, 0.02, -0.02])
     network[1].weight.data, network[2].weight.data, network[2].bias.data = linear.net.matrix.data, classifier, bias
     options = {"image_size": 8, "mean": (0.5,) * 3, "std": (1.0,) * 3, "transform": None}
-    net = SupervisedModel(network, library="torchvision", namings=[[(c,) for c in "abcd"]], name="head", **options)
+    net = SupervisedModel(network, namings=[[(c,) for c in "abcd"]], name="head", **options)
     return net, net.classifier("abcd"), classifier, bias
 
 
@@ -372,6 +383,18 @@ def test_attention_of_frozen_transformers_has_every_derivative(pixels):
     assert larger < 0.2 and 3 < larger / smaller < 5
     same_values(jacobian.spectra(net, inside[:2]).values, torch.linalg.svdvals(reference(net, inside[:2])))
     assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+def test_the_spectrum_of_many_images_is_median_and_middle_nine_tenths():
+    values = np.arange(101.0)[:, None] * [2, 1, 0] + [1000, 1, 0]
+    table = scores.spectrum_by_rank(values)
+    assert table.values.tolist() == [[1, 1100, 1010, 1190], [2, 51, 6, 96]]  # the third is 0
+
+
+def test_the_linear_account_ends_where_it_first_fails():
+    rows = pd.DataFrame({"sample_id": list("aaabbb"), "size": [4, 1, 2] * 2})
+    rows["relative_error"] = [0.05, 0.1, 0.2, 0.01, 0.3, 0.01]
+    assert scores.linear_reach(rows, 0.1).set_index("sample_id").reach.to_dict() == pytest.approx({"a": 1, "b": 1 / 3})
 
 
 class Quadratic(nn.Module):

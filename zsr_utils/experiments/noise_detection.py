@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from zsr_utils import jacobian
-from zsr_utils._text import one_of
+from zsr_utils._text import markdown, one_of
 from zsr_utils.conditions import Batch, Condition, Seen, gaussian_noise, random_control
 from zsr_utils.conditions.alignment import Answer, Match, Settings, align, saved_as_png
 from zsr_utils.datasets import Dataset
@@ -193,8 +194,8 @@ def models_in_words(table: pd.DataFrame) -> str:
     """The AUROC of aligned images by drift, of every model, and whether it is one half."""
     told = {"more": "above one half", "less": "below one half", "undecided": "one half is not excluded"}
     rows = [row for row in table.itertuples() if row.series == "aligned, by drift"]
-    said = [f"{row.model} {estimate_of(row):.2f} ({told[decide(estimate_of(row), 0.5)]})" for row in rows]
-    return f"AUROC of aligned images by drift: {'; '.join(said)}."
+    said = [f"{markdown(row.model)} {estimate_of(row):.2f} ({told[decide(estimate_of(row), 0.5)]})" for row in rows]
+    return Markup(f"AUROC of aligned images by drift: {'; '.join(said)}.")
 
 
 def _kind(name: str, ids: Sequence[str], table: pd.DataFrame, sources: Tensor, pixels: Tensor) -> Kind:
