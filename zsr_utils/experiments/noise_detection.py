@@ -51,11 +51,6 @@ EVADES = {
     "nothing": "the plain attacker is not shown to be found more often than clean images are flagged, so that there is "
     "nothing to hide",
 }
-COSTS = {
-    "more": "to average costs a larger change",
-    "less": "who averages changes images less",
-    "undecided": "whether to average costs a larger change is not decided",
-}
 NORMAL = {
     "more": "more than normal clouds would be",
     "less": "fewer than normal clouds would be",
@@ -185,11 +180,10 @@ def evasion_in_words(table: pd.DataFrame, kind: str) -> str:
             verdict = evades(evasion, of[*which, "excess", goal])
             found.append(f"{plain:pct} and {own:pct}, a difference of {evasion:points}: {verdict}")
         rms, other, hit = (of["known", "change", *key] for key in (("rms", goal), ("rms", kind), ("hit", kind)))
-        extra = of["known", "answers", "extra", kind]
         said.append(
             f"* **{model}**: changed answers find {found[0]}. Drift either way finds {found[1]}. "
-            f"The changes are {rms:.2f} and {other:.2f} grey levels (RMS), a difference of {extra:+.2f}: "
-            f"{COSTS[decide(extra)]}; {hit:pct} of the latter images are named as the target. "
+            f"The changes are {rms:.2f} and {other:.2f} grey levels (RMS), a difference of "
+            f"{of['known', 'answers', 'extra', kind]:+.2f}; {hit:pct} of the latter images are named as the target. "
             f"Where the detector takes the best σ against each, changed answers find {found[2]}."
         )
     return "\n".join(said)

@@ -94,16 +94,16 @@ def forests(
     return figure.update_layout(scattermode="group", scattergap=0.4)
 
 
-def paths(table: pd.DataFrame, *, x_title: str, y_title: str, group: str = "series", panel: str = "panel") -> go.Figure:
-    """Shares with intervals over `x_value`, joined in the order of the rows.
+def paths(table: pd.DataFrame, *, x_title: str, y_title: str) -> go.Figure:
+    """Shares over `x_value` in a panel for each `panel`, joined in the order of the rows, a line for each `series`.
 
-    A mark has the words `mark` beside it, and hover gives its `label` and both intervals, `x_low` and `x_high` too.
+    `mark` stands beside a point; hover has its `label` and both intervals, `x_low` and `x_high` too.
     """
     up, down = table["high"] - table["value"], table["value"] - table["low"]
     shares, numbers = dict.fromkeys(["y", "low", "high"], ":.1%"), dict.fromkeys(["x", "x_low", "x_high"], ":.3f")
     figure = _facets(
-        table.assign(x=table["x_value"], y=table["value"], up=up, down=down), group, panel, 2, 250, draw=express.line,
-        markers=True, error_y="up", error_y_minus="down", labels={"x": x_title, "y": y_title},
+        table.assign(x=table["x_value"], y=table["value"], up=up, down=down), "series", "panel", 2, 250,
+        draw=express.line, markers=True, error_y="up", error_y_minus="down", labels={"x": x_title, "y": y_title},
         hover_name="label", text="mark", hover_data={**shares, **numbers},
     )  # fmt: skip
     figure.update_traces(error_y={"thickness": 1, "width": 0}, textposition="middle right")
