@@ -22,8 +22,15 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 # the rules are in workflow/Snakefile
 SNAKEMAKE = $(RUN)/snakemake --snakefile workflow/Snakefile --workflow-profile workflow/profiles/local
 
-book: install  ## run notebooks and render _build/html; CHAPTERS="01 05", PROFILE=tabletop-full, MODELS="a b@tag"
-	$(SNAKEMAKE) --config profile="$(PROFILE)" chapters="$(CHAPTERS)" models="$(MODELS)"
+# what was given, to the letter: the Snakefile reads it from the environment
+override MODEL := $(value MODEL)
+override DATASET := $(value DATASET)
+override CHAPTERS := $(value CHAPTERS)
+override PROFILE := $(value PROFILE)
+export MODEL DATASET CHAPTERS PROFILE
+
+book: install  ## run notebooks and render _build/html; MODEL="a b@tag", DATASET=/photos, CHAPTERS="01 05", PROFILE=imagenette
+	$(SNAKEMAKE)
 	@echo "the book is in _build/html/index.html"
 
 pdf: book  ## print the book to _build/pdf/book.pdf (needs Chromium)

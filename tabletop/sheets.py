@@ -181,7 +181,7 @@ def _ticks(above: float) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("outdir", type=Path)
+    parser.add_argument("outdir", type=Path, help="folder for the pictures")
     parser.add_argument("--model", default="tabletop-base", help="whose learning curve is drawn")
     arguments = parser.parse_args()
     arguments.outdir.mkdir(parents=True, exist_ok=True)

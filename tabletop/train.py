@@ -420,8 +420,9 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     """The options that say where things are, shared with `tabletop.queue`."""
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="checkpoints and rendered images")
     parser.add_argument("--models", type=Path, default=ROOT / "data" / "models", help="finished models")
-    parser.add_argument("--validation", type=Path, default=ROOT / "data" / "tabletop" / "validation.parquet")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    validation = ROOT / "data" / "tabletop" / "validation.parquet"
+    parser.add_argument("--validation", type=Path, default=validation, help="images on which accuracy is followed")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as torch names it")
 
 
 def main() -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import yaml
 
-from zsr_utils._text import unknown
-from zsr_utils.book.contents import ROOT, chosen, read_chapters, read_yaml, valid
-from zsr_utils.records import result_folder, results_root
-from zsr_utils.run import check, defaults, gpus, read_parameters
+from zsr_utils._text import read_yaml, unknown
+from zsr_utils.book.contents import ROOT, chosen, read_chapters, valid
+from zsr_utils.records import read_provenance, result_folder, results_root, set_aside
+from zsr_utils.run import check, check_addresses, defaults, from_here, gpus, read_parameters
 
 
 SCHEMA = Path(__file__).with_name("grid.schema.yaml")
@@ -62,31 +62,44 @@ class Job:
     def arguments(self) -> str:
         """The parameters that are not the notebook's own, as `zsr_utils.run` takes them on a command line."""
         given, known = self.parameters, defaults(self.notebook)
-        return " ".join(f"-p {k} {shlex.quote(_as_yaml(v))}" for k, v in given.items() if v != known[k])
+        words = {k: v if isinstance(v, str) else _as_yaml(v) for k, v in given.items() if v != known[k]}
+        return " ".join(f"-p {k} {shlex.quote(word)}" for k, word in words.items())
 
 
-def of_profile(profile: str = "", chapters: str = "", models: str = "") -> dict:
-    """The grid that `make book` runs: chapters, all or those named, with the model of a profile, or those named.
+def of_profile(profile: str = "", chapters: str = "", model: str = "", dataset: str = "") -> dict:
+    """The grid that `make book` runs: chapters, all or those named, of a profile, or of models and a data set named.
 
-    Without a profile the defaults of the notebooks hold. The results of a profile have a folder of its name, so that
-    they and those of the defaults do not replace each other.
+    Without a profile the defaults of the notebooks hold, but that a model or data set of one's own is compared with
+    others only where the profile says so. The results of a profile have a folder of its name, so that they and those
+    of the defaults do not replace each other.
+
+    Args:
+        model: Each `name` or `name@tag`, separated by spaces; one with spaces in it stands in quotes.
+        dataset: One name or folder.
 
     Raises:
         ValueError: If a profile or chapter is unknown, or one of the files is malformed.
     """
-    folder = ROOT / "profiles" / profile
-    if profile and not folder.is_dir():
-        raise ValueError(unknown("profile", profile, [p.name for p in folder.parent.iterdir() if p.is_dir()]))
+    profiles = {folder.name: folder for folder in (ROOT / "profiles").iterdir() if folder.is_dir()}
+    if profile and profile not in profiles:
+        raise ValueError(unknown("profile", profile, profiles))
+    folder = profiles.get(profile)
     given = {path.stem: read_parameters([path], []) for path in folder.glob("*.yaml")} if profile else {}
     known = read_chapters()
     own = {name: given.get(name, {}) for name in chosen(chapters, known)}
     common = given.get("common", {})
     usual = defaults(ROOT / "notebooks" / f"{next(iter(own))}.ipynb") | common
-    named = [_address(model) for model in dict.fromkeys(models.split())]
-    named = named or [(usual["model"], usual.get("pretrained", ""))]
+    try:
+        named = [word.partition("@")[::2] for word in dict.fromkeys(shlex.split(model))]
+    except ValueError as error:
+        raise ValueError(f"MODEL is {model!r}, and a quotation mark has no partner there.") from error
+    whose = (named or [(usual["model"], usual.get("pretrained", ""))], dataset or usual["dataset"])
+    if whose != ([(usual["model"], usual.get("pretrained", ""))], usual["dataset"]):
+        common = {"models": []} | common
+    named, dataset = whose
     grid = {
         "models": [{"name": model, "pretrained": tag} for model, tag in named],
-        "datasets": [usual["dataset"]],
+        "datasets": [dataset],
         "chapters": own,
         "parameters": {name: value for name, value in common.items() if name not in NAMED},
         "exclude": [
@@ -130,6 +143,7 @@ def jobs(grid: dict) -> list[Job]:
     root, wanted, used, owners = results_root().absolute() / grid.get("results", ""), {}, [], {}
     for model, dataset, name in product(*lists, chapters):
         facts = {"model": model["name"], "pretrained": model.get("pretrained") or "", "dataset": dataset["name"]}
+        named, facts = facts, from_here(facts)
         pair = result_folder(facts["model"], facts["dataset"], "", facts["pretrained"] or None).name
         folder = root / pair / name
         if owners.setdefault(folder.parent, [model, dataset]) != [model, dataset]:
@@ -137,7 +151,7 @@ def jobs(grid: dict) -> list[Job]:
                 f"{_as_yaml(owners[folder.parent])} and {_as_yaml([model, dataset])} write to the same folder "
                 f"{pair!r}: keep one, or run the other in a grid with another name for its results."
             )
-        hit = [rule for rule in exclude if rule.items() <= {**facts, "chapter": name}.items()]
+        hit = [rule for rule in exclude if rule.items() <= {**named, "chapter": name}.items()]
         used += hit
         if not hit:
             wanted[folder] = everywhere | dataset | (chapters[name] or {}) | model | facts
@@ -149,10 +163,10 @@ def jobs(grid: dict) -> list[Job]:
     listed, found = read_chapters(), []
     for folder, given in wanted.items():
         name, known = folder.name, takes[folder.name]
-        given = {key: given[key] for key in sorted(given) if key in known}
-        own = RESOURCES | {"gpu": int(check(notebooks[name], given).get("device") != "cpu")}
+        given = from_here(check(notebooks[name], {key: value for key, value in given.items() if key in known}))
+        own = RESOURCES | {"gpu": int(given.get("device") != "cpu")}
         own |= {key: amount for key, amount in amounts.items() if key in own} | amounts.get(name, {})
-        kept = {key: value for key, value in given.items() if key in NAMED or value != known[key]}
+        kept = {key: given[key] for key in sorted(given) if key in NAMED or given[key] != known[key]}
         needs = listed.get(name, {}).get("needs", ())
         before = tuple(other for other in needs if folder.with_name(other) in wanted)
         found.append(Job(name, notebooks[name], folder, kept, own, before, _minutes(name, listed)))
@@ -183,32 +197,28 @@ def check_place(found: Sequence[Job], *, local: bool = True) -> None:
 
 
 def check_names(found: Iterable[Job]) -> None:
-    """Refuse models and data sets that nobody knows; loads torch only for names that do not come with the project.
+    """Refuse models and data sets that nobody knows.
 
     Raises:
         ValueError: With the nearest known names.
     """
-    given = [job.parameters for job in found]
-    models = {(p["model"], p.get("pretrained", "")) for p in given} | {
-        _address(m) for p in given for m in p.get("models", ())
-    }
-    foreign = [m for m in sorted(models) if m[1] or not (ROOT / "data" / "models" / m[0]).is_dir()]
-    if foreign:
-        import open_clip
+    check_addresses(job.parameters for job in found)
 
-        from zsr_utils.models import known_models
 
-        known = known_models()
-        for name, tag in foreign:
-            if name not in known and name.split(":", 1)[0] + ":" not in (*known, "hf-hub:", "local-dir:"):
-                raise ValueError(unknown("model", name, known))
-            tags = open_clip.list_pretrained_tags_by_model(name)
-            if tag and tags and tag not in tags and not Path(tag).is_file():
-                raise ValueError(unknown(f"pretrained tag of {name}", tag, tags))
-    for dataset, split in {(p["dataset"], p.get("split")) for p in given if p["dataset"] != "tabletop"}:
-        from zsr_utils.datasets import load_dataset
+def differs(job: Job) -> bool:
+    """Whether the result that is there is damaged, or of other parameters."""
+    if not (job.folder / "provenance.json").is_file():
+        return False
+    try:
+        return read_provenance(job.folder).get("parameters") not in (None, defaults(job.notebook) | job.parameters)
+    except ValueError:
+        return True
 
-        load_dataset(dataset, limit=1, **({"split": split} if split else {}))
+
+def make_room(found: Iterable[Job]) -> list[str]:
+    """Set results aside that would be replaced by those of other parameters, and say so."""
+    other = [job for job in found if differs(job)]
+    return [f"{job.pair}: an earlier {job.chapter} is kept in {str(set_aside(job.folder))!r}." for job in other]
 
 
 def report(found: Sequence[Job], logs: Path, since: float) -> list[str]:
@@ -235,12 +245,6 @@ def report(found: Sequence[Job], logs: Path, since: float) -> list[str]:
             waits = f" It waits for {', '.join(job.before)}." if job.before else ""
             lines.append(f"{job.pair}: {job.chapter} was not run.{waits}")
     return [*lines, f"{sum(job.done for job in found)} of {len(found)} results are there."]
-
-
-def _address(model: str) -> tuple[str, str]:
-    """Name and tag of a model that is written `name` or `name@tag`."""
-    name, _, tag = model.partition("@")
-    return name, tag
 
 
 def _check(takes: dict[str, dict], lists: dict[str, list[dict]], chapters: dict[str, dict | None]) -> None:

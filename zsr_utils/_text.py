@@ -1,7 +1,18 @@
-"""One way to say that a name or a value is not allowed."""
+"""One way to say that a name or a value is not allowed, and to show a name as the data that it is."""
 
 import difflib
+import math
+import re
 from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+from markupsafe import Markup
+
+
+MARKUP = re.compile(r"([!-/:-@\[-`{-~])")
+# plotly knows few entities by name, and reads `{` and `$` as templates and TeX where they are not entities
+ENTITIES = {ord(c): f"&#{ord(c)};" for c in "\"'{}$`"} | {ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;"}
 
 
 def nearest(name: str, known: Iterable[str], *, n: int = 3) -> list[str]:
@@ -29,3 +40,55 @@ def one_of(what: str, value, allowed: Iterable) -> None:
     allowed = list(allowed)
     if value not in allowed:
         raise ValueError(f"{what} is {value!r}, allowed are {', '.join(map(repr, allowed))}.")
+
+
+def check_type(what: str, value, like) -> None:
+    """Raise one clear sentence unless `value` has the type of `like`, a list in its elements too, and is finite.
+
+    Examples:
+        >>> check_type("models", ["a", 3], ["b"])
+        Traceback (most recent call last):
+        ValueError: models holds 3 (int), allowed are values of type str such as 'b'.
+    """
+    wanted, has = type(like), type(value)
+    if has is not wanted and not (wanted is float and has is int):
+        raise ValueError(
+            f"{what} is {value!r} ({has.__name__}), allowed is a value of type {wanted.__name__} such as {like!r}."
+        )
+    if has is float and not math.isfinite(value):
+        raise ValueError(f"{what} is {value!r}, allowed is a finite number such as {like!r}.")
+    for element in value if wanted is list and like else ():
+        kinds = (int, float) if isinstance(like[0], int | float) else type(like[0])
+        if not isinstance(element, kinds) or isinstance(element, bool):
+            found, kind = type(element).__name__, type(like[0]).__name__
+            raise ValueError(
+                f"{what} holds {element!r} ({found}), allowed are values of type {kind} such as {like[0]!r}."
+            )
+
+
+def read_yaml(path: Path):
+    """What a YAML file holds; an empty one stands for no lines."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read ({' '.join(str(error).split())}).") from error
+
+
+def markdown(text) -> Markup:
+    """Text that Markdown, MyST among it, shows as it is.
+
+    Examples:
+        >>> print(markdown("a_b <x>"))
+        a\\_b \\<x\\>
+    """
+    return Markup(MARKUP.sub(r"\\\1", " ".join(str(text).split())))
+
+
+def as_html(text) -> str:
+    """Text that HTML, and plotly with its own small HTML and templates, shows as it is.
+
+    Examples:
+        >>> as_html("R$20 <b>")
+        'R&#36;20 &lt;b&gt;'
+    """
+    return str(text).translate(ENTITIES)

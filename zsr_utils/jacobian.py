@@ -1,18 +1,20 @@
-"""The Jacobian J = df/dx of the raw image embedding, and how far its linear account holds.
+"""The Jacobian J = df/dx of the raw image embedding, how far its linear account holds, and what curvature adds.
 
 x is an image in [0, 1] (P = 3 H W pixels), f(x) its raw embedding (D numbers, not normalised), J is D x P. A row of J
 is one vector-Jacobian product, so J costs D backward passes and an image of 224 x 224 pixels 0.3 GB; `spectra` keeps
 only the Gram matrix J J^T, whose eigenvalues are the squared singular values of J and whose multiple sigma^2 J J^T is,
-to first order, the covariance of the embedding under pixel noise N(0, sigma^2 I). Weights are frozen: no pass here
-computes a parameter gradient.
+to first order, the covariance of the embedding under pixel noise N(0, sigma^2 I). To second order the mean moves by
+sigma^2 tr(H_k) / 2 in coordinate k, whose Hessian is H_k (P x P), and the covariance gains sigma^4 tr(H_a H_b) / 2;
+`second_order` estimates both without a Hessian. Weights are frozen: no pass here computes a parameter gradient.
 
 Functions take the model handle `net`, images `pixels` in [0, 1], a `classifier` of `net.classifier`, and `sample_ids`,
 the names of the images in the rows; without them, images are numbered. A Jacobian that is not finite raises
 FloatingPointError, which names the image. What is counted from spectra alone is in `scores`.
 """
 
+import copy
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -30,6 +32,7 @@ from zsr_utils.models import Model
 
 
 AT_ONCE = 32  # rows of J in one backward pass at most: more are hardly faster, and cost about 2 MB each on small images
+STEP = 1e-3  # of a central second difference in float64, in [0, 1] pixels: a quarter grey level
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,45 @@ class Spectra:
     def gram(self) -> Float[Tensor, "n d d"]:
         """J J^T in float64."""
         return self.left.mT @ (self.values.square()[..., None] * self.left)
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Forms v^T H_k v of the Hessian of every coordinate k, float64, for probes v ~ N(0, I): what `second_order` gives.
+
+    Over probes they have mean tr(H_k) and covariance 2 tr(H_a H_b).
+    """
+
+    forms: Float[Tensor, "n m d"]  # embedding units per squared unit of [0, 1] pixels
+
+    @property
+    def trace(self) -> Float[Tensor, "n d"]:
+        """tr(H_k)."""
+        return self.forms.mean(1)
+
+    @property
+    def gram(self) -> Float[Tensor, "n d d"]:
+        """tr(H_a H_b), of rank below the number of probes."""
+        around = self.forms - self.trace[:, None]
+        return around.mT @ around / (2 * (around.shape[1] - 1))
+
+    def squares(self) -> pd.DataFrame:
+        """Unbiased ||tr H||^2 (`trace`) and sum of ||H_k||_F^2 (`hessian`), a row an image, with standard errors.
+
+        The square of a mean of m probes alone would be too large by a m-th of the variance. Standard errors
+        (`trace_error`, `hessian_error`) are of the probes, by the jackknife.
+        """
+
+        def parts(total: Tensor, lengths: Tensor, m: int) -> Tensor:
+            square = total.square().sum(-1)
+            return torch.stack([(square - lengths) / (m * (m - 1)), (lengths - square / m) / (2 * (m - 1))], -1)
+
+        m, lengths, total = self.forms.shape[1], self.forms.square().sum(2), self.forms.sum(1, keepdim=True)
+        found = parts(total, lengths.sum(1, keepdim=True), m)[:, 0]
+        without = parts(total - self.forms, lengths.sum(1, keepdim=True) - lengths, m - 1)
+        errors = without.std(1, correction=0) * (m - 1) ** 0.5
+        columns = "trace hessian trace_error hessian_error"
+        return pd.DataFrame(torch.cat([found, errors], 1).cpu().numpy(), columns=columns.split())
 
 
 def spectra(net: Model, pixels: Float[Tensor, "n 3 h w"], *, memory_mb: float = 64) -> Spectra:
@@ -148,9 +190,40 @@ def linear_error(
     return pd.DataFrame(rows, columns=columns.split())
 
 
+def second_order(
+    net: Model, pixels: Float[Tensor, "n 3 h w"], probes: int, *,
+    seed: int = 0, sample_ids: Sequence | None = None, at_once: int = 8,
+) -> Curvature:  # fmt: skip
+    """Curvature of the embedding at every image, from second derivatives along random probes.
+
+    v^T H_k v is the second derivative of f_k along v: two forward derivatives, for all k at once, that cost about 20
+    passes. A network without forward derivatives is copied in float64 for central second differences. A network of
+    rectifiers is linear in pieces: its forms are 0, though its kinks move the mean.
+
+    Args:
+        probes: 3 or more an image. Of m, tr(H) has the standard error sqrt(2 / m) ||H||_F.
+        at_once: Probes in one pass; each takes the memory of about four images.
+
+    Source: Hutchinson (1990) for the trace; that noise moves the mean by it is Taylor's expansion, its test against
+        measured moves this project's.
+    """
+    names, forms = _names(sample_ids, pixels), []
+    if probes < 3:
+        raise ValueError(f"probes is {probes}, allowed is 3 or more.")
+    along = _along(net)
+    with progress(len(pixels), "second derivatives") as bar:
+        for n, image in enumerate(pixels.to(net.device)):
+            drawn = unit_noise(image.shape, [f"{names[n]}\0{probe}" for probe in range(probes)], (seed, "probe"))
+            parts = [along(image.repeat(len(v), 1, 1, 1), v.to(net.device)).double() for v in drawn.split(at_once)]
+            forms.append(torch.cat(parts).cpu())
+            _refuse_not_finite(forms[-1][None], [n], "second derivative")
+            bar.update()
+    return Curvature(torch.stack(forms))
+
+
 def flip_prediction(
     net: Model, pixels: Float[Tensor, "n 3 h w"], gram: Float[Tensor, "n d d"], classifier: Float[Tensor, "k columns"],
-    sigmas: Sequence[float], *, sample_ids: Sequence | None = None,
+    sigmas: Sequence[float], *, curvature: Curvature | None = None, sample_ids: Sequence | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Probability that noise changes the answer, by the linear account, which knows no clipping to [0, 1].
 
@@ -158,16 +231,19 @@ def flip_prediction(
     normal under noise, with mean m and standard deviation sigma ||J^T (t_a - t_b)||, and is negative with probability
     Phi(-m / (sigma ||J^T (t_a - t_b)||)). The answer changes when any of the K - 1 margins is negative: the largest of
     the probabilities is a lower bound of that, `flip`, and their sum an upper one, `flip_at_most`; for two classes they
-    are the same. Embeddings are raw: the answer is the same.
+    are the same. Embeddings are raw: the answer is the same, and a margin is linear in them.
 
     Args:
         gram: `Spectra.gram` of the same images: ||J^T w||^2 = w^T J J^T w.
+        curvature: `second_order` of the same images, for the account to second order. With H = sum of w_k H_k for
+            w = t_a - t_b, the margin's mean is m + sigma^2 tr(H) / 2, its variance
+            sigma^2 ||J^T w||^2 + sigma^4 ||H||_F^2 / 2, and it is taken as normal still.
         sigmas: Standard deviations of the noise, in units of [0, 1] pixels.
 
     Returns:
         A row an image and sigma: `sample_id`, `sigma`, `flip`, `flip_at_most`, `prediction` (a), `nearest` (the b of
-        `flip`), and of that b `margin`, `gradient_norm` and `directed` (norm of the smallest change of pixels that
-        closes the margin, margin / gradient_norm).
+        `flip` to first order), and of that b `margin`, `gradient_norm` and `directed` (norm of the smallest change of
+        pixels that closes the margin, margin / gradient_norm).
 
     Source: Salman et al. (2024) for the linear Gaussian account; the formulas are inferred.
     """
@@ -176,13 +252,19 @@ def flip_prediction(
     features = torch.cat([_features(net, part) for part in pixels.split(100)])
     if gram.shape != (shape := (len(pixels), features.shape[1], features.shape[1])):
         raise ValueError(f"gram has shape {tuple(gram.shape)}, allowed is {shape}, one matrix an image.")
-    for name, feature, own in zip(names, features, gram.to(net.device)):
+    curvature = curvature or Curvature(gram.new_zeros(len(gram), 2, gram.shape[1]))
+    if (found := curvature.gram).shape != shape:
+        raise ValueError(f"curvature has shape {tuple(found.shape)}, allowed is {shape}, one matrix an image.")
+    matrices = (t.to(net.device) for t in (gram, curvature.trace, found))
+    for name, feature, own, shift, spread in zip(names, features, *matrices):
         answer, others, apart, margins = _rivals(net, feature, classifier)
         norms = ((apart @ own) * apart).sum(1).clamp_min(0).sqrt()
         directed, best = (margins / norms).min(0)
         at = answer, int(others[best]), float(margins[best]), float(norms[best]), float(directed)
         for sigma in sigmas:
-            flips = torch.special.erfc(margins / norms / (2**0.5 * sigma)) / 2  # torch's ndtr is 0 far down the tail
+            variance = (sigma * norms) ** 2 + sigma**4 / 2 * ((apart @ spread) * apart).sum(1)
+            mean = margins + sigma**2 / 2 * (apart @ shift)
+            flips = torch.special.erfc(mean / (2 * variance).sqrt()) / 2  # torch's ndtr is 0 far down the tail
             rows.append((name, sigma, float(flips.max()), min(1.0, float(flips.sum())), *at))
     columns = "sample_id sigma flip flip_at_most prediction nearest margin gradient_norm directed"
     return pd.DataFrame(rows, columns=columns.split())
@@ -253,6 +335,31 @@ def _rows(net: Model, image: Tensor, cotangents: Tensor, step: int) -> Iterator[
             yield row.flatten(1)
 
 
+def _along(net: Model) -> Callable[[Tensor, Tensor], Tensor]:
+    """The second derivative of raw embeddings at pixels (N, ...) along directions (N, ...)."""
+
+    @torch.no_grad()
+    def derived(pixels: Tensor, v: Tensor) -> Tensor:
+        with _plain_attention():
+            return torch.func.jvp(lambda x: torch.func.jvp(net.encode_image, (x,), (v,))[1], (pixels,), (v,))[1]
+
+    @torch.no_grad()
+    def differences(pixels: Tensor, v: Tensor) -> Tensor:
+        steps = (pixels + STEP * k * v.double() for k in (1, 0, -1))  # they may leave [0, 1]
+        after, at, before = (twin.encode_image((x - net.mean) / net.std) for x in steps)
+        return (after - 2 * at + before) / STEP**2
+
+    side = net.image_size
+    try:
+        derived(*torch.full((2, 1, 3, side, side), 0.5, device=net.device))
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("forward AD", "functorch", "jvp")):
+            raise
+        twin = copy.deepcopy(net.net).double()
+        return differences
+    return derived
+
+
 @contextmanager
 def _plain_attention() -> Iterator[None]:
     """Attention of which every derivative is known: fused kernels have no forward mode and no rule for vmap."""
@@ -319,7 +426,7 @@ def _above_zero(name: str, values: Sequence[float], unit: str) -> None:
             raise ValueError(f"{name} is {value}, allowed is above 0, {unit}.")
 
 
-def _refuse_not_finite(values: Tensor, images: Sequence[int]) -> None:
+def _refuse_not_finite(values: Tensor, images: Sequence[int], what: str = "Jacobian") -> None:
     wrong = ~values.reshape(len(images), -1).isfinite().all(1)
     if wrong.any():
-        raise FloatingPointError(f"The Jacobian of image {int(images[int(wrong.nonzero()[0])])} is not finite.")
+        raise FloatingPointError(f"The {what} of image {int(images[int(wrong.nonzero()[0])])} is not finite.")

@@ -3,9 +3,14 @@
 from collections.abc import Mapping
 from itertools import pairwise
 
-from zsr_utils._text import one_of
+from zsr_utils._text import check_type, one_of
 
 
+# what a chapter need not name among its parameters
+DEFAULTS = {
+    "pretrained": "", "models": (), "split": "validation", "classes": 0, "ids": "", "limit": 0,
+    "prompts": "plain prompt", "batch_size": 64, "device": "auto", "precision": "fp32", "seed": 0,
+}  # fmt: skip
 # of a parameter, or of every item of a list: what it must be, a rule for numbers, and whose
 RULES = (
     ("0 or more", lambda v: v >= 0, "budget_pairs budgets classes few_pairs limit number seed"),
@@ -13,7 +18,7 @@ RULES = (
      "adaptive_draws adaptive_pairs band_images batch_size budget_steps descent_steps draws family_images "
      "family_scenes max_steps model_pairs noisy_images pairs patterns per_class resamples shown spectra steps "
      "variant_images views"),
-    ("3 or more", lambda v: v >= 3, "cloud cloud_images compared fewest"),
+    ("3 or more", lambda v: v >= 3, "cloud cloud_images compared fewest probes"),
     ("above 0", lambda v: v > 0, "adaptive_times attack_rms descent_step sigma sigmas sizes"),
     ("above 0 and below 1", lambda v: 0 < v < 1, "equal_accuracy least_accuracy margin text_height"),
     ("0 to below 1", lambda v: 0 <= v < 1, "momentum"),
@@ -38,7 +43,13 @@ def check_parameters(given: Mapping, **least: float) -> None:
 
     Raises: ValueError.
     """
+    for name, like in {"model": "tabletop-base", "dataset": "tabletop", **DEFAULTS}.items():
+        if name in given and not (name == "classes" and isinstance(given[name], list | tuple)):
+            value, like = (list(v) if isinstance(v, tuple) else v for v in (given[name], like))
+            check_type(name, value, like)  # papermill may take it for another type
     for name, value in given.items():
+        if name == "classes" and isinstance(value, list | tuple):
+            continue
         items = value if isinstance(value, list) else [value]
         words, rule = ALLOWED.get(name, ("", None))
         if name in least:

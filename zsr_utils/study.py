@@ -1,28 +1,26 @@
 """What every chapter opens with: models, images, prompts and the run, and one way from rows to numbers to sentences."""
 
+import hashlib
 import re
+import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import cached_property
 
 import pandas as pd
+from markupsafe import Markup
 
-from zsr_utils._text import unknown
+from zsr_utils._text import markdown, unknown
 from zsr_utils.conditions import Condition, Head
 from zsr_utils.datasets import Dataset, load_dataset
 from zsr_utils.measure import Embedded, Pixels, embed, measure
 from zsr_utils.models import Model, load_model, seed_everything
-from zsr_utils.parameters import check_parameters
+from zsr_utils.parameters import DEFAULTS, check_parameters
 from zsr_utils.prompts import prompt_set
 from zsr_utils.records import Run, parameters
 from zsr_utils.scores import Estimate, Statistic, decide, estimates
 
 
-# what a chapter need not name among its parameters
-DEFAULTS = {
-    "pretrained": "", "models": (), "split": "validation", "classes": 0, "ids": "", "limit": 0,
-    "prompts": "plain prompt", "batch_size": 64, "device": "auto", "precision": "fp32", "seed": 0,
-}  # fmt: skip
 OWN_PROMPTS = "own prompts of the data set"
 
 
@@ -38,7 +36,7 @@ class Study:
         p = self.parameters
         seed_everything(p["seed"])
         own = f"{p['model']}@{p['pretrained']}" if p["pretrained"] else p["model"]
-        wanted = {own: (p["model"], p["pretrained"])} | {name: tuple(name.split("@", 1)) for name in p["models"]}
+        wanted = {own: (p["model"], p["pretrained"])} | {name: name.partition("@")[::2] for name in p["models"]}
         self.images: Dataset = load_dataset(
             p["dataset"], split=p["split"], classes=p["classes"], ids=p["ids"], limit=p["limit"], seed=p["seed"]
         )
@@ -47,10 +45,15 @@ class Study:
                 raise ValueError(f"{self.images.name} has {n} of the {least} {what} that {notebook} needs at least.")
         options = {"device": p["device"], "precision": p["precision"]}
         self.nets: dict[str, Model] = {name: load_model(*address, **options) for name, address in wanted.items()}
+        for (name, tag), net in zip(wanted.values(), self.nets.values()):
+            if tag and net.trained_on:
+                raise ValueError(f"pretrained is {tag!r}, but {name} brings its own weights: allowed is ''.")
         self.run = Run(notebook, self.net, self.images, **given)
         self.templates = self._prompts(p["prompts"])
         self.heads = {name: self.head(net) for name, net in self.nets.items()}
         self._rows: list[pd.DataFrame] = []
+        self._numbers: dict[str, str] = {}  # what was to be called so, by the names of numbers
+        pd.set_option("display.html.use_mathjax", False)  # a dollar in a table is one
 
     @property
     def net(self) -> Model:
@@ -144,11 +147,19 @@ class Study:
         for row in table.to_dict("records"):
             model = row.get("model", self.name)
             number = name.format(**{k: _plain(v) for k, v in row.items()}) + (f"/{model}" if model != self.name else "")
-            number = re.sub(r"[^a-z0-9_/]+", "_", number.lower()).strip("_")
+            number = self._number(number)
             self.run.metric(number, Estimate(**{f.name: row[f.name] for f in fields(Estimate)}))
             numbers.append(number)
-            labels.append(", ".join(_plain(row[column]).replace("_", " ") for column in by) or model)
+            words = (_plain(row[c]) if c == "model" else _plain(row[c]).replace("_", " ") for c in by)
+            labels.append(", ".join(words) or model)
         return table.assign(name=numbers, label=labels)
+
+    def _number(self, name: str) -> str:
+        """A number's name as records allow it; classes such as `C`, `C++` and `犬` do not share one."""
+        number = re.sub("/+", "/", re.sub(r"[^a-z0-9_/]+", "_", name.lower())).strip("_")
+        if self._numbers.setdefault(number, name) != name or number.endswith("/"):
+            number += f"_{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+        return number
 
     def number(self, name: str, estimate: Estimate) -> Estimate:
         """Keep one number."""
@@ -165,11 +176,16 @@ class Study:
         """Show a sentence of the report, as Markdown: the place for results in prose.
 
         Numbers enter by their recorded names, `{zero_shot/accuracy:pct}`, and further words, chosen by a rule such as
-        `decide`, by theirs; an estimate takes a format, too. A chapter's one sentence, *in short*, carries the caution.
+        `decide`, by theirs; an estimate takes a format, too. Words are data, such as names, and shown as they are;
+        what is Markdown already is `Markup`, as a word and as the text. A chapter's one sentence, *in short*, carries
+        the caution.
         """
-        said = text.format_map(_Recorded(self.run.metrics | self.run.missing, words))
-        caution = f" **Caution:** {self.run.caution}." if text.startswith("**In short:**") and self.run.caution else ""
-        self.run.say(said + caution)
+        if not isinstance(text, Markup):
+            short = text.startswith("**In short:**") and self.run.caution
+            text += " **Caution:** {caution}." if short else ""
+            words |= {"caution": self.run.caution} if short else {}
+            text = _Sentence().vformat(text, (), _Recorded(self.run.metrics | self.run.missing, words))
+        self.run.say(text)
 
     def close(self) -> None:
         """Write rows, numbers and provenance, and show the numbers and where they come from."""
@@ -180,6 +196,14 @@ class Study:
         self.run.save()
         display(self.run.table()[["name", "value", "low", "high", "interval", "n", "unit"]].round(4))
         display(self.run.show_provenance())
+
+
+class _Sentence(string.Formatter):
+    """Markdown, into which texts enter as data."""
+
+    def format_field(self, value, format_spec: str) -> str:
+        shown = super().format_field(value, format_spec)
+        return markdown(shown) if isinstance(value, str) and not isinstance(value, Markup) else shown
 
 
 class _Recorded(dict):

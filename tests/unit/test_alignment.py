@@ -343,3 +343,39 @@ def test_the_last_look_takes_no_gradient(monkeypatch):
     goal = alignment.Match(net.encode_image(sources) + 100.0, cosine=0.99)  # out of reach
     aligned = alignment.align(net, sources, goal, Settings("pgd", max_steps=4, eps=4 / 255))
     assert len(taken) == 4 and aligned.steps.tolist() == [4, 4, 4] and not aligned.reached.any()
+
+
+def test_ssim_of_flat_pictures_is_its_luminance_term():
+    """(2 a b + c) / (a^2 + b^2 + c) with c = (0.01 L)^2, where the range L of pixels is 1."""
+    one, other = (torch.full((1, 3, 16, 16), grey) for grey in (0.1, 0.2))
+    c = 1e-4
+    assert alignment.closeness(one, other)["ssim"][0] == pytest.approx((2 * 0.02 + c) / (0.01 + 0.04 + c), rel=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_steps_in_a_ball_decay_from_its_radius_to_nothing(norm):
+    """eps (1 + cos(pi k / K)) / 2 in step k of K, along the sign or the unit vector of the gradient."""
+    settings = Settings("pgd", eps=0.1, norm=norm, max_steps=12)
+    gradient = torch.full((4, 3, 2, 2), 5.0)
+    moves = _steps.move({"steps": torch.tensor([0, 4, 6, 12])}, gradient, torch.zeros(4), settings).flatten(1)
+    length = -moves[:, 0] if norm == "linf" else moves.norm(dim=1)
+    torch.testing.assert_close(length, 0.1 * torch.tensor([1, 0.75, 0.5, 0]), atol=1e-7, rtol=1e-5)
+
+
+def test_momentum_keeps_a_share_of_the_last_move(net, pairs):
+    """v <- -step * gradient + m v, x <- x + v: Polyak's heavy ball."""
+    sources, targets = pairs
+    settings = Settings("gradient_descent", 0.1, momentum=0.5, max_steps=3)
+    aligned = alignment.align(net, sources, match(targets), settings)
+    x, v = sources.flatten(1), 0
+    for _ in range(3):
+        v = 0.5 * v - 0.1 * (x @ net.net.matrix.T - targets) @ net.net.matrix
+        x = x + v
+    torch.testing.assert_close(aligned.pixels.flatten(1), x, atol=1e-6, rtol=1e-5)
+
+
+def test_steps_in_all_balls_are_counted(net, pairs):
+    sources, targets = pairs
+    settings, budgets = Settings("pgd", max_steps=3), [0.001, 0.002, 0.003]
+    found = alignment.smallest_budgets(net, sources, match(targets, 0.99999, 1e-12), budgets, settings)
+    assert [found[eps].steps.tolist() for eps in budgets] == [[3] * 7, [6] * 7, [9] * 7]

@@ -1,12 +1,13 @@
 """The generated pages hold the numbers of the records, names are never markup, and the list of chapters is right."""
 
+import hashlib
 import json
 import re
 
 import pytest
 import yaml
 
-from zsr_utils.book import __main__, _chromium, _notebook
+from zsr_utils.book import __main__, _build, _chromium, _notebook
 from zsr_utils.book._chapters import Chapter, caption, chapters, figures_of, specification
 from zsr_utils.book._chromium import pages, print_book
 from zsr_utils.book._notebook import folded, prepared, repository
@@ -206,7 +207,7 @@ def test_an_answer_that_the_run_does_not_have_is_refused_before_anything_is_draw
 def test_folders_without_results_or_outside_of_the_project_are_one_sentence(tmp_path, capsys):
     assert __main__.main(["results/nowhere"]) == __main__.main([str(tmp_path)]) == 2
     nowhere, outside = capsys.readouterr().err.splitlines()
-    assert "There are no results in 'results/nowhere'" in nowhere and "allowed for a book is a folder in" in outside
+    assert "There are no results in 'results/nowhere'" in nowhere and f"no results in '{tmp_path}'" in outside
 
 
 def test_a_chapter_begins_with_its_answer_in_numbers_and_a_picture(tmp_path):
@@ -265,6 +266,40 @@ def test_chapters_that_were_not_run_are_left_out(tmp_path):
     assert [c.name for c in chapters("results/m@d", tmp_path, known)] == ["07-shift"]
 
 
+def test_the_first_page_of_ones_own_run_speaks_of_that_run(tmp_path):
+    found = chapter(tmp_path, model="a*b")
+    found.provenance["caution"] = "random weights: $1 means {nothing}"
+    pages = generated([[found]], {})
+    assert (
+        pages["front.md"].startswith("# Zero-shot robustness of a\\*b on d\n") and "Tabletop" not in pages["front.md"]
+    )
+    assert "{doc}`/results/m@d/07-shift/07-shift`: 1\\,200 images" in pages["front.md"]
+    assert "```{caution}\nrandom weights\\: \\$1 means \\{nothing\\}." in pages["headline.md"]
+    assert all("random weights" in pages[page] for page in ("every-number.md", "headline.md"))
+    assert "Caution: random weights" in rendered("answer.html", chapter=found, pictured={})
+    assert table_of_contents([[found]])["root"] == "book/_generated/front"
+    found.provenance.update(model="tabletop-conv", dataset="tabletop")
+    assert "front.md" not in generated([[found]], {}) and table_of_contents([[found]])["root"] == "book/preface"
+
+
+def test_a_notebook_of_another_run_than_its_numbers_is_refused(tmp_path):
+    found = chapter(tmp_path)
+    digest = hashlib.sha256((found.path / "metrics.json").read_bytes()).hexdigest()
+    facts = json.loads((found.path / "provenance.json").read_text()) | {"files": {"metrics.json": digest}}
+    (found.path / "provenance.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=r"07-shift.ipynb' cannot be shown \(it is of another run than the numbers"):
+        chapters("results/m@d", tmp_path, {"07-shift": ENTRY})
+
+
+def test_results_outside_of_the_project_are_read_through_a_link_in_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(_build, "GENERATED", tmp_path / "generated")
+    found = chapter(tmp_path / "elsewhere")
+    link, again = (_build.linked(found.path.parent) for _ in range(2))
+    assert link == again and link.name == "m@d" and link.is_relative_to(tmp_path / "generated")
+    shown = Chapter((link / found.name).relative_to(tmp_path).as_posix(), tmp_path, ENTRY)
+    assert shown.run == "m on d" and shown.metrics == found.metrics
+
+
 def test_without_a_browser_nothing_is_drawn_and_nothing_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(_chromium, "PICTURES", tmp_path / "pictures")
     monkeypatch.setattr(_chromium, "chromium", lambda: None)
@@ -288,7 +323,7 @@ def test_pages_come_in_the_order_of_the_contents(tmp_path):
     (tmp_path / "_toc.yml").write_text(json.dumps(table_of_contents([[chapter(tmp_path)]])))
     found = [p.relative_to(tmp_path / "html").as_posix() for p in pages(tmp_path / "html")]
     assert found[:4] == [
-        "book/preface.html",
+        "book/_generated/front.html",
         "book/how-to-read.html",
         "results/m@d/07-shift/07-shift.html",
         *found[3:4],
@@ -352,3 +387,14 @@ def test_an_unknown_chapter_is_told_with_the_nearest(listed):
     with pytest.raises(ValueError, match="Unknown chapter '3': nearest known names are"):
         chosen("3", listed())
     assert chosen("2 01-x", listed()) == ["01-x", "02-y"] == chosen("", listed())
+
+
+def test_what_was_not_measured_and_what_has_no_interval_is_said(tmp_path):
+    numbers = {"shift/none": "x", "shift/other": "y"}
+    found = chapter(tmp_path, metrics=[metric("shift/other", low=None, high=None)], numbers=numbers)
+    with pytest.raises(ValueError, match="recorded no number 'shift/none'"):
+        found.headlines  # noqa: B018
+    found.provenance["not_measured"] = ["shift/none"]
+    pages = generated([[found]], {})
+    assert "not measured" in pages["headline.md"] and r"\[no interval\], n = 1,200" in pages["headline.md"]
+    assert ">none</td>" in pages["every-number.md"]

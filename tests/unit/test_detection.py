@@ -197,13 +197,14 @@ def test_a_shift_of_the_mean_is_told_from_the_covariance():
     rng, v, s = np.random.default_rng(0), 2.0, 3.0
     rows = pd.DataFrame({"model": "m", "sample_id": np.repeat(list("abcd"), 500), "severity": 255.0})
     rows["move"] = list(rng.normal(s, v**0.5, (2000, 4)))
-    found = scores.squared_moves(rows, {("m", name): 4 * v for name in "abcd"})
+    derivatives = pd.DataFrame({"jacobian": 4 * v, "trace": 0.0, "hessian": 0.0}, index=list("abcd"))
+    found = scores.squared_moves(rows, pd.concat({"m": derivatives})).query("account == 'first order'")
     measured = {part: scores.beside_predicted(frame) for part, frame in found.groupby("part")}
     assert measured["covariance"].value == pytest.approx(1, abs=0.06) and measured["covariance"].n == 4
     assert measured["mean"].value == pytest.approx(s**2 / v, abs=0.3)
     assert measured["whole"].value == pytest.approx(measured["covariance"].value + measured["mean"].value)
     centred = rows.assign(move=list(rng.normal(0, 1, (2000, 4)))).groupby("sample_id").head(2)
-    few = scores.squared_moves(centred, {("m", name): 4 for name in "abcd"})
+    few = scores.squared_moves(centred, pd.concat({"m": derivatives}))
     assert few[few.part == "mean"].measured.min() < 0  # two copies alone would give a mean move
 
 
@@ -311,3 +312,22 @@ def test_the_best_sigma_is_reported_on_other_sources_than_it_was_chosen_on():
     reported = scores.detect(images[~images.source_id.isin(choose)], resamples=20)
     kept = scores.detect_at_best_sigma(spoilt, resamples=20).merge(reported)
     assert len(kept) == len(best)  # other drifts of those that choose change no value that is reported, at any sigma
+
+
+def test_points_of_a_qq_plot_are_in_standard_deviations_and_fillibens_medians():
+    points = scores.qq_points(np.array([5.0, 3.0, 4.0]))
+    assert points.ordered.tolist() == pytest.approx([-1, 0, 1])  # three equidistant values: deviation 1, by n - 1
+    assert points.theoretical.tolist() == pytest.approx(NORMAL.ppf([1 - 0.5 ** (1 / 3), 0.5, 0.5 ** (1 / 3)]))
+
+
+def test_answers_are_found_above_the_threshold_that_one_new_clean_image_in_twenty_passes():
+    """Of 19 held-out images it is the largest share: the rule of (n + 1), not that of n - 1."""
+    held_out = [("held out", f"h{k}", k) for k in range(19)]
+    images = [*held_out, ("named", "a", 18), ("named", "b", 19)]
+    rows = [
+        {"model": "m", "severity": 1.0, "kind": kind, "sample_id": name, "source_id": name, "prediction": draw < share,
+         "clean_prediction": False, "target_label": 2, "rms": 0.0, "drift": 0.0}
+        for kind, name, share in images for draw in range(20)
+    ]  # fmt: skip
+    found = scores.per_image(pd.DataFrame(rows)).set_index("sample_id").found
+    assert not found["a"] and found["b"]

@@ -3,6 +3,7 @@
 import tempfile
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import norm
@@ -189,7 +190,17 @@ def test_error_of_a_curved_model_grows_in_proportion_to_the_size(net, pixels):
     np.testing.assert_allclose(error[1] / error[0.5], 2, rtol=0.1)
     found = scores.linear_reach(rows, float(error[1].max()))
     assert found.columns.tolist() == ["sample_id", "reach"] and (found.reach >= 1).all()
-    assert (scores.linear_reach(rows, 1e-9).reach == 0).all()
+    assert (scores.linear_reach(rows, 1e-9).reach < 1e-6).all()
+
+
+def test_errors_of_a_square_are_known(linear):
+    """f(x) = mean(x)^2 at c, moved by h: 2 c h + h^2 measured, 2 c h predicted, h / (2 c + h) the relative error."""
+    linear.net.encode_image = lambda x: (x + 0.5).mean((1, 2, 3))[:, None].square()  # the handle subtracts 0.5
+    c, h = 0.4, 0.1
+    rows = jacobian.linear_error(linear, torch.full((1, 3, 8, 8), c), torch.ones(1, 3, 8, 8), [255 * h])
+    found = rows[["predicted", "measured", "relative_error", "lipschitz"]].iloc[0].to_numpy(float)
+    measured = 2 * c * h + h**2
+    np.testing.assert_allclose(found, [2 * c * h, measured, h / (2 * c + h), measured / h / 192**0.5], rtol=1e-5)
 
 
 @pytest.fixture
@@ -206,7 +217,7 @@ def head(request, linear, classifier):
     bias = torch.tensor([0.03, 0.0, 0.02, -0.02])
     network[1].weight.data, network[2].weight.data, network[2].bias.data = linear.net.matrix.data, classifier, bias
     options = {"image_size": 8, "mean": (0.5,) * 3, "std": (1.0,) * 3, "transform": None}
-    net = SupervisedModel(network, library="torchvision", namings=[[(c,) for c in "abcd"]], name="head", **options)
+    net = SupervisedModel(network, namings=[[(c,) for c in "abcd"]], name="head", **options)
     return net, net.classifier("abcd"), classifier, bias
 
 
@@ -372,3 +383,136 @@ def test_attention_of_frozen_transformers_has_every_derivative(pixels):
     assert larger < 0.2 and 3 < larger / smaller < 5
     same_values(jacobian.spectra(net, inside[:2]).values, torch.linalg.svdvals(reference(net, inside[:2])))
     assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+def test_the_spectrum_of_many_images_is_median_and_middle_nine_tenths():
+    values = np.arange(101.0)[:, None] * [2, 1, 0] + [1000, 1, 0]
+    table = scores.spectrum_by_rank(values)
+    assert table.values.tolist() == [[1, 1100, 1010, 1190], [2, 51, 6, 96]]  # the third is 0
+
+
+def test_the_linear_account_ends_where_it_first_fails():
+    rows = pd.DataFrame({"sample_id": list("aaabbb"), "size": [4, 1, 2] * 2})
+    rows["relative_error"] = [0.05, 0.1, 0.2, 0.01, 0.3, 0.01]
+    assert scores.linear_reach(rows, 0.1).set_index("sample_id").reach.to_dict() == pytest.approx({"a": 1, "b": 1 / 3})
+
+
+class Quadratic(nn.Module):
+    """f_k(x) = a_k x + x B_k x / 2, whose Hessian is B_k everywhere."""
+
+    def __init__(self, d=3):
+        super().__init__()
+        generator = torch.Generator().manual_seed(8)
+        random = torch.randn(d, 192, 192, generator=generator) / 8
+        self.linear = nn.Parameter(torch.randn(d, 192, generator=generator) / 14)
+        self.hessian = nn.Parameter(
+            (random + random.mT) / 2 + torch.tensor([0.3, 0.1, -0.2]).view(3, 1, 1) * torch.eye(192)
+        )
+        self.logit_scale = nn.Parameter(torch.tensor(0.0))
+
+    def encode_image(self, x):
+        x = x.flatten(1)
+        return x @ self.linear.to(x).T + torch.einsum("np,kpq,nq->nk", x, self.hessian.to(x), x) / 2
+
+
+@pytest.fixture
+def quadratic():
+    return model_of(Quadratic(), mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+@pytest.fixture
+def quadratic_squares(quadratic):
+    hessian = quadratic.net.hessian.double()
+    return hessian.diagonal(dim1=1, dim2=2).sum(1), torch.einsum("apq,bpq->ab", hessian, hessian)
+
+
+def test_the_curvature_of_a_quadratic_map_is_its_matrices(quadratic, quadratic_squares, pixels):
+    trace, gram = quadratic_squares
+    found = jacobian.second_order(quadratic, pixels[:1], 4000, at_once=500)
+    assert found.forms.shape == (1, 4000, 3) and found.forms.dtype == torch.float64
+    error = (2 * gram.diagonal() / 4000).sqrt()
+    assert ((found.trace[0] - trace).abs() < 4 * error).all()
+    torch.testing.assert_close(found.gram[0], gram, rtol=0, atol=0.1 * float(gram.max()))
+    rows = found.squares()
+    for column, exact in (("trace", trace.square().sum()), ("hessian", gram.trace())):
+        assert abs(rows[column][0] - exact) < 4 * rows[f"{column}_error"][0] < 0.3 * exact
+
+
+def test_few_probes_are_unbiased_and_know_their_error(quadratic, quadratic_squares, pixels):
+    trace, gram = quadratic_squares
+    forms = jacobian.second_order(quadratic, pixels[:1], 4000, at_once=500).forms.view(500, 8, 3)
+    rows = jacobian.Curvature(forms).squares()  # eight probes of 500 images
+    for column, exact in (("trace", trace.square().sum()), ("hessian", gram.trace())):
+        spread = rows[column].std()
+        assert abs(rows[column].mean() - exact) < 4 * spread / 500**0.5
+        assert 0.8 < rows[f"{column}_error"].pow(2).mean() ** 0.5 / spread < 1.3
+    naive = jacobian.Curvature(forms).trace.square().sum(1)
+    assert naive.mean() > trace.square().sum() + gram.trace() / 8  # a square of means alone is too large by a quarter
+
+
+def test_noise_moves_a_quadratic_map_as_the_second_order_says(quadratic, quadratic_squares, pixels):
+    """In closed form: mean sigma^2 tr(H) / 2, covariance sigma^2 J J^T + sigma^4 tr(H_a H_b) / 2."""
+    sigma, (trace, gram) = 0.3, quadratic_squares
+    noise = sigma * torch.randn(40000, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    moves = (quadratic.net.encode_image(pixels[:1] + noise) - quadratic.net.encode_image(pixels[:1])).double()
+    first = sigma**2 * jacobian.spectra(quadratic, pixels[:1]).gram[0]
+    mean, covariance = sigma**2 / 2 * trace, first + sigma**4 / 2 * gram
+    assert ((moves.mean(0) - mean).abs() < 4 * (covariance.diagonal() / 40000).sqrt()).all()
+    measured = torch.cov(moves.T)
+    torch.testing.assert_close(measured, covariance, rtol=0, atol=0.03 * float(covariance.max()))
+    assert (measured.diagonal() > 1.1 * first.diagonal()).all(), "the linear account could not be told from it"
+
+
+def test_flips_to_second_order_are_those_of_a_quadratic_map(quadratic, pixels):
+    """The linear account misses the mean move of the margin, and with it the side on which the answer ends."""
+    sigma, image, classifier = 0.3, pixels[:1], torch.eye(3)[:2]
+    gram = jacobian.spectra(quadratic, image).gram
+    curvature = jacobian.second_order(quadratic, image, 1000, at_once=500)
+    noise = sigma * torch.randn(20000, 3, 8, 8, generator=torch.Generator().manual_seed(6))
+    answers = (quadratic.net.encode_image(image + noise) @ classifier.T).argmax(1)
+    first = jacobian.flip_prediction(quadratic, image, gram, classifier, [sigma])
+    second = jacobian.flip_prediction(quadratic, image, gram, classifier, [sigma], curvature=curvature)
+    measured = float((answers != first.prediction[0]).double().mean())
+    assert second.flip[0] == pytest.approx(measured, abs=0.015) and abs(first.flip[0] - measured) > 0.03
+    assert second.nearest[0] == first.nearest[0] and second.directed[0] == first.directed[0]
+    flat = jacobian.Curvature(torch.zeros(1, 3, 3).double())
+    alone = jacobian.flip_prediction(quadratic, image, gram, classifier, [sigma], curvature=flat)
+    assert alone.equals(first)
+    with pytest.raises(ValueError, match=r"curvature has shape \(1, 5, 5\), allowed is \(1, 3, 3\)"):
+        other = jacobian.Curvature(torch.zeros(1, 3, 5).double())
+        jacobian.flip_prediction(quadratic, image, gram, classifier, [sigma], curvature=other)
+
+
+def test_curvature_of_attention_agrees_with_central_differences(pixels, monkeypatch):
+    """Both for an image alone and in company: its probes are keyed by its name."""
+    net = tiny_model(mean=(0.4,) * 3, std=(0.25,) * 3)
+    net.net = Attentive().eval().requires_grad_(False)
+    found = jacobian.second_order(net, pixels, 5, sample_ids=list("abcde"), at_once=2)
+    alone = jacobian.second_order(net, pixels[3:4], 5, sample_ids=["d"])
+    torch.testing.assert_close(alone.forms[0], found.forms[3], rtol=1e-4, atol=1e-5)
+
+    def unknown(*_):
+        raise NotImplementedError("Trying to use forward AD with it that does not support it")
+
+    monkeypatch.setattr(torch.func, "jvp", unknown)
+    differences = jacobian.second_order(net, pixels.round(), 5)  # beside black and white, which a step leaves
+    monkeypatch.undo()
+    expected = jacobian.second_order(net, pixels.round(), 5)
+    torch.testing.assert_close(
+        differences.forms, expected.forms, rtol=1e-3, atol=1e-4 * float(expected.forms.abs().max())
+    )
+
+
+def test_a_network_of_rectifiers_has_no_second_derivative(net, pixels):
+    net.net.encode_image = lambda x: net.net.out(net.net.conv(x).relu().flatten(1)).relu()
+    assert not jacobian.second_order(net, pixels, 3).forms.any()
+
+
+def test_bad_input_of_the_second_order_gets_one_clear_sentence(linear, pixels):
+    with pytest.raises(ValueError, match="probes is 2, allowed is 3 or more"):
+        jacobian.second_order(linear, pixels, 2)
+    original = linear.net.encode_image
+    linear.net.encode_image = lambda x: original(x) + (x[:, :1, 0, 0] + 0.5).sqrt()
+    pixels[3, 0, 0, 0] = 0
+    with pytest.raises(FloatingPointError, match="second derivative of image 3 is not finite"):
+        jacobian.second_order(linear, pixels, 3)

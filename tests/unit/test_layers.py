@@ -28,7 +28,7 @@ ALLOWED = {
     ),
     "plots": ("scores", "records"),
     "fetch": ("datasets",),
-    "run": ("records",),
+    "run": ("models", "datasets", "records"),
     "book": ("records",),
 }  # fmt: skip
 

@@ -3,11 +3,13 @@
 import os
 import random
 import re
+import tempfile
 import unicodedata
 from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from tiny import tiny_model
 
@@ -324,39 +326,51 @@ def pictures(folder: Path) -> set[str]:
     return {path for path in found if os.path.isfile(path)}
 
 
-def test_any_tree_of_folders_gives_the_pictures_that_are_there_or_a_sentence(tmp_path):
-    read = 0
-    for seed in range(200):
-        root = tmp_path / str(seed)
-        root.mkdir()
-        draw = random.Random(seed)
-        grow(draw, root, 2, draw.sample(NAMES[: 8 if seed % 2 else None], draw.randint(4, 8)))
-        try:
-            dataset = load_dataset(str(root))
-        except (ValueError, FileNotFoundError) as error:
-            assert str(error).endswith(".") and "\n" not in str(error), error
-            assert not re.search(r"Errno|codec|invalid|unpack|index out", str(error)), error
-            continue
-        read += 1
-        taken = {sample.place[0] for sample in dataset.samples}
-        here = Path(dataset.samples[0].place[0].removesuffix(ids(dataset)[0]))
-        said = sum(count for why, (count, _) in dataset.left_out.items() if why.startswith("pictures"))
-        assert taken <= pictures(here) and len(pictures(here)) == len(taken) + said, (seed, dataset.left_out)
-        assert all(map(str.isprintable, dataset.class_names)) and len(set(ids(dataset))) == len(dataset)
-        assert re.fullmatch("[0-9a-f]{64}", dataset.fingerprint)
-    assert read > 40
+# the same examples in every run, however slow the machine is
+STEADY = settings(
+    max_examples=200, deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)  # fmt: skip
 
 
-def test_any_names_become_clean_different_ones_or_a_sentence():
-    signs = "ab_ \t\n\ufeff\u200b\x00é\u0301猫<$#n01440764\ud83d"
-    for seed in range(200):
-        draw = random.Random(seed)
-        raw = ["".join(draw.choices(signs, k=draw.randint(0, 6))) for _ in range(3)]
-        try:
-            names = class_names(raw, "list")
-        except ValueError as error:
-            assert re.fullmatch(r"'list' (has|names) the class .*\.", str(error)), error
-            continue
-        assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == 3
-        assert all(name == " ".join(name.split()) and name.isprintable() and "_" not in name for name in names)
-        assert class_names(names, "list") == names
+@pytest.mark.slow
+def test_any_tree_of_folders_gives_the_pictures_that_are_there_or_a_sentence():
+    read = []
+
+    @STEADY
+    @given(st.randoms(use_true_random=True), st.booleans())
+    def one(draw, few):
+        with tempfile.TemporaryDirectory() as folder:
+            grow(draw, Path(folder), 2, draw.sample(NAMES[: 8 if few else None], draw.randint(4, 8)))
+            try:
+                dataset = load_dataset(folder)
+            except (ValueError, FileNotFoundError) as error:
+                assert str(error).endswith(".") and "\n" not in str(error), error
+                assert not re.search(r"Errno|codec|invalid|unpack|index out", str(error)), error
+                return
+            read.append(folder)
+            taken = {sample.place[0] for sample in dataset.samples}
+            here = Path(dataset.samples[0].place[0].removesuffix(ids(dataset)[0]))
+            said = sum(count for why, (count, _) in dataset.left_out.items() if why.startswith("pictures"))
+            assert taken <= pictures(here) and len(pictures(here)) == len(taken) + said, dataset.left_out
+            assert all(map(str.isprintable, dataset.class_names)) and len(set(ids(dataset))) == len(dataset)
+            assert re.fullmatch("[0-9a-f]{64}", dataset.fingerprint)
+
+    one()
+    assert len(read) > 40
+
+
+SIGNS = st.text("ab_ \t\n\ufeff\u200b\x00é\u0301猫<$#n01440764\ud83d", max_size=6)
+
+
+@STEADY
+@given(st.lists(st.one_of(SIGNS, st.text(max_size=6)), min_size=3, max_size=3))
+def test_any_names_become_clean_different_ones_or_a_sentence(raw):
+    try:
+        names = class_names(raw, "list")
+    except ValueError as error:
+        assert re.fullmatch(r"'list' (has|names) the class .*\.", str(error), re.S), error
+        return
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == 3
+    assert all(name == " ".join(name.split()) and "_" not in name for name in names)
+    assert class_names(names, "list") == names

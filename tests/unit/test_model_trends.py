@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 from tiny import token_model
 from torch import nn
 from torchvision.transforms import functional as TF
@@ -48,9 +49,7 @@ def trained_head() -> SupervisedModel:
     )
     options = {"image_size": 8, "mean": (0.5,) * 3, "std": (0.25,) * 3}
     shrink = lambda image: TF.to_tensor(image.convert("RGB").resize((8, 8)))  # noqa: E731
-    return SupervisedModel(
-        network, library="torchvision", namings=[[(c,) for c in NAMES]], name="head", transform=shrink, **options
-    )
+    return SupervisedModel(network, namings=[[(c,) for c in NAMES]], name="head", transform=shrink, **options)
 
 
 MODELS = {"colours": colours, "head": trained_head}
@@ -205,16 +204,34 @@ def test_other_seeds_are_runs_of_a_member():
     assert found.runs.tolist() == [2] and found.between_runs.tolist() == pytest.approx([2**0.5])
 
 
+def test_two_ways_to_train_are_compared_by_their_runs_and_not_by_their_images():
+    """Runs of means 0, 1, 2 and 9, 10, 11: Welch's interval of 9, with 4 degrees of freedom and a variance of 2 / 3."""
+    runs = {
+        f"{name}-seed{k}": {"alignment/rms": np.full(5, mean + k), "drift/x": np.arange(5.0)}
+        for name, mean in (("base", 0.0), ("conv", 9.0)) for k in range(3)
+    }  # fmt: skip
+    found = trends.changes(table(**runs), 0.05).set_index("measurement").loc["alignment/rms"]
+    half = stats.t.ppf(0.975, 4) * (2 / 3) ** 0.5
+    assert (found.run_low, found.run_high) == pytest.approx((9 - half, 9 + half))
+    one = trends.changes(table(**{k: v for k, v in runs.items() if k in ("base-seed0", "conv-seed0")}), 0.05)
+    assert one[["run_low", "run_high", "run_p"]].isna().all(axis=None) and (one.runs == 1).all()
+
+
 def test_a_pair_is_as_reported_otherwise_or_open():
     rows = pd.DataFrame({
         "member": ["tabletop-small", "tabletop-small", "tabletop-conv"],
         "measurement": ["accuracy/sketch", "stability/flips", "accuracy/viewpoint"],
         "base": 0.5, "other": 0.5, "value": [-0.2, 0.0, 0.1], "low": [-0.3, -0.02, -0.1], "high": [-0.1, 0.02, 0.3],
-        "unit": "fraction", "p": [1e-6, 1.0, 0.5], "runs": 1,
+        "unit": "fraction", "p": [1e-6, 1.0, 0.5], "runs": 3,
     })  # fmt: skip
+    rows = rows.assign(run_low=rows.low, run_high=rows.high, run_p=rows.p)
     found = trends.beside_claims(rows, 0.05)
     assert found.verdict.tolist() == ["as reported", "as reported", "not decided"]
-    assert trends.beside_claims(rows.assign(value=-rows.value, p=1e-6), 0.01).verdict.tolist()[0] == "otherwise"
+    turned = rows.assign(value=-rows.value, run_low=-rows.high, run_high=-rows.low)
+    assert trends.beside_claims(turned, 0.01).verdict.tolist()[0] == "otherwise"
+    wide = trends.beside_claims(rows.assign(run_low=-0.9, run_high=0.9), 0.05)
+    assert (wide.verdict == "not decided").all() and wide.seen.tolist()[0] == "lower", "runs decide, images do not"
+    assert (trends.beside_claims(rows.assign(runs=1), 0.05).verdict == "one run").all()
     assert trends.counts(found.verdict) | {"n": 3, "as_reported": 2, "not_decided": 1} == trends.counts(found.verdict)
     assert trends.bullets(found).count("\n") == 2
 
@@ -262,3 +279,9 @@ def test_what_is_said_of_a_slope_follows_its_interval():
     slope = lambda low, high: scores.Estimate((low + high) / 2, low, high, "", 9)  # noqa: E731
     said = [trends.way(slope(*ends)) for ends in ((0.01, 0.05), (0.02, 0.2), (-0.2, -0.02), (-0.2, 0.2))]
     assert said == ["along it", "off it, upwards", "off it, downwards", "in no decided direction"]
+
+
+def test_an_aligned_image_that_drifts_as_far_as_a_clean_one_is_half_above_it():
+    rows = pd.DataFrame({"model": "m", "sample_id": list("abcdxx"), "drift": [0.1, 0.2, 0.2, 0.3, 0.1, 0.3]})
+    rows["part"] = ["noise_clean"] * 4 + ["noise_aligned"] * 2  # two draws of one image, which drifts 0.2 on average
+    assert trends._below(rows).dropna().tolist() == [0.5, 0.5]

@@ -1,9 +1,12 @@
 """The model handle and the registry: contracts and bad input."""
 
+import re
 import sys
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 
+import huggingface_hub
 import open_clip
 import pytest
 import torch
@@ -113,6 +116,13 @@ def test_a_registered_model_loads_by_name():
     assert load_model("test-only", device="cpu").name == "test-only"
 
 
+def test_the_books_page_on_own_models_runs_as_it_is_printed(capsys):
+    page = (Path(__file__).parents[2] / "book" / "own-model.md").read_text()
+    code = "".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    exec(code, {})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"print\(.*\)  # (.*)", code) != []
+
+
 def test_an_installed_package_offers_models_by_entry_point(monkeypatch):
     """Listed unread, imported when asked for, by name or by prefix."""
     package = ModuleType("offered_models")
@@ -207,6 +217,7 @@ def test_missing_weights_say_what_to_fetch_and_where_to_put_it(monkeypatch):
     def offline(*_, **__):
         raise OSError("no network")
 
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(open_clip, "create_model_and_transforms", offline)
     with pytest.raises(
         ModelUnavailable, match=r"could not be fetched from the Hugging Face project 'laion/CLIP-ViT-B-32"

@@ -10,7 +10,7 @@ import torch
 from tiny import grey_images, linear_model, texts_apart, tiny_images, tiny_model
 from torch.nn import functional as F
 
-from zsr_utils import scores
+from zsr_utils import jacobian, scores
 from zsr_utils.conditions import Head, gaussian_noise, random_control, unit_noise
 from zsr_utils.conditions.alignment import Settings
 from zsr_utils.experiments import noise_detection as noise
@@ -123,8 +123,13 @@ def test_the_random_control_refuses_what_it_cannot_match(images):
 
 def test_a_linear_encoder_moves_as_the_linear_account_says(net, images, noisy):
     rows = noisy(noise.clouds([1, 4]), 100).assign(model="linear")
-    square = float(net.net.matrix.square().sum())
-    moves = scores.squared_moves(rows, {("linear", name): square for name in "abcdef"})
+    squares = jacobian.second_order(net, images, 3).squares()
+    assert not squares.to_numpy().any()
+    squares = squares.assign(jacobian=float(net.net.matrix.square().sum())).set_index(pd.Index(list("abcdef")))
+    moves = scores.squared_moves(rows, pd.concat({"linear": squares}))
+    first, second = (moves[(moves.account == a) & (moves.part != "mean")].predicted for a in scores.ACCOUNTS)
+    assert first.tolist() == second.tolist()
+    moves = moves[moves.account == "first order"]
     parts = {key: scores.beside_predicted(part) for key, part in moves.groupby(["part", "severity"])}
     for sigma in (1, 4):  # five directions, 600 copies: a standard deviation of 2.6 %
         assert parts["whole", sigma].value == pytest.approx(1, abs=0.1) == parts["covariance", sigma].value

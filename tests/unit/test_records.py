@@ -1,8 +1,10 @@
 """Rows, numbers and provenance on disk."""
 
+import dataclasses
 import json
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from tiny import tiny_images, tiny_model
@@ -74,7 +76,9 @@ def one_row(answer):
 def test_results_of_another_checkpoint_of_the_name_move_aside(tmp_path, monkeypatch):
     monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
     nets = [tiny_model(pretrained="x/w.pt"), tiny_model(pretrained="x/w.pt", config={"trained": "again"})]
-    plain, aside = (tmp_path / f"tiny-x-w.pt{f}@tiny" / "01-x" for f in ("", f"-{nets[0].fingerprint[:8]}"))
+    plain, aside = (
+        tmp_path / f"tiny@{records.safe_name(f'x/w.pt{f}')}@tiny" / "01-x" for f in ("", f"-{nets[0].fingerprint[:8]}")
+    )
     for answer, net in enumerate(nets):
         run = records.Run("01-x", net, tiny_images())
         (plain / "failed").mkdir(parents=True, exist_ok=True)
@@ -155,8 +159,106 @@ def test_what_was_not_measured_is_named_and_no_number(tmp_path, monkeypatch):
     monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
     run = records.Run("01-x", tiny_model(), tiny_images())
     run.metric("a/none", scores.not_measured())
-    run.metric("a/one", scores.Estimate(0.5, float("nan"), float("inf"), "none of a single draw", 1))
+    run.metric(
+        "a/one", scores.Estimate(np.float64(0.5), float("nan"), float("inf"), "none of a single draw", np.int64(1))
+    )
     numbers = json.loads((run.save() / "metrics.json").read_text())
     assert [(n["name"], n["low"], n["high"]) for n in numbers] == [("a/one", None, None)]
     assert run.provenance()["not_measured"] == ["a/none"]
     assert records.read_metrics(tmp_path).low.isna().all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"limit": 20}, "of other parameters (limit 0)"),
+        ({"models": ["a"]}, "of other parameters (models None)"),
+    ],
+)
+def test_a_result_of_other_parameters_is_kept_and_said(tmp_path, monkeypatch, capsys, changes, words):
+    monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
+    for answer, given in enumerate(({}, {}, changes)):
+        run = records.Run("01-x", tiny_model(), tiny_images(), **{"limit": 0, **given})
+        run.save_rows(one_row(answer))
+        assert list(run.folder.glob("*.parquet")) == ([run.folder / "samples.parquet"] if answer else []), "not yet"
+        run.save()
+        assert (words in capsys.readouterr().out) == (answer == 2)
+    (aside,) = run.folder.glob("earlier/*")
+    assert records.read_rows(tmp_path).prediction.tolist() == [2]
+    assert records.read_rows(aside).prediction.tolist() == [1], "the same parameters replace their result"
+
+
+def test_what_two_checkpoints_measured_with_two_sets_of_parameters_is_all_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
+    nets = [tiny_model(), tiny_model(config={"trained": "again"})]
+    for limit in (1, 2):
+        for net in nets:
+            records.Run("01-x", net, tiny_images(), limit=limit).save()
+    kept = [json.loads(path.read_text()) for path in tmp_path.rglob("provenance.json")]
+    assert len({(known["fingerprint"], known["parameters"]["limit"]) for known in kept}) == len(kept) == 4
+
+
+def test_a_result_of_other_images_is_kept_and_said(run, capsys):
+    run.save()
+    other = records.Run("01-x", tiny_model(), tiny_images().subset(4), **run.parameters)
+    other.save()
+    assert "of other images, is kept in 'tiny@tiny/01-x/earlier/" in capsys.readouterr().out
+    assert len(list(other.folder.glob("earlier/*/provenance.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("metrics.json", "[{", "is damaged (Expecting property name"),
+        ("provenance.json", "", "is damaged (Expecting value"),
+        ("provenance.json", "[]", "is damaged (model is None)"),
+        ("provenance.json", "{}", "is damaged (model is None)"),
+        ("provenance.json", '{"model": "m", "dataset": "d", "format": "2"}', "is damaged (format is '2')"),
+        ("provenance.json", "\xff", "is damaged ("),
+        ("metrics.json", "{}", "it holds no list"),
+        ("value", "NaN", "value of zero_shot/accuracy is nan"),
+        ("high", "Infinity", "high of zero_shot/accuracy is inf"),
+        ("high", "1e999", "high of zero_shot/accuracy is inf"),
+        ("low", "0.99", "low of zero_shot/accuracy is 0.99, above high, 0.98"),
+        ("n", '"ten"', "n of zero_shot/accuracy is 'ten'"),
+        ("twice", "", "zero_shot/accuracy is there twice"),
+    ],
+)
+def test_damaged_records_are_one_sentence_with_the_file(run, file, text, words):
+    folder = run.save()
+    if file.endswith(".json"):
+        (folder / file).write_bytes(text.encode("latin-1"))
+    else:
+        (number,) = json.loads((folder / "metrics.json").read_text())
+        number |= {"high": 0.98} | ({} if file == "twice" else {file: "HERE"})
+        text = json.dumps([number] * (2 if file == "twice" else 1)).replace('"HERE"', text)
+        (folder / "metrics.json").write_text(text)
+    provenance = json.loads((folder / "provenance.json").read_text()) if file not in ("provenance.json",) else None
+    if provenance:  # as if the damage were older than the digest
+        provenance.pop("files")
+        (folder / "provenance.json").write_text(json.dumps(provenance))
+    with pytest.raises(ValueError) as error:
+        records.read_metrics(folder)
+    message = str(error.value)
+    assert words in message and repr(str(folder))[:-1] in message and "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "samples.parquet"])
+def test_files_of_two_runs_in_one_folder_are_told(run, name):
+    run.save_rows(one_row(0))
+    run.save()
+    later = records.Run("01-x", tiny_model(), tiny_images(), **run.parameters)
+    later.metric("zero_shot/accuracy", scores.proportion(1, 10))
+    later.save_rows(one_row(1))
+    before = (run.folder / name).read_bytes()
+    later.save()
+    (run.folder / name).write_bytes(before)  # a kill before this file was replaced
+    with pytest.raises(ValueError, match=f"{name}' is not of the run that its provenance.json tells of"):
+        records.read_metrics(run.folder), records.read_rows(run.folder)
+
+
+@pytest.mark.parametrize("wrong", [{"value": float("inf")}, {"unit": None}, {"low": 0.9, "value": 0.95, "high": 0.8}])
+def test_a_number_that_is_none_is_refused_by_its_name(run, wrong):
+    number = dataclasses.replace(scores.proportion(1, 2), **wrong)
+    with pytest.raises(ValueError, match=r"of a/b is .*: allowed are finite numbers, low not above high"):
+        run.metric("a/b", number)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from PIL import Image
 from tiny import noise_picture, token_model, token_pictures
 
 from zsr_utils import scores
-from zsr_utils.conditions import Head, Perturbation, View, as_conditions, families
+from zsr_utils.conditions import Head, Perturbation, Seen, View, as_conditions, families
 from zsr_utils.experiments import representation_drift as drift
 from zsr_utils.measure import Embedded, embed, measure
 
@@ -207,3 +208,14 @@ def test_half_of_the_answers():
     assert "nothing above 0.50" in said and "below 0.50, the lowest" in said
     with pytest.raises(ValueError, match="Fewer than half of the answers stay under low_pass at every cutoff"):
         drift.half_kept(table.assign(value=0.2), "low_pass")
+
+
+def test_energies_of_a_chessboard_on_a_flat_grid_are_known(net):
+    """Tokens 1 ± e: energy 4 e^2, mean square 1 + e^2."""
+    board = torch.from_numpy(np.where(np.indices((4, 4)).sum(0) % 2, 1.0, -1.0)).float()
+    pixels, whole = torch.rand(1, 3, 8, 8), Image.new("L", (8, 8), 255)
+    clean, seen = (Seen(pixels, None, None, (1 + e * board[None, :, :, None],)) for e in (0.5, 1))
+    batch, view = SimpleNamespace(net=net, clean=clean, pixels=pixels), View(whole, whole, whole)
+    facts = drift.token_facts(batch, seen, [view], perturbation(lambda image: image), layers=True)
+    names = ["clean_energy", "energy", "clean_energy_normalised", "energy_normalised", "roughness_layer_1"]
+    assert [facts[name].item() for name in names] == pytest.approx([1, 4, 1 / 1.25, 4 / 2, 2 / 0.8 - 1])

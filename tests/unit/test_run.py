@@ -3,6 +3,7 @@
 import nbformat as nf
 import papermill
 import pytest
+from filelock import FileLock
 
 from zsr_utils import run
 
@@ -22,7 +23,7 @@ def notebook(path, *sources, tags=(("parameters",),)):
     return path
 
 
-PARAMETERS = 'model = "m"\ndataset = "d"\nlimit = 5\neps = 0.5\nnames = ["a"]'
+PARAMETERS = 'model = "tabletop-base"\ndataset = "tabletop"\nlimit = 5\neps = 0.5\nnames = ["a"]'
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def good(tmp_path):
 
 def test_parameters_override_defaults_and_integers_serve_as_floats(good):
     assert run.check(good, {"limit": 9, "eps": 1}) == {
-        "model": "m", "dataset": "d", "limit": 9, "eps": 1, "names": ["a"],
+        "model": "tabletop-base", "dataset": "tabletop", "limit": 9, "eps": 1, "names": ["a"],
     }  # fmt: skip
 
 
@@ -47,7 +48,7 @@ def test_parameters_override_defaults_and_integers_serve_as_floats(good):
     ],
 )
 def test_misspelt_or_mistyped_parameters_are_refused(good, parameters, words):
-    with pytest.raises(run.ParameterError, match=words):
+    with pytest.raises(ValueError, match=words):
         run.check(good, parameters)
 
 
@@ -55,20 +56,20 @@ def test_a_notebook_needs_exactly_one_parameters_cell(tmp_path):
     none = notebook(tmp_path / "none.ipynb", "x = 1", tags=((),))
     two = notebook(tmp_path / "two.ipynb", "x = 1", "x = 2", tags=(("parameters",), ("parameters",)))
     for path, count in ((none, 0), (two, 2)):
-        with pytest.raises(run.ParameterError, match=f"has {count} cells tagged 'parameters', exactly 1"):
+        with pytest.raises(ValueError, match=f"has {count} cells tagged 'parameters', exactly 1"):
             run.defaults(path)
 
 
 def test_a_parameters_cell_holds_plain_values_only(tmp_path):
     path = notebook(tmp_path / "x.ipynb", "import os")
-    with pytest.raises(run.ParameterError, match="must hold plain values only"):
+    with pytest.raises(ValueError, match="must hold plain values only"):
         run.defaults(path)
 
 
 @pytest.mark.parametrize("text", ["alignment:\n  eps: 3\n", "- a\n- b\n"])
 def test_a_profile_is_flat(tmp_path, text):
     (tmp_path / "p.yaml").write_text(text)
-    with pytest.raises(run.ParameterError, match="flat list"):
+    with pytest.raises(ValueError, match="flat list"):
         run.read_parameters([tmp_path / "p.yaml"], [])
 
 
@@ -82,7 +83,7 @@ def test_later_files_and_pairs_win(tmp_path):
 @pytest.mark.slow
 def test_a_good_run_and_a_failed_one(good, results, capsys):
     assert run.main([str(good), "--no-progress", "-p", "limit", "3"]) == 0
-    final = results / "m@d" / "01-x" / "01-x.ipynb"
+    final = results / "tabletop-base@tabletop" / "01-x" / "01-x.ipynb"
     before = final.read_bytes()
     assert b"3 0.5" in before
 
@@ -111,3 +112,76 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_result(good, results, monkeyp
     error = capsys.readouterr().err
     assert error.startswith("01-x stopped: No space left on device;") and len(error.splitlines()) == 1
     assert not [p for p in results.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("value", ["/x/set #2", "[x", "007", "no", "~", "{a}", "a: b", "1e3", ""])
+def test_a_value_for_text_is_that_text(good, value):
+    parameters = run.read_parameters([], [["dataset", value], ["limit", "3"]], run.defaults(good))
+    assert parameters == {"dataset": value, "limit": 3}
+
+
+def test_parameters_are_listed_with_their_comments(good, capsys):
+    assert run.main([str(good), "--parameters"]) == 0
+    assert capsys.readouterr().out == PARAMETERS + "\n"
+    with pytest.raises(SystemExit):
+        run.main(["--help"])
+    assert "text is taken as it is" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ("model tabletop-bas", "Unknown model 'tabletop-bas': nearest known names are tabletop-base"),
+        ("model ..", "Unknown model '..'"),
+        ("model /etc", "Unknown model '/etc'"),
+        ("model local-dir:/none", "model is 'local-dir:/none', and there is no such folder."),
+        ("pretrained openai", "pretrained is 'openai', but tabletop-base brings its own weights: allowed is ''."),
+        ("models [tabletop-conv@x]", "pretrained is 'x', but tabletop-conv brings its own weights"),
+        (
+            "model ViT-B-32 pretrained opena",
+            "Unknown pretrained tag of ViT-B-32 'opena': nearest known names are openai",
+        ),
+        ("dataset /nowhere", "Unknown data set '/nowhere'"),
+        ("models [a,3]", "'models' holds 3 (int), allowed are values of type str such as 'a'"),
+        ("limit [", "Parameter 'limit' is '[', which is no YAML value"),
+        ("eps .nan", "'eps' is nan, allowed is a finite number such as 0.5"),
+    ],
+)
+def test_what_cannot_be_is_told_before_a_kernel_starts_and_leaves_no_folder(tmp_path, results, capsys, pairs, words):
+    path = notebook(tmp_path / "01-x.ipynb", PARAMETERS + '\npretrained = ""\nmodels = ["a"]')
+    words_of = pairs.split()
+    given = [word for name, value in zip(words_of[::2], words_of[1::2]) for word in ("-p", name, value)]
+    assert run.main([str(path), *(given if "models" in pairs else [*given, "-p", "models", "[]"])]) == 2
+    error = capsys.readouterr().err
+    assert words in error and len(error.splitlines()) == 1 and not results.exists()
+
+
+def test_paths_are_those_of_the_caller(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "tabletop", "cifar10", "openai"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "w.pt").touch()
+    given = {
+        "dataset": "photos/",
+        "pretrained": "w.pt",
+        "models": ["a@w.pt", "b@openai"],
+        "model": "photos",
+        "limit": 3,
+    }
+    found = run.from_here(given)
+    assert found == given | {
+        "dataset": f"{tmp_path}/photos", "pretrained": f"{tmp_path}/w.pt", "models": [f"a@{tmp_path}/w.pt", "b@openai"],
+    }  # fmt: skip
+    assert run.from_here({"model": "local-dir:photos"})["model"] == f"local-dir:{tmp_path}/photos"
+    for known in ("tabletop", "cifar10", "no-folder", "wds:no/folder"):
+        assert run.from_here({"dataset": known}) == {"dataset": known}
+
+
+def test_of_two_runs_at_one_address_the_second_is_refused(good, results, capsys):
+    folder = results / "tabletop-base@tabletop" / "01-x"
+    with FileLock(folder / ".01-x.lock"):
+        assert run.main([str(good), "--no-progress"]) == 1
+        assert (
+            capsys.readouterr().err
+            == f"{str(folder)!r} cannot be written: another run is writing there: wait until it ends.\n"
+        )

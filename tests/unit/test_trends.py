@@ -156,3 +156,37 @@ def test_equal_seeds_draw_alike_and_others_do_not():
 def test_bad_input_gets_one_clear_sentence(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_models_are_drawn_anew_evenly_and_as_many_as_there_are():
+    index = trends.redrawn(5, 2000, 0)
+    assert index.shape == (2001, 5) and index[0].tolist() == [0, 1, 2, 3, 4]
+    times = np.bincount(index[1:].ravel(), minlength=5)
+    assert len(times) == 5 and (abs(times - 2000) < 5 * np.sqrt(10000 * 0.2 * 0.8)).all()
+
+
+def test_the_interval_of_spearman_is_that_of_bonett_and_wright():
+    """Ranks 1 to 12 with two neighbours swapped three times: rho = 1 - 6 * 6 / (12 * 143)."""
+    ranks = np.arange(1, 13)
+    y = np.array([2, 1, 4, 3, 6, 5, 7, 8, 9, 10, 11, 12])
+    found = trends.straightness(ranks / 14, y / 14, resamples=1)["spearman"]
+    rho = 1 - 36 / (12 * 143)
+    half = 1.959964 * np.sqrt((1 + rho**2 / 2) / (12 - 3))
+    ends = np.tanh(np.arctanh(rho) + np.array([-half, half]))
+    assert [found.value, found.low, found.high] == pytest.approx([rho, *ends], rel=1e-6)
+
+
+def test_of_ranks_that_agree_one_swap_of_neighbours_is_inside_the_interval():
+    """rho is 1, whose own interval would have no width: the bounds are those of 1 - 12 / (n^3 - n)."""
+    x = np.arange(1, 9) / 10
+    found = trends.straightness(x, x, resamples=1)["spearman"]
+    swapped = 1 - 12 / (8**3 - 8)
+    assert swapped == pytest.approx(stats.spearmanr(x, [*x[[1, 0]], *x[2:]]).statistic)
+    half = 1.959964 * np.sqrt((1 + swapped**2 / 2) / 5)
+    assert (found.value, found.high) == pytest.approx((1, 1))
+    assert found.low == pytest.approx(np.tanh(np.arctanh(swapped) - half))
+
+
+def test_a_summary_has_the_first_draw_as_its_value_and_not_in_its_interval():
+    found = trends.summary(np.array([1000.0, 0, 1]), 7)
+    assert (found.value, found.low, found.high, found.n) == pytest.approx((1000, 0.025, 0.975, 7))

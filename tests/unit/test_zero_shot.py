@@ -25,7 +25,7 @@ def trained_head():
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 6), nn.Linear(6, 3))
     options = {"image_size": 8, "mean": (0.5,) * 3, "std": (0.25,) * 3, "transform": tiny_model().from_pil}
     names = [("a",), ("bb",), ("ccc",)]
-    return SupervisedModel(network, library="torchvision", namings=[names], name="head", **options)
+    return SupervisedModel(network, namings=[names], name="head", **options)
 
 
 @pytest.fixture

@@ -118,4 +118,4 @@ def linear_head(net: Model, images: torch.Tensor, texts: torch.Tensor, *, scale:
     network[1].weight.data, network[2].weight.data = scale * net.net.matrix.data, texts
     network[2].bias.data = scale * (0.02 * torch.arange(4.0) - texts @ net.encode_image(images).mean(0))
     options = {"image_size": 8, "mean": (0.0,) * 3, "std": (1.0,) * 3, "transform": None}
-    return SupervisedModel(network, library="torchvision", namings=[[(c,) for c in "abcd"]], name="head", **options)
+    return SupervisedModel(network, namings=[[(c,) for c in "abcd"]], name="head", **options)

@@ -3,6 +3,7 @@
 The notebooks here have nothing but parameters; names of models and data sets are real where they are looked up.
 """
 
+import json
 import shlex
 import subprocess
 import sys
@@ -17,7 +18,9 @@ sys.path.insert(0, str(ROOT / "workflow"))
 import grid  # noqa: E402
 
 from zsr_utils import run  # noqa: E402
-from zsr_utils.book.contents import read_chapters, read_yaml  # noqa: E402
+from zsr_utils._text import read_yaml  # noqa: E402
+from zsr_utils.book.contents import read_chapters  # noqa: E402
+from zsr_utils.records import result_folder, safe_name  # noqa: E402
 
 
 PARAMETERS = 'model = "m"\npretrained = ""\ndataset = "d"\nlimit = 0\neps = 0.5\ndevice = "cpu"\nprecision = "fp32"'
@@ -42,6 +45,9 @@ def small(tmp_path, monkeypatch):
         ({"models": []}, r"The grid: models is \[\], allowed is a list with one entry at least"),
         ({"models": "tabletop-base"}, "models is 'tabletop-base', allowed is a list"),
         ({"models": [{"nam": "x"}]}, "The grid: models: entry 1 has no name"),
+        ({"models": [""]}, "models: entry 1 is '', allowed is a name"),
+        ({"datasets": [{"name": ""}]}, "datasets: entry 1: name is '', allowed is a name"),
+        ({"models": [{"name": "a", "pretrained": 5}]}, "pretrained is 5, allowed is a tag or a weight file"),
         ({"models": [{"name": 3}]}, "models: entry 1: name is 3, allowed is a name"),
         ({"chapters": ["01-y"]}, "Unknown chapter '01-y': nearest known names are 01-x"),
         ({"chapters": {"01-x": {"epps": 1}}}, "01-x: Unknown parameter 'epps': nearest known names are eps"),
@@ -73,8 +79,7 @@ def test_a_grid_is_checked(small, changes, words):
     ("key", "entries"),
     [
         ("models", [{"name": "a"}, {"name": "a", "precision": "fp16"}]),
-        ("models", [{"name": "a", "pretrained": "b"}, {"name": "a-b"}]),
-        ("datasets", ["/photos/pacs", "photos/pacs"]),
+        ("datasets", ["/photos/pacs", "/photos/pacs/"]),
     ],
 )
 def test_two_entries_for_one_results_folder_are_refused_naming_both(small, key, entries):
@@ -124,7 +129,7 @@ def test_arguments_of_a_job_come_back_as_they_were(small, monkeypatch):
         f"{sys.executable} -c {shlex.quote(shown)} {job.arguments}", shell=True, capture_output=True, text=True
     ).stdout.rstrip("\n").split("\0")  # fmt: skip
     pairs = [words[i + 1 : i + 3] for i in range(0, len(words), 3)]
-    assert run.read_parameters([], pairs) | {"pretrained": ""} == job.parameters
+    assert run.read_parameters([], pairs, run.defaults(job.notebook)) | {"pretrained": ""} == job.parameters
 
 
 def test_a_gpu_that_is_not_there_is_told_before_anything_runs(small, monkeypatch):
@@ -171,6 +176,9 @@ def test_a_grid_file_that_cannot_be_read_is_one_sentence(tmp_path, capsys):
         ({"models": ["tabletop-bas"]}, "Unknown model 'tabletop-bas': nearest known names are tabletop-base"),
         ({"models": [{"name": "ViT-B-32", "pretrained": "laion2b"}]}, "Unknown pretrained tag of ViT-B-32 'laion2b'"),
         ({"datasets": ["imagenete"]}, "imagenette"),
+        ({"models": [".."]}, "Unknown model '..'"),
+        ({"models": ["/etc"]}, "Unknown model '/etc'"),
+        ({"models": [{"name": "tabletop-small", "pretrained": "openai"}]}, "tabletop-small brings its own weights"),
     ],
 )
 def test_unknown_names_are_told_with_the_nearest_ones(small, changes, words):
@@ -203,10 +211,10 @@ def test_chapters_that_others_wait_for_come_first():
 
 
 def test_a_profile_has_results_of_its_own_and_a_file_only_for_what_differs():
-    found = {job.chapter: job for job in grid.jobs(grid.of_profile("imagenette", models="ViT-B-32@laion2b_s34b_b79k"))}
+    found = {job.chapter: job for job in grid.jobs(grid.of_profile("imagenette", model="ViT-B-32@laion2b_s34b_b79k"))}
     assert found.keys() == read_chapters().keys()
     first = found["01-zero-shot-baseline"]
-    assert first.folder.parent == ROOT / "results" / "imagenette" / "ViT-B-32-laion2b_s34b_b79k@imagenette"
+    assert first.folder.parent == ROOT / "results" / "imagenette" / "ViT-B-32@laion2b_s34b_b79k@imagenette"
     assert first.parameters["batch_size"] == 256 and first.parameters["dataset"] == "imagenette"
     assert not (ROOT / "profiles" / "imagenette" / "19-model-trends.yaml").exists()
     assert found["19-model-trends"].parameters.keys() == {"model", "pretrained", "dataset"}
@@ -214,7 +222,7 @@ def test_a_profile_has_results_of_its_own_and_a_file_only_for_what_differs():
 
 def test_of_several_models_the_first_runs_what_does_not_depend_on_them():
     found = grid.jobs(grid.of_profile("", "", "tabletop-base ViT-B-32@laion2b_s34b_b79k ViT-B-32@openai"))
-    models = ["tabletop-base", "ViT-B-32-laion2b_s34b_b79k", "ViT-B-32-openai"]
+    models = ["tabletop-base", "ViT-B-32@laion2b_s34b_b79k", "ViT-B-32@openai"]
     assert [job.pair for job in found if job.chapter == "01-zero-shot-baseline"] == [f"{m}@tabletop" for m in models]
     assert [job.pair for job in found if job.chapter == "19-model-trends"] == ["tabletop-base@tabletop"]
 
@@ -224,6 +232,10 @@ def test_of_several_models_the_first_runs_what_does_not_depend_on_them():
     [
         (("imagenete",), "Unknown profile 'imagenete': nearest known names are imagenette"),
         (("", "07"), "Unknown chapter '07': nearest known names are"),
+        (("a b",), "Unknown profile 'a b'"),
+        (("..",), "Unknown profile '..'"),
+        (("/etc",), "Unknown profile '/etc'"),
+        (("", "", "'a"), 'MODEL is "\'a", and a quotation mark has no partner there'),
         (("", "01-zero-shot"), "Unknown chapter '01-zero-shot': nearest known names are 01-zero-shot-baseline"),
     ],
 )
@@ -243,3 +255,30 @@ def test_a_job_that_said_nothing_was_killed(small, tmp_path):
         "tabletop-base@tabletop: failed: 02 failed in cell 3: ValueError: no",
         "0 of 2 results are there.",
     ]
+
+
+def test_a_model_and_a_data_set_of_ones_own_are_a_book(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my photos").mkdir()
+    models = "ViT-B-32@openai 'local-dir:/my models/x'"
+    found = grid.jobs(grid.of_profile(chapters="01 02", model=models, dataset="my photos"))
+    photos = result_folder("m", str(tmp_path / "my photos"), "").name.removeprefix("m")
+    pairs = {f"ViT-B-32@openai{photos}", f"{safe_name('local-dir:/my models/x')}{photos}"}
+    assert {job.pair for job in found} == pairs and len(found) == 4
+    assert all(job.parameters["dataset"] == str(tmp_path / "my photos") for job in found)
+    assert all(job.parameters["models"] == [] for job in found), "the embedded one is no peer of it"
+    assert "models" not in grid.jobs(grid.of_profile(model="tabletop-base", dataset="tabletop"))[0].parameters
+
+
+def test_results_of_other_parameters_are_kept_and_run_again(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSR_RESULTS", str(tmp_path / "results"))
+    job, other = grid.jobs(small | {"models": ["tabletop-base"], "parameters": {"limit": 3}})
+    assert not grid.differs(job)
+    for one, given in ((job, {"limit": 9}), (other, {"limit": 3})):
+        one.folder.mkdir(parents=True)
+        provenance = {"model": "m", "dataset": "d", "parameters": run.defaults(one.notebook) | one.parameters | given}
+        (one.folder / "provenance.json").write_text(json.dumps(provenance))
+    assert grid.differs(job) and not grid.differs(other)
+    (said,) = grid.make_room([job, other])
+    assert said.startswith(f"{job.pair}: an earlier {job.chapter} is kept in") and not grid.differs(job)
+    assert len(list(job.folder.glob("earlier/*/provenance.json"))) == 1 and (other.folder / "provenance.json").is_file()

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from zsr_utils.book._build import BUILT, build
+from zsr_utils.book._build import BUILT, build, linked
 from zsr_utils.book._chapters import chapters
 from zsr_utils.book._chromium import print_book
 from zsr_utils.book.contents import ROOT, chosen, read_chapters
@@ -12,7 +12,8 @@ from zsr_utils.book.contents import ROOT, chosen, read_chapters
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m zsr_utils.book", description="Render the report.")
-    parser.add_argument("folders", nargs="*", help="results to show, within the project; several are compared")
+    shown = "results to show, such as results/<model>@<data set>; several are compared"
+    parser.add_argument("folders", nargs="*", help=shown)
     parser.add_argument("--chapters", default="", help="those to show, by number or name (default: all)")
     parser.add_argument("--pdf", action="store_true", help="print the pages to _build/pdf, also as they stand")
     options = parser.parse_args(arguments)
@@ -20,8 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         known, books = read_chapters(), []
         known = {name: known[name] for name in chosen(options.chapters, known)}
         for path in dict.fromkeys(Path(folder).absolute() for folder in options.folders):
-            if not path.is_relative_to(ROOT):
-                raise ValueError(f"{str(path)!r} cannot be shown, allowed for a book is a folder in {str(ROOT)!r}.")
+            path = path if path.is_relative_to(ROOT) else linked(path)
             books.append(chapters(path.relative_to(ROOT).as_posix(), ROOT, known))
     except ValueError as error:
         print(error, file=sys.stderr)

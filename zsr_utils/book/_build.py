@@ -1,5 +1,6 @@
 """Write what the pages share, generate pages from records, and let Jupyter Book build with warnings fatal."""
 
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -33,6 +34,17 @@ def write_static() -> None:
         subprocess.run([sys.executable, "-m", "tabletop.sheets", str(GENERATED)], check=True, cwd=ROOT)
 
 
+def linked(folder: Path) -> Path:
+    """A folder of results that lies outside of the project, as Sphinx can read it: by a link in it."""
+    if not any(folder.glob("*/metrics.json")):
+        raise ValueError(f"There are no results in {str(folder)!r}: run `make book`, or a notebook, first.")
+    link = GENERATED / "outside" / hashlib.sha256(str(folder.parent).encode()).hexdigest()[:8] / folder.name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder)
+    return link
+
+
 def write_changed(path: Path, text: str) -> None:
     """Write a file only where it says something else, so that Sphinx reads again no more than it must."""
     if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -43,11 +55,11 @@ def copy_files(books: Sequence[Sequence[Chapter]]) -> None:
     """Put what pages link to beside them: notebooks, rows, numbers, pictures; pages of other builds go."""
     drawn = pictures()
     shown = {BUILT / chapter.folder: chapter for book in books for chapter in book}
-    for old in list((BUILT / "results").rglob("metrics.json")):
+    for old in list(BUILT.rglob("metrics.json")):
         if old.parent not in shown:
             shutil.rmtree(old.parent)
-    if len(books) == 1:
-        (BUILT / "book" / "_generated" / "side-by-side.html").unlink(missing_ok=True)
+    for page in ("_generated/side-by-side", "_generated/front", "preface"):  # what the table of contents has comes anew
+        (BUILT / "book" / f"{page}.html").unlink(missing_ok=True)
     for folder, chapter in shown.items():
         folder.mkdir(parents=True, exist_ok=True)
         files = {path.name: path for path in chapter.files}

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from zsr_utils._text import nearest
-from zsr_utils.records import read_provenance
+from zsr_utils.records import read_numbers, read_provenance
 
 
 DRAWN = "plotly-graph-div"
@@ -79,7 +79,13 @@ class Chapter:
 
     @cached_property
     def notebook(self) -> dict:
-        return json.loads(self.files[0].read_text(encoding="utf-8"))
+        text, digest = self.files[0].read_text(encoding="utf-8"), self.provenance.get("files", {}).get("metrics.json")
+        try:
+            if digest and digest not in text:  # which it shows with its provenance
+                raise ValueError("it is of another run than the numbers beside it")
+            return json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{str(self.files[0])!r} cannot be shown ({error}): run it again.") from error
 
     @cached_property
     def title(self) -> str:
@@ -87,7 +93,7 @@ class Chapter:
 
     @cached_property
     def metrics(self) -> list[dict]:
-        return json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+        return read_numbers(self.path)
 
     @cached_property
     def figures(self) -> list[Figure]:
@@ -100,7 +106,7 @@ class Chapter:
     @property
     def run(self) -> str:
         """The model and the data set, and the profile where it is not the default, as a reader says them."""
-        known, profile = self.provenance, self.folder.split("/")[1:-2]
+        known, profile = self.provenance, self.folder.split("/")[1:-2] if self.folder.startswith("results/") else ()
         model = " ".join(filter(None, (known["model"], known["pretrained"])))
         return f"{model} on {known['dataset']}" + "".join(f" ({name})" for name in profile)
 
@@ -114,7 +120,9 @@ class Chapter:
     @property
     def headlines(self) -> list[tuple[dict, str]]:
         """The numbers that answer the chapter's question, each with a few words."""
-        recorded = {metric["name"]: metric for metric in self.metrics}
+        none = dict.fromkeys(("value", "low", "high")) | {"n": 0, "unit": "fraction"}
+        recorded = {name: {"name": name, **none} for name in self.provenance.get("not_measured", ())}
+        recorded |= {metric["name"]: metric for metric in self.metrics}
         for name in self.entry["numbers"]:
             if name not in recorded:
                 close = ", ".join(nearest(name, recorded) or sorted(recorded)[:5])

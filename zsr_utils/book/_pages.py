@@ -3,27 +3,14 @@
 Names of models, classes and files are data: the templates escape them, in Markdown as in HTML.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
+from zsr_utils._text import markdown
 from zsr_utils.book._chapters import Chapter
-
-
-MARKUP = re.compile(r"([!-/:-@\[-`{-~])")
-
-
-def plain(text: str) -> Markup:
-    """Text that Markdown shows as it is.
-
-    Examples:
-        >>> print(plain("a_b <x>"))
-        a\\_b \\<x\\>
-    """
-    return Markup(MARKUP.sub(r"\\\1", " ".join(text.split())))
+from zsr_utils.book.contents import own
 
 
 def value(metric: dict) -> str:
@@ -34,10 +21,14 @@ def value(metric: dict) -> str:
         >>> value(fraction), interval(fraction), value({"value": 6.42, "unit": "rank"})
         ('99.8 %', '[99.4, 100.0]', '6.42')
     """
+    if metric["value"] is None:
+        return "not measured"
     return _digits(metric, "value") + (" %" if metric["unit"] == "fraction" else "")
 
 
 def interval(metric: dict) -> str:
+    if metric["low"] is None or metric["high"] is None:
+        return "[no interval]"
     return f"[{_digits(metric, 'low')}, {_digits(metric, 'high')}]"
 
 
@@ -49,7 +40,7 @@ PAGES = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True, undefined=StrictUndefined,
     trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
 )  # fmt: skip
-PAGES.filters |= {"plain": plain, "value": value, "interval": interval}
+PAGES.filters |= {"plain": markdown, "value": value, "interval": interval}
 
 
 def rendered(template: str, **content) -> str:
@@ -64,7 +55,7 @@ def generated(books: Sequence[Sequence[Chapter]], pictured: dict[str, object]) -
         pictured: Digests of the figures that have a picture.
     """
     content = {"books": books, "pictured": pictured}
-    names = ["headline.md", "figures.md", "every-number.md"]
+    names = ["headline.md", "figures.md", "every-number.md", *(["front.md"] if own(books) else [])]
     if len(books) > 1:
         content |= {"runs": [book[0].run for book in books], "compared": list(compared(books))}
         names.append("side-by-side.md")

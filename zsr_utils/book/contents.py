@@ -8,13 +8,13 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
-from zsr_utils._text import unknown
+from zsr_utils._text import read_yaml, unknown
 
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = Path(__file__).with_name("chapters.schema.yaml")
-FIRST, SECOND = "book/preface", "book/how-to-read"
-REFERENCE = "tabletop-data tabletop-model _generated/figures _generated/every-number glossary references"
+FIRST, OWN, SECOND = "book/preface", "book/_generated/front", "book/how-to-read"
+REFERENCE = "own-model tabletop-data tabletop-model _generated/figures _generated/every-number glossary references"
 LAST = ("Reference", [f"book/{page}" for page in REFERENCE.split()])
 
 
@@ -48,20 +48,19 @@ def chosen(words: str, known: Sequence[str]) -> list[str]:
     return [name for name in known if name in named or not named]
 
 
+def own(books: Sequence[Sequence]) -> bool:
+    """Whether a book shows a reader's own run, of another world than Tabletop: its first page then speaks of that."""
+    known = [chapter.provenance for book in books for chapter in book]
+    return any(k["dataset"] != "tabletop" or not k["model"].startswith("tabletop-") for k in known)
+
+
 def table_of_contents(books: Sequence[Sequence]) -> dict:
     """What Jupyter Book takes for one; several folders of chapters get a part each, after one that compares them."""
     parts = [(book[0].run if len(books) > 1 else "Chapters", [chapter.docname for chapter in book]) for book in books]
     parts = [("Comparison", ["book/_generated/side-by-side"])] * (len(books) > 1) + parts + [LAST]
     listed = [{"caption": caption, "chapters": [{"file": page} for page in pages]} for caption, pages in parts]
-    return {"format": "jb-book", "root": FIRST, "parts": [{"chapters": [{"file": SECOND}]}, *listed]}
-
-
-def read_yaml(path: Path):
-    """What a YAML file holds; an empty one stands for no lines."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read ({' '.join(str(error).split())}).") from error
+    first = OWN if own(books) else FIRST
+    return {"format": "jb-book", "root": first, "parts": [{"chapters": [{"file": SECOND}]}, *listed]}
 
 
 def valid(content: dict, schema: Path, what: str) -> None:

@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from markupsafe import Markup
 from torch.nn import functional as F
 
+from zsr_utils._text import markdown
 from zsr_utils.conditions import Condition, Head, Settings, random_control
 from zsr_utils.conditions.alignment import Aligned, Answer, Match, align, blended, saved_as_png, text_targets
 from zsr_utils.datasets import Dataset
@@ -177,12 +179,12 @@ def transferred(study, rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
     lost = study.estimate(rows, "transfer/random_beyond_aligned", lost, ["made_for"])
     said = "; ".join(
-        f"what was made for {row.made_for} costs {row.model} {estimate_of(row):points} more than a random change "
-        f"of its size: {TRANSFER[decide(estimate_of(row))]}"
+        f"what was made for {markdown(row.made_for)} costs {markdown(row.model)} {estimate_of(row):points} more than "
+        f"a random change of its size: {TRANSFER[decide(estimate_of(row))]}"
         for row in lost.itertuples()
     )
     seen = "for " + table.made_for + ", seen by " + table.model
-    return table.assign(label=seen, way=table.way.str.replace("_", " ")), f"In names lost, {said}."
+    return table.assign(label=seen, way=table.way.str.replace("_", " ")), Markup(f"In names lost, {said}.")
 
 
 def in_words(study, rows: pd.DataFrame, topic: str) -> str:
@@ -192,8 +194,8 @@ def in_words(study, rows: pd.DataFrame, topic: str) -> str:
     tables = [study.estimate(rows, f"{topic}/{name}", statistic, ["condition"]) for name, statistic in asked.items()]
     steps = rows.groupby("condition").steps.median()
     said = [
-        f"{hit.label}: {hit.value:.0%} named as the target, {met.value:.0%} at the stop rule after "
-        f"{steps[hit.condition]:.0f} steps (median), {rms.value:.1f} grey levels (RMS) away"
+        f"{hit.label}: {estimate_of(hit):pct} named as the target, {estimate_of(met):pct} at the stop rule after "
+        f"{steps[hit.condition]:.0f} steps (median), {estimate_of(rms):.1f} grey levels (RMS) away"
         for hit, met, rms in zip(*(table.itertuples() for table in tables))
     ]
     return f"Over {len(rows) // len(said)} pairs: {'; '.join(said)}."

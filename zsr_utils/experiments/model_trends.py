@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, delayed, parallel_config
+from markupsafe import Markup
 from scipy import special, stats
 
 from zsr_utils import jacobian
 from zsr_utils._progress import progress
+from zsr_utils._text import markdown
 from zsr_utils.conditions import ORIGINAL, Head, gaussian_noise, made_before
 from zsr_utils.conditions.alignment import Settings, saved_as_png
 from zsr_utils.datasets import PUBLISHED_IMAGES, Dataset, claims, published
@@ -189,9 +191,11 @@ class Published:
         """Where the model of a run stands among the published ones, in words."""
         own = self.rows[self.rows.checkpoint == f"{model}, {pretrained}"]
         if own.empty:
-            return f"{model}, the model of this run, is not among them: for every such model this page is the same"
+            said = "the model of this run, is not among them: for every such model this page is the same"
+            return Markup(f"{markdown(model)}, {said}")
         points = ", ".join(f"{100 * v:+.1f} on {shift}" for v, shift in zip(own.value, own["shift"]))
-        return f"{model} ({pretrained}), the model of this run, is among them; points above the line: {points}"
+        own = markdown(f"{model} ({pretrained})")
+        return Markup(f"{own}, the model of this run, is among them; points above the line: {points}")
 
 
 def _table(draws: Mapping[tuple[str, str], tuple[np.ndarray, int]], unit: str = "fraction") -> pd.DataFrame:
@@ -343,19 +347,32 @@ def changes(values: pd.DataFrame, margin: float) -> pd.DataFrame:
 
     Returns: `member`, `measurement`, the means `base` and `other`, the columns of an estimate, `p` (exact) and `p_holm`
         (for the whole table), `runs`, `between_runs` (standard deviation of the member's mean; missing with one run),
-        and `seen`: `higher` or `lower` (`p_holm` below 0.05), `no change` (of a share, its whole interval within the
-        margin), `not decided`, or `at a ceiling`, where nothing is tested.
+        and `seen`: `higher` or `lower` (the interval without 0 and `p_holm` below 0.05), `no change` (of a share, its
+        whole interval within the margin), `not decided`, or `at a ceiling`, where nothing is tested. Those compare two
+        models; `run_low`, `run_high` and `run_p`, of Welch's test with a training run as the unit, compare the two
+        ways to train, and are missing with one run.
     """
     values = values.assign(member=values.model.str.replace(r"-seed\d+$", "", regex=True))
     keys = ["member", "measurement"]
-    runs = values.groupby([*keys, "model"], sort=False).value.mean().groupby(keys).agg(runs="count", between_runs="std")
+    means = values.groupby([*keys, "model"]).value.mean()
+    runs = means.groupby(keys).agg(runs="count", between_runs="std")
     bounds = dict.fromkeys(set(values.measurement) - set(UNITS), 1.0) | {DIFFERENCE: 2.0}
-    (_, base), *others = values.groupby("member", sort=False)
+    (default, base), *others = values.groupby("member", sort=False)
     tables = [paired_changes(base, other, "measurement", bounds=bounds).assign(member=name) for name, other in others]
     table = pd.concat(tables, ignore_index=True).join(runs, on=keys)
     table["runs"] = table.runs.clip(upper=base.model.nunique())
     table["unit"] = table.measurement.map(UNITS).fillna("fraction")
+    both = [(means[member, m], means[default, m]) for member, m in zip(table.member, table.measurement)]
+    table[["run_low", "run_high", "run_p"]] = [_between_runs(*pair) for pair in both]
     return _seen(table, margin)
+
+
+def _between_runs(other: pd.Series, base: pd.Series) -> tuple[float, float, float]:
+    """Bounds and p of the difference of two ways to train, from one mean a training run."""
+    if min(len(other), len(base)) < 2:
+        return (np.nan,) * 3
+    found = stats.ttest_ind(other, base, equal_var=False)
+    return *found.confidence_interval(), found.pvalue
 
 
 def _seen(table: pd.DataFrame, margin: float) -> pd.DataFrame:
@@ -365,31 +382,37 @@ def _seen(table: pd.DataFrame, margin: float) -> pd.DataFrame:
     full = share & (table.measurement != DIFFERENCE) & ends
     table = table.assign(p_holm=holm(table.p.mask(full)))
     same, sure = share & (table.low > -margin) & (table.high < margin), table.p_holm < 0.05
-    cases = [full, same, sure & (table.value > 0), sure]
+    cases = [full, same, sure & (table.low > 0), sure & (table.high < 0)]
     return table.assign(seen=np.select(cases, ["at a ceiling", "no change", "higher", "lower"], "not decided"))
 
 
 def beside_claims(table: pd.DataFrame, margin: float) -> pd.DataFrame:
-    """What is reported of a factor beside what its pair shows, with the `verdict` on the pair: a table of its own."""
+    """What is reported of a factor beside what its pair shows: a table of its own.
+
+    `seen` is of these models. The `verdict` is on the factor, so it takes training runs as the unit, and with one run
+    there is none: `one run`.
+    """
     found = _seen(claims().rename(columns={"model": "member"}).merge(table, on=["member", "measurement"]), margin)
+    runs = _seen(found.assign(low=found.run_low, high=found.run_high, p=found.run_p), margin).seen
     expected = found.expected.map({1: "higher", 0: "no change", -1: "lower"})
-    cases = [found.seen.isin(["not decided", "at a ceiling"]), found.seen == expected]
-    return found.assign(expected=expected, verdict=np.select(cases, [found.seen, "as reported"], "otherwise"))
+    cases = [found.runs < 2, runs.isin(["not decided", "at a ceiling"]), runs == expected]
+    return found.assign(expected=expected, verdict=np.select(cases, ["one run", runs, "as reported"], "otherwise"))
 
 
 def bullets(table: pd.DataFrame) -> str:
     """The table of `beside_claims` as a list, a sentence a statement."""
-    return "\n".join(
+    said = [
         f"- *{c.factor}*, {c.member}: {c.reported} ({c.source}). {c.measurement.replace('_', ' ')}: {c.other:.3g}, "
-        f"of the default {c.base:.3g}, {c.value:+.3g} [{c.low:+.3g}, {c.high:+.3g}], p {c.p_holm:.2g}, runs {c.runs}; "
-        f"expected {c.expected}: **{c.verdict}**."
+        f"of the default {c.base:.3g}, {c.value:+.3g} [{c.low:+.3g}, {c.high:+.3g}], p {c.p_holm:.2g}: "
+        f"{c.seen} between these models, expected {c.expected}; **{c.verdict}**."
         for c in table.itertuples()
-    )
+    ]
+    return Markup("\n".join(said))
 
 
 def counts(verdicts: pd.Series) -> dict[str, int]:
     """How many there are of each verdict that `changes` and `beside_claims` may give, and `n`, how many in all."""
-    possible = ("higher", "lower", "no change", "as reported", "otherwise", "not decided", "at a ceiling")
+    possible = "higher", "lower", "no change", "as reported", "otherwise", "not decided", "at a ceiling", "one run"
     return {"n": len(verdicts)} | {v.replace(" ", "_"): int((verdicts == v).sum()) for v in possible}
 
 

@@ -9,17 +9,29 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from zsr_utils import jacobian
-from zsr_utils._text import one_of
+from zsr_utils._text import markdown, one_of
 from zsr_utils.conditions import Batch, Condition, Seen, gaussian_noise, random_control
 from zsr_utils.conditions.alignment import Answer, Match, Settings, align, saved_as_png
 from zsr_utils.datasets import Dataset
 from zsr_utils.experiments.pairs import Pairs, pair_names
 from zsr_utils.measure import Pixels
 from zsr_utils.records import concat
-from zsr_utils.scores import CLEAN, HELD_OUT, Estimate, decide, estimate_of, estimates, mean_of, paired_change, share_of
+from zsr_utils.scores import (
+    CLEAN,
+    HELD_OUT,
+    Estimate,
+    decide,
+    estimate_of,
+    estimates,
+    mean_of,
+    paired_change,
+    share_of,
+    within,
+)  # fmt: skip
 from zsr_utils.study import Study
 
 
@@ -29,6 +41,11 @@ LINEAR = {
     "more": "the embedding moves farther than the linear account allows",
     "less": "the embedding moves less far than the linear account says",
     "undecided": "the linear account is not refuted",
+}
+CURVED = {
+    "more": "the embedding moves farther than second derivatives say",
+    "less": "the embedding moves less far than second derivatives say",
+    "undecided": "the account to second order is not refuted",
 }
 FRAGILE = {
     "more": "the directed change is the more fragile one",
@@ -211,13 +228,15 @@ def clouds(sigmas: Sequence[float]) -> list[Condition]:
     return [replace(c, facts=move) for c in gaussian_noise(sigmas)]
 
 
-def squared_norms(study: Study, images: Dataset) -> dict[tuple[str, str], float]:
-    """||J||_F^2, the trace of J J^T, by model and image."""
-    ids, found = [sample.sample_id for sample in images.samples], {}
+def derivatives(study: Study, images: Dataset, probes: int) -> pd.DataFrame:
+    """What `scores.squared_moves` takes: ||J||_F^2 and the squares of second derivatives, by model and image."""
+    ids, found, seed = [sample.sample_id for sample in images.samples], {}, study.parameters["seed"]
     for name, net in study.nets.items():
-        grams = jacobian.spectra(net, images.pixels(ids, net.from_pil)).gram
-        found |= {(name, sample_id): float(gram.trace()) for sample_id, gram in zip(ids, grams)}
-    return found
+        pixels = images.pixels(ids, net.from_pil)
+        squares = jacobian.second_order(net, pixels, probes, seed=seed, sample_ids=ids).squares()
+        first = jacobian.spectra(net, pixels).values.square().sum(1)
+        found[name] = squares.assign(jacobian=first.numpy()).set_index(pd.Index(ids))
+    return pd.concat(found)
 
 
 def as_files(study: Study, images: Dataset, sigmas: Sequence[float], draws: int) -> pd.DataFrame:
@@ -228,12 +247,21 @@ def as_files(study: Study, images: Dataset, sigmas: Sequence[float], draws: int)
     )
 
 
+def agreement_in_words(whole: pd.DataFrame) -> str:
+    """At which sigma each account of the whole squared move holds within 10 %, of every model."""
+    said = []
+    for (model, account), part in whole.groupby(["model", "account"], sort=False):
+        agree = [f"{sigma:g}" for sigma in within(part, 1, 0.1).severity]
+        said.append(f"{model} to {account} at σ = {', '.join(agree)}" if agree else f"{model} to {account} at none")
+    return f"With its whole interval, the squared move is within 10 % of the prediction: {'; '.join(said)}."
+
+
 def models_in_words(table: pd.DataFrame) -> str:
     """The AUROC of aligned images by drift, of every model, and whether it is one half."""
     told = {"more": "above one half", "less": "below one half", "undecided": "one half is not excluded"}
     rows = [row for row in table.itertuples() if row.series == "aligned, by drift"]
-    said = [f"{row.model} {estimate_of(row):.2f} ({told[decide(estimate_of(row), 0.5)]})" for row in rows]
-    return f"AUROC of aligned images by drift: {'; '.join(said)}."
+    said = [f"{markdown(row.model)} {estimate_of(row):.2f} ({told[decide(estimate_of(row), 0.5)]})" for row in rows]
+    return Markup(f"AUROC of aligned images by drift: {'; '.join(said)}.")
 
 
 def _kind(name: str, ids: Sequence[str], table: pd.DataFrame, sources: Tensor, pixels: Tensor) -> Kind:

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from markupsafe import Markup
 from PIL import Image
 
 from zsr_utils._cache import code, digest, kept
+from zsr_utils._text import markdown
 from zsr_utils.conditions import ORIGINAL
 from zsr_utils.datasets import Dataset, published_accuracy
 from zsr_utils.measure import Embedded
@@ -98,7 +100,7 @@ def one_per_class(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 def comment(study: Study) -> str:
     """What must be said beside the accuracy: why it means nothing, or where its interval lies."""
     if study.run.caution:
-        return f"**{study.run.caution}.**"
+        return Markup(f"**{markdown(study.run.caution)}.**")
     reaches = "lies at or above 99 %" if study["zero_shot/accuracy"].low >= 0.99 else "reaches below 99 %"
     return f"The interval {reaches}."
 
@@ -128,8 +130,8 @@ def changes_in_words(table: pd.DataFrame, base: str) -> str:
     """Paired changes of accuracy as a sentence."""
     if table.empty:
         return "Nothing was given to compare with."
-    said = [f"{row.label} changes it by {estimate_of(row):points}" for row in table.itertuples()]
-    return f"Against {base}, image by image and in percentage points: {'; '.join(said)}."
+    said = [f"{markdown(row.label)} changes it by {estimate_of(row):points}" for row in table.itertuples()]
+    return Markup(f"Against {markdown(base)}, image by image and in percentage points: {'; '.join(said)}.")
 
 
 def beside_published(study: Study) -> pd.DataFrame:
@@ -146,11 +148,11 @@ def beside_published(study: Study) -> pd.DataFrame:
 def coverage_in_words(study: Study, table: pd.DataFrame) -> str:
     """Whether the intervals cover what was published."""
     said = [
-        f"{row.model}: {row.value:.4f} measured, {row.published:.4f} published ({row.source}), "
+        f"{markdown(row.model)}: {row.value:.4f} measured, {row.published:.4f} published ({markdown(row.source)}), "
         f"{'inside' if row.covered else '**outside**'} the interval"
         for row in table.dropna(subset="published").itertuples()
     ]
     p = study.parameters
     whole = p["split"] == "validation" and not (p["classes"] or p["ids"] or p["limit"])
     part = "" if whole else " This run saw a part of the images or classes only."
-    return f"{'; '.join(said) or 'Nothing is published for these models on these images'}.{part}"
+    return Markup(f"{'; '.join(said) or 'Nothing is published for these models on these images'}.{part}")

@@ -3,24 +3,28 @@
 import contextlib
 import json
 import logging
-import pickle
+import socket
 import warnings
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
+import huggingface_hub
 import open_clip
-import torch
+from open_clip import factory
 from open_clip.transform import PreprocessCfg
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize
 
 from zsr_utils._text import unknown
 from zsr_utils.models._handle import RANDOM_WEIGHTS, Model
+from zsr_utils.models._weights import BadWeights, misfit, read_config, read_weights, reason_of
 
 
 ENDINGS = (".safetensors", ".bin", ".pth")  # of the weight files that open_clip looks for in a folder
 GELU = {True: "QuickGELU", False: "GELU"}
+SECONDS = 10  # a server may be silent
 
 
 class ModelUnavailable(RuntimeError):
@@ -35,28 +39,32 @@ def load(name: str, pretrained: str | None, precision: str) -> Model:
     pretrained = pretrained or None
     _check(name, pretrained)
     random = pretrained is None and ":" not in name
-    file = _weight_file(name, pretrained)
+    file = Path(pretrained) if pretrained and Path(pretrained).is_file() else None
+    notes = [RANDOM_WEIGHTS] if random else []
+    hub = name.startswith("hf-hub:") or bool(pretrained and not file)
     try:
-        with quiet():
+        with quiet(hub), patch.object(factory, "load_checkpoint", partial(_load_checkpoint, name, notes)):
             config = open_clip.get_model_config(name)
             # without require_pretrained, a hub project whose weights cannot be fetched gives random ones
             net, _, preprocess = open_clip.create_model_and_transforms(name, pretrained, require_pretrained=not random)
+    except BadWeights:
+        raise
     except Exception as error:
-        if file or not isinstance(error, (OSError, RuntimeError)):
-            raise ValueError(broken_weights(file or name, name, error)) from error
+        if name.startswith("local-dir:") or not isinstance(error, (OSError, RuntimeError)):
+            raise ValueError(f"{name} cannot be built from its config: {reason_of(error)}.") from error
         raise ModelUnavailable(_unavailable(name, pretrained, error)) from error
     *steps, last = preprocess.transforms
     assert isinstance(last, Normalize), "open_clip's transform ends with the normalisation"
     _adapt(net)
     size, quick = net.visual.image_size, bool(config.get("quick_gelu"))
-    note = RANDOM_WEIGHTS if random else ""
-    if file and pretrained and not _config_beside(file):
-        note = f"the weight file says nothing of activation and preprocessing: {GELU[quick]}, open_clip's are assumed"
+    if file and not _config_beside(file):
+        assumed = f"{GELU[quick]}, open_clip's are assumed"
+        notes.append(f"the weight file says nothing of activation and preprocessing: {assumed}")
     return Model(
         net, name=name, pretrained=pretrained, image_size=size[0] if isinstance(size, tuple) else size,
         mean=last.mean, std=last.std, transform=Compose(steps), preprocessing=open_clip.get_model_preprocess_cfg(net),
         tokenizer=_tokenizer(name, config), activation="quickgelu" if quick else "gelu", precision=precision,
-        config=config, note=note,
+        config=config, note="; ".join(notes),
     )  # fmt: skip
 
 
@@ -69,8 +77,9 @@ def _check(name: str, pretrained: str | None) -> None:
         folder = Path(name.removeprefix("local-dir:"))
         if not (folder / "open_clip_config.json").is_file():
             raise ValueError(f"{name}: the folder {str(folder)!r} holds no open_clip_config.json.")
-        if not _weight_file(name, None):
+        if not any(path.suffix in ENDINGS for path in folder.glob("*")):
             raise ValueError(f"{name}: the folder {str(folder)!r} holds no open_clip_model.safetensors.")
+        read_config(folder / "open_clip_config.json")
     if pretrained is None:
         return
     built = bool(open_clip.get_model_config(name).get("quick_gelu"))
@@ -86,8 +95,12 @@ def _check(name: str, pretrained: str | None) -> None:
 
 
 def known_tag(name: str, tag: str, tags: list[str]) -> None:
-    """Refuse a tag that a library does not have, listing the nearest ones."""
+    """Refuse a tag that a library does not have, listing the nearest ones, and a file that is not there."""
     if tag not in tags:
+        if Path(tag).is_dir():
+            raise ValueError(f"{name}: {tag!r} is a folder, allowed is a weight file.")
+        if "/" in tag or Path(tag).suffix:
+            raise ValueError(f"{name}: there is no weight file {tag!r}.")
         raise ValueError(unknown(f"tag or weight file of {name}", tag, tags))
 
 
@@ -105,42 +118,34 @@ def _check_file(name: str, file: Path, built: bool) -> None:
 
 def _config_beside(file: Path) -> dict | None:
     path = file.with_name("open_clip_config.json")
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_config(path) if path.is_file() else None
 
 
-def _weight_file(name: str, pretrained: str | None) -> Path | None:
-    """The local file, or folder, that the weights are read from; None for those of a hub or a tag."""
-    if name.startswith("local-dir:"):
-        folder = Path(name.removeprefix("local-dir:"))
-        return folder if any(p.suffix in ENDINGS for p in folder.glob("*")) else None
-    return Path(pretrained) if pretrained and Path(pretrained).is_file() else None
-
-
-def broken_weights(file: Path | str, name: str, error: Exception) -> str:
-    """One sentence for a weight file that was refused."""
-    reason = " ".join(str(error).split())
-    if "TorchScript" in reason or (isinstance(error, pickle.UnpicklingError) and "Unsupported" in reason):
-        what = "holds code or objects beside tensors, which are never run: save its tensors as safetensors"
-    elif "loading state_dict" in reason:
-        what = f"holds the weights of another architecture than {name} ({_short(reason.split(': ', 1)[-1])})"
-    else:
-        what = f"cannot be loaded as {name}: truncated or malformed ({_short(reason) or type(error).__name__})"
-    return f"{str(file)!r} {what}."
-
-
-def read_weights(file: Path, name: str) -> dict[str, Tensor]:
-    """A state dict from a file, never running code that a pickle may hold."""
+def _load_checkpoint(name: str, notes: list[str], net: nn.Module, path: str, **options):
+    """open_clip's own function, which renames and interpolates, over `read_weights`."""
+    if Path(path).suffix in (".npz", ".npy"):
+        return open_clip.load_checkpoint(net, path, **options)
+    weights = read_weights(Path(path), name, net, notes)
+    if not hasattr(net, "positional_embedding") and "positional_embedding" in weights:
+        weights = factory.convert_to_custom_text_state_dict(weights)
+    notes.extend(_interpolated(net, weights))
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        weights = torch.load(file, map_location="cpu", weights_only=True)
+        with patch.object(factory, "load_state_dict", lambda *_, **__: dict(weights)):
+            return open_clip.load_checkpoint(net, path, **options)
     except Exception as error:
-        raise ValueError(broken_weights(file, name, error)) from error
-    for key in ("state_dict", "model"):  # training scripts wrap the weights so
-        weights = weights.get(key, weights) if isinstance(weights, dict) else weights
-    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise ValueError(f"{str(file)!r} holds no tensors by name: allowed is the state dict of {name}.")
-    return {key.removeprefix("module."): value for key, value in weights.items()}
+        raise BadWeights(misfit(Path(path), name, net, weights, error)) from error
+
+
+def _interpolated(net: nn.Module, weights: dict[str, Tensor]) -> Iterator[str]:
+    """What open_clip will interpolate on load: the position embedding of the picture, and that of the text."""
+    own = net.state_dict()
+    for key in {"visual.positional_embedding", "positional_embedding", "text.positional_embedding"} & own.keys():
+        sizes = [f"{len(table)} tokens" for table in (weights.get(key, own[key]), own[key])]
+        if key.startswith("visual.") and hasattr(net.visual, "patch_size"):
+            sides = [round((int(size.split()[0]) - 1) ** 0.5) for size in sizes]  # beside the class token
+            sizes = [f"{n} × {n} patches ({n * net.visual.patch_size[0]} px)" for n in sides]
+        if sizes[0] != sizes[1]:
+            yield f"position embedding interpolated from the weights' {sizes[0]} to the model's {sizes[1]}"
 
 
 def _adapt(net: nn.Module) -> None:
@@ -162,13 +167,13 @@ def _pooled_by_attention(forward, norm: nn.Module, x: Tensor, *, normalize_inter
 
 def _tokenizer(name: str, config: dict):
     try:
-        with quiet():
+        with quiet(hub="hf_tokenizer_name" in config["text_cfg"] and not name.startswith("local-dir:")):
             return open_clip.get_tokenizer(name)
     except Exception as error:
         wanted = config["text_cfg"].get("hf_tokenizer_name", "")
         if name.startswith("local-dir:"):
             needed = f"it needs the tokenizer.json and tokenizer_config.json of {wanted!r}"
-            unreadable = f"the folder holds no tokenizer that can be read ({_reason(error)})"
+            unreadable = f"the folder holds no tokenizer that can be read ({reason_of(error)})"
             raise ValueError(f"{name}: {unreadable}: {needed}.") from error
         source, place = f"the Hugging Face project {wanted!r}", "a local-dir: folder that holds its tokenizer.json"
         raise ModelUnavailable(missing(f"The tokenizer of {name}", source, place, error)) from error
@@ -183,33 +188,42 @@ def _unavailable(name: str, pretrained: str | None, error: Exception) -> str:
         source = f"the Hugging Face project {hub!r}" if hub else f"the file {entry.get('url')!r}"
         place = "the weight file as `pretrained`"
     else:
-        return f"{name} could not be built: {_reason(error)}"
+        return f"{name} could not be built: {reason_of(error)}"
     return missing(f"{name} {pretrained or ''}".strip(), source, place, error)
 
 
 def missing(what: str, source: str, place: str, error: Exception) -> str:
     """Where weights or a tokenizer are to be had that could not be fetched."""
     return (
-        f"{what} is not on this machine and could not be fetched from {source} ({_reason(error)}). Fetch it where "
+        f"{what} is not on this machine and could not be fetched from {source} ({reason_of(error)}). Fetch it where "
         f"there is a network, copy the Hugging Face cache (HF_HOME) here, or pass {place}."
     )
 
 
-def _reason(error: Exception) -> str:
-    return _short((str(error).strip() or type(error).__name__).splitlines()[0], 160)
-
-
-def _short(text: str, length: int = 120) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
 @contextlib.contextmanager
-def quiet():
-    """open_clip warns about random weights on every build; the handle's `note` says it instead."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+def quiet(hub: bool = False) -> Iterator[None]:
+    """open_clip warns about random weights on every build; the handle's `note` says it instead.
+
+    Where the Hugging Face hub is needed and cannot be reached, its cache alone is asked: the libraries would try for a
+    minute, and without a limit where a server is silent.
+    """
+    settings, offline = huggingface_hub.constants, ""
+    if hub and not settings.HF_HUB_OFFLINE:
+        try:
+            huggingface_hub.get_session().head(settings.ENDPOINT, timeout=SECONDS)
+        except Exception as error:
+            offline = f"{settings.ENDPOINT} cannot be reached: {reason_of(error)}"
+    before = logging.root.manager.disable, socket.getdefaulttimeout()
+    logging.disable(logging.ERROR)  # what the libraries log as an error is raised too
+    socket.setdefaulttimeout(SECONDS)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        asked = patch.object(settings, "HF_HUB_OFFLINE", bool(offline) or settings.HF_HUB_OFFLINE)
+        with warnings.catch_warnings(action="ignore"), asked:
             yield
+    except (OSError, RuntimeError) as error:
+        if offline:
+            raise OSError(offline) from error
+        raise
     finally:
-        logging.disable(before)
+        logging.disable(before[0])
+        socket.setdefaulttimeout(before[1])

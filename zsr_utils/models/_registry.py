@@ -12,6 +12,7 @@ import torch
 from zsr_utils._text import one_of, unknown
 from zsr_utils.models import _openclip, _supervised, _tabletop
 from zsr_utils.models._handle import PRECISIONS, RANDOM_WEIGHTS, Model
+from zsr_utils.models._weights import fill
 
 
 Builder = Callable[..., Model]
@@ -22,7 +23,7 @@ _BUILDERS: dict[str, Builder] = {}
 def register_model(name: str) -> Callable[[Builder], Builder]:
     """Register `build(name, pretrained, precision) -> Model` for a name, or for a prefix that ends in `:`.
 
-    An installed package needs no call, but an entry point of the group `zsr_utils.models`. `_imagebind` is an example.
+    An installed package needs an entry point of the group `zsr_utils.models` instead; `book/own-model.md` has both.
     """
 
     def add(builder: Builder) -> Builder:
@@ -64,8 +65,8 @@ def load_model(
     prefix = name.split(":", 1)[0] + ":" if ":" in name else ""
     if builder := _adapter(name) or _adapter(prefix):
         model = builder(name, pretrained, precision)
-    elif name in _tabletop.embedded_models():
-        model = _tabletop.load(name, precision)
+    elif folder := _tabletop.folder_of(name):
+        model = _tabletop.load(name, folder, precision)
     elif name in open_clip.list_models() or prefix in ("hf-hub:", "local-dir:"):
         model = _openclip.load(name, pretrained, precision)
     elif prefix == _supervised.PREFIX:
@@ -121,9 +122,9 @@ def _imagebind(name: str, pretrained: str | None, precision: str) -> Model:
         how = "pip install git+https://github.com/facebookresearch/ImageBind, and pass its weight file"
         reason = f"imagebind is not installed ({error}): {how} imagebind_huge.pth as `pretrained`."
         raise _openclip.ModelUnavailable(reason) from error
-    net = imagebind_huge(pretrained=False)
+    net, notes = imagebind_huge(pretrained=False), [] if pretrained else [RANDOM_WEIGHTS]
     if pretrained:
-        net.load_state_dict(_openclip.read_weights(Path(pretrained), name))
+        fill(net, Path(pretrained), name, notes)
     words = SimpleTokenizer(bpe_path=str(Path(imagebind.__file__).parent / "bpe" / "bpe_simple_vocab_16e6.txt.gz"))
     scaling = net.modality_postprocessors["text"][1]  # the scale is on the texts there, and clipped
     net.logit_scale = torch.nn.Parameter(scaling.log_logit_scale.detach().clamp(max=np.log(scaling.max_logit_scale)))
@@ -137,5 +138,5 @@ def _imagebind(name: str, pretrained: str | None, precision: str) -> Model:
         net, name=name, pretrained=pretrained, image_size=224, mean=mean, std=std, precision=precision,
         transform=_supervised.resize_and_crop(preprocessing), preprocessing=preprocessing,
         tokenizer=lambda texts: torch.stack([words(text) for text in texts]),
-        note="" if pretrained else RANDOM_WEIGHTS,
+        note="; ".join(notes),
     )  # fmt: skip

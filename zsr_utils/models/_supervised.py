@@ -1,6 +1,5 @@
 """Supervised classifiers of timm and torchvision behind the same handle: no text tower, but a linear head."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +17,8 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 
 from zsr_utils._text import one_of, unknown
 from zsr_utils.models._handle import RANDOM_WEIGHTS, Model
-from zsr_utils.models._openclip import ModelUnavailable, broken_weights, known_tag, missing, quiet, read_weights
+from zsr_utils.models._openclip import ModelUnavailable, known_tag, missing, quiet
+from zsr_utils.models._weights import fill, read_config
 
 
 PREFIX = "supervised:"
@@ -32,10 +32,12 @@ class SupervisedModel(Model):
 
     bias_columns = 1
 
-    def __init__(self, network: nn.Module, *, namings: Sequence[Naming], library: str = "timm", **options):
+    def __init__(self, network: nn.Module, *, namings: Sequence[Naming], library: str = "", **options):
         """`namings` are vocabularies for the head's classes, the first of them for display; the rest as `Model`.
 
-        What is not given of `image_size`, `mean`, `std` and `transform` is taken from `preprocessing`.
+        `library` is timm or torchvision, which tells where head and token grids are; any other network's head is its
+        last layer, and it has grids if it has timm's `forward_intermediates`. What is not given of `image_size`,
+        `mean`, `std` and `transform` is taken from `preprocessing`.
         """
         self._namings = namings
         self.class_names = tuple(names[0] for names in namings[0]) if namings else ()
@@ -122,9 +124,9 @@ class Tower(nn.Module):
     @property
     def visual(self) -> "Tower | None":
         """Itself, where there is a token grid: the call that open_clip's image towers have."""
-        if self.library == "timm":
-            return self if hasattr(self.network, "forward_intermediates") else None
-        return None if isinstance(self.network, models.SwinTransformer | models.VisionTransformer) else self
+        if self.library == "torchvision":
+            return None if isinstance(self.network, models.SwinTransformer | models.VisionTransformer) else self
+        return self if hasattr(self.network, "forward_intermediates") else None
 
     def forward_intermediates(self, x: Tensor, *, indices: int | None, **_) -> dict:
         """Maps after every block or stage (torchvision: the last one of every resolution), and the features."""
@@ -147,12 +149,12 @@ def load(name: str, pretrained: str | None, precision: str) -> SupervisedModel:
     file = Path(pretrained) if pretrained and Path(pretrained).is_file() else None
     own = _own(file) if file else {}
     class_names = own.pop("class_names", ())
-    with quiet():
-        tag = None if file else pretrained or None
-        build = _timm if library == "timm" else _torchvision
-        network, preprocessing, transform = build(name, architecture, tag, len(class_names))
+    tag = None if file else pretrained or None
+    build = _timm if library == "timm" else _torchvision
+    network, preprocessing, transform = build(name, architecture, tag, len(class_names))
+    notes = [] if pretrained else [RANDOM_WEIGHTS]
     if file:
-        _fill(network, file, name)
+        fill(network, file, name, notes)
     if own.keys() & {"image_size", "resize", "interpolation"}:
         transform = None
         preprocessing.pop("crop_mode", None)
@@ -164,19 +166,20 @@ def load(name: str, pretrained: str | None, precision: str) -> SupervisedModel:
     return SupervisedModel(
         network, library=library, namings=namings, name=name, pretrained=pretrained or None, precision=precision,
         config={"library": library, "architecture": architecture, "namings": namings},
-        preprocessing=preprocessing, transform=transform, note="" if pretrained else RANDOM_WEIGHTS,
+        preprocessing=preprocessing, transform=transform, note="; ".join(notes),
     )  # fmt: skip
 
 
 def load_folder(folder: Path, build: Callable[[str, int], nn.Module], precision: str) -> Model:
     """An embedded classifier: `config.json` beside `model.safetensors`, and `build(tower, classes)` for its network."""
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(folder / "config.json")
     network = build(config["tower"], len(config["class_names"]))
-    _fill(network, folder / "model.safetensors", folder.name)
+    fill(network, folder / "model.safetensors", folder.name, [])
     size = config["image_size"]
     preprocessing = {"image_size": size, "resize": size, "interpolation": "bicubic"}
     return SupervisedModel(
-        network, namings=[[(c,) for c in config["class_names"]]], name=folder.name, precision=precision, config=config,
+        network, library="timm", namings=[[(c,) for c in config["class_names"]]], name=folder.name,
+        precision=precision, config=config,
         preprocessing=preprocessing | {key: config[key] for key in ("mean", "std")},
     )  # fmt: skip
 
@@ -227,7 +230,8 @@ def _timm(name: str, architecture: str, tag: str | None, classes: int) -> tuple[
         known_tag(name, tag, [full.split(".", 1)[1] for full in timm.list_pretrained(f"{architecture}.*")])
         architecture = f"{architecture}.{tag}"
     try:
-        network = timm.create_model(architecture, pretrained=bool(tag), num_classes=classes or None)
+        with quiet(hub=bool(tag)):
+            network = timm.create_model(architecture, pretrained=bool(tag), num_classes=classes or None)
     except (OSError, RuntimeError) as error:
         entry = timm.get_pretrained_cfg(architecture)
         source = f"the Hugging Face project {entry.hf_hub_id!r}" if entry and entry.hf_hub_id else "timm's hub"
@@ -251,7 +255,8 @@ def _torchvision(name: str, architecture: str, tag: str | None, classes: int) ->
     weights = every[tag] if tag else next(iter(every))
     try:
         options = {"num_classes": classes} if classes else {}
-        network = models.get_model(architecture, weights=weights if tag else None, **options)
+        with quiet():
+            network = models.get_model(architecture, weights=weights if tag else None, **options)
     except (OSError, RuntimeError) as error:
         size = weights.meta.get("_file_size")
         source = f"the file {weights.url!r}" + (f" of {size:.0f} MB" if size else "")
@@ -269,7 +274,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _own(file: Path) -> dict:
     """What the JSON file beside a weight file says, checked."""
     path = file.with_suffix(".json")
-    own = json.loads(path.read_text()) if path.is_file() else {}
+    own = read_config(path) if path.is_file() else {}
     for key, value in own.items():
         if key not in OWN:
             raise ValueError(f"{str(path)!r} says {key!r}, allowed are {', '.join(OWN)}.")
@@ -278,13 +283,6 @@ def _own(file: Path) -> dict:
         if key == "interpolation":
             one_of(f"{str(path)!r}: interpolation", value, [mode.value for mode in InterpolationMode])
     return own
-
-
-def _fill(network: nn.Module, file: Path, name: str) -> None:
-    try:
-        network.load_state_dict(read_weights(file, name))
-    except RuntimeError as error:
-        raise ValueError(broken_weights(file, name, error)) from error
 
 
 def _last_layer(network: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ from zsr_utils.models._handle import Model
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "data" / "models"
+LOCAL = "local-dir:"
 CONFIGS = ("open_clip_config.json", "config.json")  # with two towers, and supervised
 
 
@@ -32,12 +33,21 @@ def training(name: str) -> dict:
     return {key: value for file in files for key, value in yaml.safe_load(file.read_text()).items()}
 
 
-def load(name: str, precision: str) -> Model:
+def folder_of(name: str) -> Path | None:
+    """Where a model of the family lies: an embedded one, or a `local-dir:` whose config names one of our towers."""
+    if name in embedded_models():
+        return FOLDER / name
+    folder = Path(name.removeprefix(LOCAL))
+    configs = [folder / config for config in CONFIGS if name.startswith(LOCAL) and (folder / config).is_file()]
+    return folder if any('"tabletop_' in config.read_text(errors="replace") for config in configs) else None
+
+
+def load(name: str, folder: Path, precision: str) -> Model:
     from tabletop import towers  # registers the image towers with timm
 
-    if (FOLDER / name / CONFIGS[0]).is_file():
-        model = _openclip.load(f"local-dir:{FOLDER / name}", None, precision)
+    if (folder / CONFIGS[0]).is_file():
+        model = _openclip.load(f"{LOCAL}{folder}", None, precision)
     else:
-        model = _supervised.load_folder(FOLDER / name, towers.build_classifier, precision)
+        model = _supervised.load_folder(folder, towers.build_classifier, precision)
     model.name, model.trained_on = name, "tabletop"
     return model

@@ -1,18 +1,18 @@
 """Frames -> figures. Nothing here reads files, computes statistics or shows anything."""
 
-import html
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from zsr_utils._text import as_html
 from zsr_utils.plots._style import BLUE, GREY, HEIGHT, ORANGE, SEQUENTIAL, SERIES, class_color, class_symbol, faded
 
 
 def escaped(names: Sequence[str]) -> list[str]:
     """Names as text: class and file names are data and never markup."""
-    return [html.escape(str(n)) for n in names]
+    return [as_html(name) for name in names]
 
 
 def forest(
@@ -41,7 +41,7 @@ def forest(
     for (name, part), (color, symbol, _) in zip(groups, SERIES):
         if unit == "points" and not group:
             color, symbol = ORANGE, "diamond"
-        name = escaped([name])[0]
+        name = as_html(name)
         figure.add_scatter(
             x=part["value"], y=part["line"], mode="markers", name=name, orientation="h", offsetgroup=name,
             marker={"color": color, "size": 9, "symbol": symbol},
@@ -56,7 +56,7 @@ def forest(
     kinds = ", ".join(dict.fromkeys(table["interval"]))
     same = f", n = {int(table['n'].iloc[0]):,} each" if table["n"].nunique() == 1 else ""
     points = "percentage points, " if unit == "points" else ""
-    figure.update_xaxes(title=f"{title}<br><sub>{points}{escaped([kinds])[0]}{same}</sub>")
+    figure.update_xaxes(title=f"{as_html(title)}<br><sub>{points}{as_html(kinds)}{same}</sub>")
     if unit == "percent":
         figure.update_xaxes(range=[-0.02, 1.02])
     if unit == "share":
@@ -70,8 +70,11 @@ def forest(
         reference = reference or (0, "no change")
     if reference:
         at, text = reference
-        figure.add_vline(at, line={"dash": "dot", "color": GREY}, annotation_text=text, annotation_position="top")
-    figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=list(dict.fromkeys(table["line"])))
+        figure.add_vline(
+            at, line={"dash": "dot", "color": GREY}, annotation_text=as_html(text), annotation_position="top"
+        )
+    lines = list(dict.fromkeys(table["line"]))
+    figure.update_yaxes(type="category", autorange="reversed", categoryorder="array", categoryarray=lines)
     line = 22 + 12 * table.groupby("line").size().max()
     height = max(240, 100 + line * table["line"].nunique())
     if group:  # the legend leaves room for the name of the reference below it
@@ -96,7 +99,7 @@ def curves(
     figure = go.Figure()
     number = ".1%" if percent else ".3g"
     for (name, part), (color, symbol, dash) in zip(table.groupby(group, sort=False), SERIES):
-        name = escaped([name])[0]
+        name = as_html(name)
         figure.add_scatter(
             x=[*part[x], *part[x][::-1]], y=[*part["high"], *part["low"][::-1]], fill="toself", legendgroup=name,
             fillcolor=faded(color), line={"width": 0}, mode="lines", hoverinfo="skip", showlegend=False,
@@ -108,8 +111,8 @@ def curves(
             hovertemplate=f"%{{x:.4g}}: %{{y:{number}}} [%{{customdata[0]:{number}}}, %{{customdata[1]:{number}}}]"
             f"<extra>{name}</extra>",
         )  # fmt: skip
-    figure.update_xaxes(title=x_title, type="log" if log_x else "linear")
-    figure.update_yaxes(title=y_title, type="log" if log_y else "linear", exponentformat="power")
+    figure.update_xaxes(title=as_html(x_title), type="log" if log_x else "linear")
+    figure.update_yaxes(title=as_html(y_title), type="log" if log_y else "linear", exponentformat="power")
     steps = sorted(set(table[x]))
     if len(steps) < 12 and (log_x or all(float(v).is_integer() for v in steps)):
         figure.update_xaxes(tickvals=steps)
@@ -117,7 +120,7 @@ def curves(
         figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.03])
     if reference:
         figure.add_hline(
-            y=reference[0], line={"dash": "dot", "color": GREY}, annotation_text=reference[1],
+            y=reference[0], line={"dash": "dot", "color": GREY}, annotation_text=as_html(reference[1]),
             annotation_position="top left",
             annotation_y=np.log10(reference[0]) if log_y else reference[0],  # annotations are placed by the power
         )  # fmt: skip
@@ -135,26 +138,27 @@ def agreement(
         x=[low, high], y=[low, high], mode="lines", line={"dash": "dot", "color": GREY}, name="equal", hoverinfo="skip"
     )
     for (name, part), (color, symbol, _) in zip(table.groupby(group, sort=False), SERIES):
-        name = escaped([name])[0]
+        name = as_html(name)
         figure.add_scatter(
             x=part[x], y=part[y], mode="markers", name=name, text=escaped(part["sample_id"]),
             marker={"color": color, "symbol": symbol, "size": 6, "opacity": 0.6},
             hovertemplate=f"%{{text}}: %{{x:.3g}}, %{{y:.3g}}<extra>{name}</extra>",
         )  # fmt: skip
     kind = "log" if log else "linear"
-    return figure.update_xaxes(title=x_title, type=kind).update_yaxes(title=y_title, type=kind)
+    return figure.update_xaxes(title=as_html(x_title), type=kind).update_yaxes(title=as_html(y_title), type=kind)
 
 
 def bars(table: pd.DataFrame, x: str, *, group: str, x_title: str, y_title: str) -> go.Figure:
     """Grouped bars (columns `x`, `group`, value), at most eight groups."""
     figure = go.Figure()
     for (name, part), (color, _, _) in zip(table.groupby(group, sort=False), SERIES):
-        name = escaped([name])[0]
+        name = as_html(name)
         figure.add_bar(
-            x=part[x], y=part["value"], name=name, marker_color=color,
+            x=escaped(part[x]), y=part["value"], name=name, marker_color=color,
             hovertemplate=f"%{{x}}: %{{y:.3g}}<extra>{name}</extra>",
         )  # fmt: skip
-    return figure.update_xaxes(title=x_title).update_yaxes(title=y_title).update_layout(barmode="group")
+    figure.update_xaxes(title=as_html(x_title), type="category").update_yaxes(title=as_html(y_title))
+    return figure.update_layout(barmode="group")
 
 
 def heatmap(
@@ -169,8 +173,8 @@ def heatmap(
             colorscale=SEQUENTIAL, zmin=0, showscale=False, xgap=2, ygap=2, hovertemplate=hover + "<extra></extra>",
         )
     )  # fmt: skip
-    figure.update_xaxes(title=column_title, side="bottom", showgrid=False, tickangle=-40)
-    figure.update_yaxes(title=row_title, autorange="reversed", showgrid=False)
+    figure.update_xaxes(title=as_html(column_title), type="category", side="bottom", showgrid=False, tickangle=-40)
+    figure.update_yaxes(title=as_html(row_title), type="category", autorange="reversed", showgrid=False)
     return figure.update_layout(height=max(HEIGHT, 120 + 32 * len(rows)))
 
 
@@ -187,7 +191,7 @@ def similarity_histogram(
     colors = (ORANGE, BLUE, *(color for color, _, _ in SERIES[2:]))
     for (name, values), color, dash in zip(groups.items(), colors, ("dash", "solid", "dot", "dashdot")):
         density = np.histogram(values, edges, density=True)[0]
-        name = escaped([name])[0]
+        name = as_html(name)
         figure.add_scatter(
             x=middle, y=density, name=f"{name} ({len(values):,} pairs)", mode="lines", line_shape="hvh",
             fill="tozeroy" if name in ("same class", "different class") else None,

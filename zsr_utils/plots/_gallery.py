@@ -1,7 +1,6 @@
 """Pictures with captions, as HTML that needs nothing else."""
 
 import base64
-import html
 import io
 import itertools
 import math
@@ -10,6 +9,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import plotly.graph_objects as go
 from PIL import Image, ImageOps
+
+from zsr_utils._text import as_html
 
 
 def picture(pixels) -> Image.Image:
@@ -59,11 +60,11 @@ def gallery(images: Sequence[Image.Image], captions: Sequence[str], *, width: in
     images = [_shown(image) for image in images]
     figures = "".join(
         f'<figure style="--width:{width}px"><img src="data:image/png;base64,{_png(image, width)}" width="{width}" '
-        f'alt="{html.escape(caption.replace(chr(10), ", "), quote=True)}">'
-        f"<figcaption>{html.escape(caption).replace(chr(10), '<br>')}</figcaption></figure>"
+        f'alt="{as_html(caption.replace(chr(10), ", "))}">'
+        f"<figcaption>{as_html(caption).replace(chr(10), '<br>')}</figcaption></figure>"
         for image, caption in zip(images, captions, strict=True)
     )
-    return HTML(f'<div class="zsr-gallery">{figures}</div>')
+    return HTML(f'<div class="zsr-gallery tex2jax_ignore">{figures}</div>')
 
 
 def _shown(image) -> Image.Image:
@@ -88,7 +89,7 @@ def with_thumbnails(
     named = {text for trace in figure.data if trace.text is not None for text in np.atleast_1d(trace.text)}
     if len(named) > limit:
         return figure
-    known = ((html.escape(i), image) for i, image, _ in itertools.chain(*samples))
+    known = ((as_html(i), image) for i, image, _ in itertools.chain(*samples))
     found = {i: ImageOps.fit(image, (size, size)) for i, image in known if i in named}
     if not found:
         return figure

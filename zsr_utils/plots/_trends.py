@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly import express
 
-from zsr_utils._text import one_of
+from zsr_utils._text import as_html, one_of
 from zsr_utils.plots._figures import escaped
 from zsr_utils.plots._style import BLUE, GREY, SERIES, faded
 from zsr_utils.scores.trends import SCALES
@@ -42,16 +42,17 @@ def trend(
     ends = into(points[["x", "y", "low", "high"]].clip(END, 1 - END))
     shown = points.assign(x=ends.x, y=ends.y, up=ends.high - ends.y, down=ends.y - ends.low)
     shown[["accuracy", "shifted"]] = points[["x", "y"]]
+    x, y = as_html(x_title), as_html(y_title)
     numbers = {"accuracy": ":.1%", "shifted": ":.1%", "low": ":.1%", "high": ":.1%", "x": False, "y": False}
     figure = _facets(
         shown, group, panel, columns, 250, baseline, error_y="up", error_y_minus="down", hover_name="name",
-        hover_data=numbers, labels={"x": x_title, "y": y_title, "accuracy": x_title, "shifted": y_title},
+        hover_data=numbers, labels={"x": x, "y": y, "accuracy": x, "shifted": y},
     )  # fmt: skip
     figure.update_traces(marker={"size": 6, "opacity": 0.85}, error_y={"thickness": 1, "width": 0})
     figure.update_traces(marker_opacity=0.45, selector={"name": baseline})
     for title, part in points.groupby(panel, sort=False):
         # the panel's axes, which its marks carry among their data
-        trace = next(t for t in figure.data if t.customdata is not None and t.customdata[0][0] == escaped([title])[0])
+        trace = next(t for t in figure.data if t.customdata is not None and t.customdata[0][0] == as_html(title))
         axes = {"xaxis": trace.xaxis, "yaxis": trace.yaxis}
         both = into([part[["x", "y"]].min(axis=None), part[["x", "y"]].max(axis=None)])
         dotted = {"dash": "dot", "width": 1.5, "color": GREY}
@@ -80,17 +81,17 @@ def forests(
     number, height = ":.1%" if unit == "percent" else ":.3g", 75 + (24 if group else 20) * len(order)
     figure = _facets(
         shown.assign(y=escaped(names)), group, panel, columns, height, baseline,
-        error_x="up", error_x_minus="down", labels={"x": title, "y": ""},
+        error_x="up", error_x_minus="down", labels={"x": as_html(title), "y": ""},
         hover_data={"x": number, "low": number, "high": number, "n": True},
     )  # fmt: skip
     figure.update_traces(marker_size=7, orientation="h")
     figure.update_xaxes(matches=None, showticklabels=True, nticks=5, tickformat=".0%" if unit == "percent" else "")
-    figure.update_yaxes(categoryorder="array", categoryarray=order[::-1])
+    figure.update_yaxes(type="category", categoryorder="array", categoryarray=order[::-1])
     notes = [kind.split(" (")[0] for kind in table["interval"]]
     if reference:
         figure.add_vline(x=reference[0], line={"dash": "dot", "color": GREY})
         notes.append(f"dotted: {reference[1]}")
-    figure.layout.xaxis.title.text = f"{title}<br><sub>{', '.join(escaped(dict.fromkeys(notes)))}</sub>"
+    figure.layout.xaxis.title.text = f"{as_html(title)}<br><sub>{', '.join(escaped(dict.fromkeys(notes)))}</sub>"
     return figure.update_layout(scattermode="group", scattergap=0.4)
 
 

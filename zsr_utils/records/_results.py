@@ -1,6 +1,5 @@
 """Results that were computed before, here or elsewhere: found, told apart, and not mixed by accident."""
 
-import json
 from collections.abc import Iterable
 from functools import reduce
 from operator import and_
@@ -12,7 +11,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
-from zsr_utils.records._files import concat, read_provenance
+from zsr_utils.records._files import EARLIER, concat, read_numbers, read_provenance
 
 
 WHOSE = ("model", "pretrained", "fingerprint", "dataset", "notebook", "precision")  # columns from the provenance
@@ -33,7 +32,7 @@ def read_metrics(*folders: Path | str, notebook: str = "", mixed: bool = False) 
     """Numbers of many results: all of `metrics.json`, between the columns `WHOSE` and `FACTS`, and the folder."""
     frames = []
     for path, facts in results(*folders, notebook=notebook, mixed=mixed):
-        numbers = pd.DataFrame(json.loads((path / "metrics.json").read_text()))
+        numbers = pd.DataFrame(read_numbers(path)).astype({"low": float, "high": float}, errors="ignore")
         known = {name: facts.get(name) for name in (*WHOSE, *FACTS)} | {"folder": str(path)}
         frames.append(numbers.assign(**known)[[*WHOSE, *numbers, *FACTS, "folder"]])
     return concat(frames)
@@ -54,11 +53,11 @@ def results(*folders: Path | str, notebook: str = "", mixed: bool = False) -> Fo
         if not folder.is_dir():
             raise FileNotFoundError(f"There is no folder {str(folder)!r}.")
         for path in sorted(path for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}provenance.json")):
-            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+            hidden = any(part.startswith(".") or part == EARLIER for part in path.relative_to(folder).parts)
             if hidden or not path.with_name("metrics.json").is_file():
                 continue
             found = path.parent, read_provenance(path.parent)
-            if notebook not in ("", found[1]["notebook"]):
+            if notebook not in ("", found[1].get("notebook")):
                 continue
             other = kept.setdefault(tuple(found[1].get(name) for name in (*WHOSE, "dataset_fingerprint")), found)
             if other[1] != found[1] or len({(p / "metrics.json").read_bytes() for p, _ in (other, found)}) > 1:
@@ -77,6 +76,8 @@ def results(*folders: Path | str, notebook: str = "", mixed: bool = False) -> Fo
 def scan(found: Found) -> ds.Scanner:
     """The table of `read_rows`, to be read whole or in batches."""
     files = [(path / "samples.parquet", facts) for path, facts in found if (path / "samples.parquet").is_file()]
+    for file, _ in files:
+        read_provenance(file.parent, file.name)
     schema = pa.schema([])
     for file, _ in files:
         own = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in pq.read_schema(file)]
@@ -107,7 +108,7 @@ def _same(found: Iterable[tuple[Path, dict]]) -> None:
     first: dict[tuple, tuple[Path, object]] = {}
     for path, facts in found:
         for field in ("precision", "prompts", "dataset_fingerprint"):
-            key = (field, facts["notebook"], facts["dataset"] if field == "dataset_fingerprint" else "")
+            key = (field, facts.get("notebook"), facts["dataset"] if field == "dataset_fingerprint" else "")
             value = facts.get(field)
             other, known = first.setdefault(key, (path, value))
             if known != value:

@@ -1,6 +1,5 @@
 """A run: the rows, numbers and provenance that one notebook leaves behind."""
 
-import html
 import importlib.metadata
 import json
 import math
@@ -13,21 +12,23 @@ from pathlib import Path
 
 import pandas as pd
 
-from zsr_utils.records._files import FORMAT, result_folder, write_frame, write_json
+from zsr_utils._text import as_html
+from zsr_utils.records import _files
+from zsr_utils.records._files import FORMAT, read_provenance, result_folder, write_frame, write_json
 from zsr_utils.scores import Estimate
 
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "scipy", "pandas", "umap-learn", "plotly")
 NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)+")
-RECORD = "application/papermill.record/"
 FEW = 30  # images: a share of so many has an interval of 30 points or more
 
 
 class Run:
     """What one notebook measures with one model on one data set.
 
-    If its `folder` holds results of another checkpoint of the same name, the first file that is written moves them to
-    `<model>-<8 digits of its fingerprint>@<data set>`; an embedded model that was trained again replaces its results.
+    Nothing is written before `save`. If its `folder` holds the result of other images or parameters then, that moves to
+    `earlier/<8 digits>` in it, and that of another checkpoint of the same name to `<model>@<8 digits of its
+    fingerprint>@<data set>`, which is said; an embedded model that was trained again replaces its result.
 
     Args:
         notebook: File name of the notebook without `.ipynb`.
@@ -42,6 +43,8 @@ class Run:
         self.missing: dict[str, Estimate] = {}  # what there were no samples for
         self._net, self._images = net, images
         self._prompts: dict[str, list[str]] = {}
+        self._rows: dict[str, pd.DataFrame] = {}
+        self._files: dict[str, str] = {}  # digests
         self._began = time.perf_counter()
 
     def __getitem__(self, name: str) -> Estimate:
@@ -64,11 +67,12 @@ class Run:
         """
         if not NAME.fullmatch(name):
             raise ValueError(f"metric name is {name!r}, allowed is 'topic/quantity' in lower snake case.")
-        kept, other = self.metrics, self.missing
         if math.isnan(estimate.value):
-            kept, other = other, kept
-        kept[name] = estimate
-        other.pop(name, None)
+            self.missing[name] = estimate
+            return estimate
+        if reason := _files.wrong_number(_record(name, estimate)):
+            raise ValueError(f"{reason}: allowed are finite numbers, low not above high.")
+        self.metrics[name] = estimate
         return estimate
 
     def prompts(self, name: str, templates) -> None:
@@ -80,9 +84,8 @@ class Run:
         return pd.DataFrame([{"name": k, **asdict(v)} for k, v in self.metrics.items()])
 
     def save_rows(self, rows: pd.DataFrame, name: str = "samples") -> None:
-        """Write per-sample rows to `<name>.parquet`."""
-        self._make_room()
-        write_frame(self.folder / f"{name}.parquet", rows)
+        """Keep per-sample rows, which `save` writes to `<name>.parquet`."""
+        self._rows[f"{name}.parquet"] = rows
 
     def say(self, text: str) -> None:
         """Show a sentence of the report, as Markdown."""
@@ -91,29 +94,37 @@ class Run:
         display(Markdown(typeset(text)))
 
     def save(self) -> Path:
-        """Write `metrics.json` and `provenance.json`, and leave every number in the notebook for other pages."""
+        """Write rows, `metrics.json` and last `provenance.json`."""
         self._make_room()
-        numbers = self.table().replace([math.inf, -math.inf, math.nan], None).to_dict("records")  # of a bound: none
-        write_json(self.folder / "metrics.json", numbers)
+        for name, rows in self._rows.items():
+            write_frame(self.folder / name, rows)
+        write_json(self.folder / "metrics.json", [_record(*number) for number in self.metrics.items()])
+        self._files = {name: _files.file_digest(self.folder / name) for name in (*self._rows, "metrics.json")}
         write_json(self.folder / "provenance.json", self.provenance())
-        for name, estimate in self.metrics.items():
-            glue(name, estimate)
         return self.folder
 
     def _make_room(self) -> None:
-        """Move the results of another checkpoint aside, its provenance last: a stop in between is made up for."""
-        net, known = self._net, self.folder / "provenance.json"
-        if net.trained_on or not known.is_file():
+        """Move the result of another checkpoint, of other images or of other parameters aside, and say so."""
+        if not (self.folder / "provenance.json").is_file():
             return
-        owner = json.loads(known.read_text())["fingerprint"]
-        if owner == net.fingerprint:
+        try:
+            known = read_provenance(self.folder)
+        except ValueError:  # damaged
+            known = {}
+        net, tag = self._net, known.get("fingerprint", "")[:8]
+        given, before = json.loads(json.dumps(self.parameters)), known.get("parameters", {})
+        if tag and known["fingerprint"] != net.fingerprint and not net.trained_on:
+            tag = "-".join(filter(None, (net.pretrained, tag)))
+            what, aside = "another checkpoint", result_folder(net.name, self._dataset, self.notebook, tag)
+        elif known.get("dataset_fingerprint") != self._images.fingerprint:
+            what, aside = "other images" if known else "damaged records", None
+        elif given != before:
+            differ = (f"{k} {before.get(k)!r}" for k in before | given if before.get(k) != given.get(k))
+            what, aside = f"other parameters ({', '.join(differ)})", None
+        else:
             return
-        tag = "-".join(filter(None, (net.pretrained, owner[:8])))
-        aside = result_folder(net.name, self._dataset, self.notebook, tag)
-        aside.mkdir(parents=True, exist_ok=True)
-        files = [p for p in self.folder.glob("[!.]*") if p.is_file()]  # a notebook that is running has a hidden name
-        for file in sorted(files, key=lambda p: p == known):
-            file.replace(aside / file.name)
+        aside = _files.set_aside(self.folder, aside).relative_to(_files.results_root())
+        print(f"The result that was here, of {what}, is kept in {str(aside)!r} of the results.")
 
     def provenance(self) -> dict:
         """Everything needed to say where these numbers come from."""
@@ -139,6 +150,7 @@ class Run:
             "versions": _versions(),
             **_git(),
             "device": _device(net.device),
+            "files": self._files,
             "seconds": round(time.perf_counter() - self._began, 1),
         }
 
@@ -146,10 +158,16 @@ class Run:
         """The provenance as a folded box."""
         from IPython.display import HTML
 
-        cells = ((html.escape(key), _cell(value)) for key, value in self.provenance().items())
+        cells = ((as_html(key), _cell(value)) for key, value in self.provenance().items())
         table = "".join(f"<tr><th>{key}</th><td>{value}</td></tr>" for key, value in cells)
         summary = "<summary>Where these numbers come from</summary>"
-        return HTML(f'<details class="zsr-provenance">{summary}<table>{table}</table></details>')
+        return HTML(f'<details class="zsr-provenance tex2jax_ignore">{summary}<table>{table}</table></details>')
+
+
+def _record(name: str, estimate: Estimate) -> dict:
+    """A number as it is kept: plain values, and None for bounds that it has not."""
+    bounds = {key: float(v) if math.isfinite(v := getattr(estimate, key)) else None for key in ("low", "high")}
+    return {"name": name, **asdict(estimate), "value": float(estimate.value), "n": int(estimate.n), **bounds}
 
 
 def parameters(namespace: dict) -> dict:
@@ -170,24 +188,16 @@ def typeset(text: str) -> str:
         >>> typeset("ViT-B-32 moves by -0.5 points [-0.9, -0.1], 12% of them"), typeset("2020-01")
         ('ViT-B-32 moves by −0.5 points [−0.9, −0.1], 12\\xa0% of them', '2020-01')
     """
-    text = re.sub(r"(?<![\w.)-])-(?=\d)", "−", text)
+    text = re.sub(r"(?<![\w.)\\-])-(?=\d)", "−", text)
     return re.sub(r"(?<=\d) ?%", "\N{NO-BREAK SPACE}%", text)
-
-
-def glue(name: str, estimate: Estimate) -> None:
-    """Leave a number in the notebook under a name, for pages that quote it with the glue role."""
-    from IPython.display import display
-
-    for key, value in ((name, f"{estimate.value:.4g}"), (f"{name}:pct", f"{estimate:pct}")):
-        display({RECORD + "text/plain": value}, raw=True, metadata={"scrapbook": {"name": key, "mime_prefix": RECORD}})
 
 
 def _cell(value) -> str:
     if isinstance(value, dict):
-        return "<br>".join(f"{html.escape(str(k))}: {_cell(v)}" for k, v in value.items()) or "none"
+        return "<br>".join(f"{as_html(k)}: {_cell(v)}" for k, v in value.items()) or "none"
     if isinstance(value, list):
-        return html.escape(", ".join(map(str, value)))
-    return html.escape(str(value))
+        return as_html(", ".join(map(str, value)))
+    return as_html(value)
 
 
 def _versions() -> dict[str, str]:

@@ -6,8 +6,8 @@ from zsr_utils.scores._intervals import (
     unpaired_difference, wilson,
 )  # fmt: skip
 from zsr_utils.scores._noise import (
-    CLEAN, HELD_OUT, beside_predicted, detect, detect_at_best_sigma, normality, not_normal, per_image, qq_clouds,
-    qq_points, squared_moves,
+    ACCOUNTS, CLEAN, HELD_OUT, beside_predicted, detect, detect_at_best_sigma, normality, not_normal, per_image,
+    qq_clouds, qq_points, squared_moves,
 )  # fmt: skip
 from zsr_utils.scores._paired import holm, paired_changes, paired_mean, sign_flip
 from zsr_utils.scores._rows import (

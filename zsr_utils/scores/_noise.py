@@ -1,6 +1,5 @@
 """Statistics of images under noise: how far embeddings move, whether that tells modified ones, and their normality."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 
 import numpy as np
@@ -9,12 +8,13 @@ import scipy
 from jaxtyping import Float
 
 from zsr_utils.scores._detection import clean_limit, detection
-from zsr_utils.scores._intervals import Estimate, bootstrap, unpaired_difference
+from zsr_utils.scores._intervals import Estimate, bootstrap, not_measured, unpaired_difference
 from zsr_utils.scores._paired import holm
 from zsr_utils.scores._rows import paired_change
 
 
 CLEAN, HELD_OUT = "clean", "held out"  # kinds of images: the others are told from the first, the second sets thresholds
+ACCOUNTS = ("first order", "second order")  # of how noise moves an embedding
 STATISTICS = ("drift", "drift_either_way", "answers")
 
 
@@ -110,35 +110,50 @@ def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "
     return table.assign(skewness=scipy.stats.skew(values), excess_kurtosis=scipy.stats.kurtosis(values))
 
 
-def squared_moves(rows: pd.DataFrame, squares: Mapping[tuple[str, str], float]) -> pd.DataFrame:
-    """Squared moves of every image's embedding under noise, beside sigma^2 ||J||_F^2 of the linear account.
+def squared_moves(rows: pd.DataFrame, derivatives: pd.DataFrame) -> pd.DataFrame:
+    """Squared moves of every image's embedding under noise, beside what is predicted to first and to second order.
 
-    Rows have `model`, `sample_id`, `severity` (sigma in grey levels) and `move`, how the embedding changed; `squares`
-    is ||J||_F^2 by model and sample id.
+    The first is sigma^2 ||J||_F^2, all of it around a mean move of 0. The second adds sigma^4 / 4 ||tr H||^2, the
+    square of the mean move, and sigma^4 / 2 times the sum of ||H_k||_F^2 around it. A third derivative, which has a
+    part of the order sigma^4 around the mean, is in neither.
 
-    Returns: Three rows a cloud, columns `part` (`whole`: mean squared move; `covariance`: its part around the mean
-        move, the trace; `mean`: the square of the mean move, less what so few draws alone would give; the two add up to
-        the first), `measured`, `predicted`.
+    Args:
+        rows: With `model`, `sample_id`, `severity` (sigma in grey levels) and `move`, how the embedding changed.
+        derivatives: ||J||_F^2 (`jacobian`), and what `jacobian.Curvature.squares` gives (`trace`, `hessian`), by model
+            and sample id.
+
+    Returns: Three rows a cloud and account, columns `part` (`whole`: mean squared move; `covariance`: its part around
+        the mean move, the trace; `mean`: the square of the mean move, less what so few draws alone would give; the two
+        add up to the first), `account` (`first order`, `second order`), `measured`, `predicted` (of `mean` to first
+        order the whole move, for it predicts none).
 
     Examples:
         >>> rows = pd.DataFrame({"model": "m", "sample_id": "a", "severity": 255.0, "move": [[3.0], [1.0]]})
-        >>> squared_moves(rows, {("m", "a"): 2.0})[["part", "measured", "predicted"]].values.tolist()
-        [['whole', 5.0, 2.0], ['covariance', 2.0, 2.0], ['mean', 3.0, 2.0]]
+        >>> own = pd.DataFrame({"jacobian": 2.0, "trace": 12.0, "hessian": 1.0}, index=["a"])
+        >>> found = squared_moves(rows, pd.concat({"m": own})).set_index(["part", "account"])
+        >>> found[["measured", "predicted"]].loc["whole"].values.tolist()
+        [[5.0, 2.0], [5.0, 5.5]]
 
-    Source: Linear Gaussian account of Salman et al. (2024), which has a mean move of 0; the test of it is this
-        project's.
+    Source: Linear Gaussian account of Salman et al. (2024), which has a mean move of 0; the second order and the test
+        of both are this project's.
     """
     found = []
     for key, part in rows.groupby(["model", "sample_id", "severity"], sort=False):
-        moved = np.stack(list(part.move)).astype(float)
+        moved, own, square = np.stack(list(part.move)).astype(float), derivatives.loc[key[:2]], (key[2] / 255) ** 2
         whole, around = np.square(moved).sum(1).mean(), moved.var(0, ddof=1).sum()
-        parts = {"whole": whole, "covariance": around, "mean": whole - around}
-        found += [(*key, name, value, (key[2] / 255) ** 2 * squares[key[:2]]) for name, value in parts.items()]
-    return pd.DataFrame(found, columns=["model", "sample_id", "severity", "part", "measured", "predicted"])
+        first, mean = square * own.jacobian, square**2 * own.trace / 4
+        second = first + square**2 * own.hessian / 2
+        parts = {"whole": (whole, second + mean), "covariance": (around, second), "mean": (whole - around, mean)}
+        for name, (measured, predicted) in parts.items():
+            found += [(*key, name, measured, *account) for account in zip(ACCOUNTS, (first, predicted))]
+    columns = "model sample_id severity part measured account predicted"
+    return pd.DataFrame(found, columns=columns.split())
 
 
 def beside_predicted(rows: pd.DataFrame) -> Estimate:
-    """Mean of `measured` over mean of `predicted`; the bootstrap draws images."""
+    """Mean of `measured` over mean of `predicted`; the bootstrap draws images. What is predicted as 0 has none."""
+    if not rows.predicted.mean() > 0:
+        return not_measured("ratio")
     columns = rows.measured.to_numpy(), rows.predicted.to_numpy()
     return bootstrap(lambda a, b, axis=-1: a.mean(axis) / b.mean(axis), *columns)
 

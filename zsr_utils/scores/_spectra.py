@@ -62,14 +62,22 @@ def linear_reach(rows: pd.DataFrame, tolerance: float = 0.1, *, by: Sequence[str
         by: Columns that tell one direction from another.
 
     Returns:
-        The columns of `by` and `reach`, one of the sizes in grey levels, 0 if the smallest fails.
+        The columns of `by` and `reach` in grey levels: between the last size that holds (or none, of no error) and the
+        first that fails, where the straight line through their errors passes the tolerance; the largest size if all
+        hold.
 
     Examples:
-        >>> rows = pd.DataFrame({"sample_id": 0, "size": [1, 2, 4], "relative_error": [0.01, 0.2, 0.05]})
+        >>> rows = pd.DataFrame({"sample_id": 0, "size": [1, 2, 4], "relative_error": [0.05, 0.15, 0.02]})
         >>> linear_reach(rows).reach.tolist()
-        [1.0]
+        [1.5]
     """
-    rows = rows.sort_values("size", kind="stable")
-    holds = (rows["relative_error"] <= tolerance).groupby([rows[column] for column in by]).cummin()
-    reached = rows["size"].astype(float).where(holds, 0.0)
-    return rows.assign(reach=reached).groupby(list(by), sort=False)["reach"].max().reset_index()
+
+    def reach(part: pd.DataFrame) -> float:
+        sizes, errors = ([0.0, *part[column]] for column in ("size", "relative_error"))
+        fails = next((k for k, error in enumerate(errors) if error > tolerance), None)
+        if fails is None:
+            return sizes[-1]
+        return float(np.interp(tolerance, errors[fails - 1 : fails + 1], sizes[fails - 1 : fails + 1]))
+
+    groups = rows.sort_values("size", kind="stable").groupby(list(by), sort=False)
+    return groups[["size", "relative_error"]].apply(reach).reset_index(name="reach")
