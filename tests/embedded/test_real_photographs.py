@@ -8,8 +8,10 @@ what passes here assumes none of these. A ViT-B-32 with random weights stands fo
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -21,7 +23,7 @@ from torchvision.transforms import functional as TF
 import zsr_utils as zsr
 from zsr_utils import conditions, jacobian, scores
 from zsr_utils.conditions import PAPER, VARIANTS, Head, Perturbation, View, alignment, as_conditions, families
-from zsr_utils.experiments import pairs as aligned_pairs, representation_drift as drift
+from zsr_utils.experiments import noise_detection as noise, pairs as aligned_pairs, representation_drift as drift
 from zsr_utils.measure import Embedded, Pixels, embed, measure
 from zsr_utils.models import Model, register_model
 
@@ -275,6 +277,35 @@ def test_a_vision_transformers_layers_are_its_embedding_and_its_tokens(vit):
 def head(net):
     texts = [net.net.texts[list(rows)].mean(0) for rows in IMAGENET_ROWS.values()]
     return Head(F.normalize(torch.stack(texts), dim=1), tuple(IMAGENET_ROWS))
+
+
+def study_of_photographs(net, head, images: int, pairs: int):
+    """What chapter 04 needs of a study, and pairs of some of its photographs."""
+    shown = folder("photo", images)
+    embedded = embed(net, shown)
+    table = aligned_pairs.make_pairs(embedded, per_class=2).sample(frac=1, random_state=0)[:pairs]
+    sources = shown.pixels(table.sample_id, net.from_pil)
+
+    def measured(conditions, *, images, models, **options):
+        return measure(net, images, head, conditions, **options).assign(model=net.name)
+
+    own = {"name": net.name, "net": net, "nets": {net.name: net}, "heads": {net.name: head}, "images": shown}
+    study = SimpleNamespace(**own, measure=measured, parameters={"seed": 0, "batch_size": 16})
+    return study, aligned_pairs.Pairs(table, embedded, sources, None)
+
+
+@needs_pacs
+@pytest.mark.slow
+def test_an_attacker_of_photographs_who_averages_over_noise(net, head):
+    study, pairs = study_of_photographs(net, head, images=28, pairs=4)
+    kind, averaging = "named, 2 times, 2 draws", replace(noise.NAMED, noise=8 / 255, draws=2, max_steps=60)
+    kinds = noise.modified(study, pairs, {"named": noise.NAMED, kind: averaging})
+    images = scores.per_image(noise.noisy(study, [*noise.unmodified(study, pairs, 6), *kinds], [4], 4))
+    detected = [f(images, resamples=20) for f in (scores.detect, scores.detect_at_best_sigma)]
+    known, unknown = (table.assign(detector=name) for table, name in zip(detected, ("known", "unknown")))
+    assert images.hit[images.kind == kind].all(), "the images of an attacker who averages are named as the target"
+    said = noise.evasion_in_words(pd.concat([known, unknown, noise.sizes(images)]), kind)
+    assert "squeezenet-conse" in said and "100.0 % [" in said
 
 
 @pytest.fixture(scope="module", params=DOMAINS)

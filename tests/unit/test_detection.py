@@ -247,12 +247,15 @@ def test_an_image_is_its_means_over_the_draws():
     held_out = images.loc["held out", 2.0]
     assert held_out.drift_either_way.agg(["min", "max"]).tolist() == pytest.approx([0.0025, 0.4975])  # ranks of 200
     assert (images.loc["near, 4", 2.0].drift_either_way > 0.4).mean() > 0.9
-    assert (images.loc["far", 2.0].found == (images.loc["far", 2.0].answers > 0)).all()
+    assert (images.loc["far", 2.0].found_answers == (images.loc["far", 2.0].answers > 0)).all()
+    found = scores.detect(images.reset_index(), resamples=10).set_index(["kind", "severity", "statistic", "quantity"])
+    for statistic in ("drift", "drift_either_way", "answers"):  # the same threshold
+        assert found.value["far", 2.0, statistic, "tpr"] == images.loc["far", 2.0][f"found_{statistic}"].mean()
 
 
 def test_detection_of_every_kind_at_every_sigma():
     found = scores.detect(scores.per_image(noise_rows()), resamples=100)
-    assert len(found) == 2 * 2 * 3 * 3 and set(found.series) >= {"near, by drift either way", "far, by answers"}
+    assert len(found) == 2 * 2 * 3 * 4 and set(found.series) >= {"near, by drift either way", "far, by answers"}
     value = found.set_index(["kind", "severity", "statistic", "quantity"]).value
     assert value["far", 2, "drift", "auroc"] == pytest.approx(0.983, abs=0.01)  # Phi(3 / sqrt 2)
     assert value["near, 4", 2, "drift", "auroc"] == pytest.approx(0.017, abs=0.01)
@@ -262,13 +265,47 @@ def test_detection_of_every_kind_at_every_sigma():
         assert value[kind, 1, "drift", "auroc"] == pytest.approx(0.5, abs=0.08)
     flipped = (scores.per_image(noise_rows()).query("kind == 'far' and severity == 1").answers > 0).mean()
     assert value["far", 1, "answers", "auroc"] == pytest.approx((1 + flipped) / 2)  # ties count half
-    assert (found[found.kind == "far"].rms == 3).all()
+    excess = value["far", 2, "drift", "tpr"] - value["far", 2, "drift", "fpr"]
+    assert value["far", 2, "drift", "excess"] == excess
+
+
+def evading_rows(kind="far, averaged", hidden=20, n=60, draws=8):
+    """Rows of `far`, whose answers change, and of an attacker who hides so many of the same images for one more rms."""
+    rows = noise_rows(n=n, draws=draws)
+    own = rows[rows.kind == "far"].assign(kind=kind, rms=4)
+    gone = own.sample_id.isin([f"pair {i}" for i in range(hidden)])
+    return pd.concat([rows, own.assign(prediction=own.prediction.where(~gone, 0))], ignore_index=True)
+
+
+def test_who_averages_is_compared_with_the_plain_attacker_source_by_source():
+    found = scores.detect(scores.per_image(evading_rows()), resamples=20)
+    found = found[(found.kind == "far, averaged") & (found.severity == 2)].set_index(["statistic", "quantity"])
+    evasion = found.loc[("answers", "evasion")]
+    assert evasion.value == pytest.approx(-20 / 60, abs=0.04) and evasion.low < evasion.value < evasion.high < -0.1
+    assert found.loc[("drift", "evasion")].value == 0 < found.loc[("drift", "evasion")].high
+    extra = found.loc[("answers", "extra")]
+    assert extra.value == 1 and extra.low < 1 < extra.high and extra.unit == "grey levels"
+    best = scores.detect_at_best_sigma(scores.per_image(evading_rows(hidden=60)), resamples=20)
+    best = best[(best.kind == "far, averaged") & (best.statistic == "answers")].set_index("quantity")
+    assert (
+        best.value["tpr"] == 0 and best.value["evasion"] < -0.9 and best.low["evasion"] > -1
+    )  # chosen and paired anew
+
+
+def test_models_choose_their_sigma_by_their_own_sources():
+    one, other = noise_rows(n=30), noise_rows(n=8, seed=1).assign(model="other")
+    other["source_id"] = other["sample_id"] = "other " + other.sample_id
+    images = scores.per_image(pd.concat([one, other], ignore_index=True))
+    best = scores.detect_at_best_sigma(images, resamples=20)
+    alone = scores.detect_at_best_sigma(images[images.model == "m"], resamples=20)
+    pd.testing.assert_frame_equal(best[best.model == "m"].reset_index(drop=True), alone)
+    assert best[(best.model == "other") & (best.quantity == "tpr")].n.eq(4).all()
 
 
 def test_the_best_sigma_is_reported_on_other_sources_than_it_was_chosen_on():
     images = scores.per_image(noise_rows(n=60))
     best = scores.detect_at_best_sigma(images, resamples=20)
-    assert best.severity[best.statistic == "drift_either_way"].eq(2).all() and len(best) == 2 * 3 * 3
+    assert best.severity[best.statistic == "drift_either_way"].eq(2).all() and len(best) == 2 * 3 * 4
     assert best[best.quantity == "tpr"].n.eq(30).all() and best[best.quantity == "fpr"].n.eq(60).all()
     choose = np.random.default_rng(0).permutation([f"pair {i}" for i in range(60)])[:30]
     spoilt = images.assign(drift=images.drift.where(~images.source_id.isin(choose), 10.0))

@@ -1,5 +1,6 @@
 """Noise as a condition on an encoder whose answers are known, and the kinds of images of chapter 04."""
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -203,9 +204,10 @@ def test_kinds_meet_the_same_noise_and_rows_say_whose_they_are(study, pairs):
     assert len(back) == 2 * len(one) and set(back.sample_id) == set(one.source_id)
     assert (back[back.whose == "source"].hit.to_numpy() == (one.prediction == one.label).to_numpy()).all()
     assert noise.between(scores.per_image(rows), "aligned", "copy", "drift").value == 0
-    same = noise.on_same_pairs(rows, one[one.sample_id == one.sample_id[0]])
-    assert set(same.kind) == {"aligned", "copy", "clean", "held out"}
-    assert same[same.kind == "copy"].sample_id.unique().tolist() == [one.sample_id[0]]
+    evaders = one[one.sample_id == one.sample_id[0]].assign(kind="aligned, 2 times, 4 draws")
+    same = noise.on_same_pairs(rows, evaders)
+    assert set(same.kind) == {"aligned", "aligned, 2 times, 4 draws", "clean", "held out"}
+    assert same[same.kind == "aligned"].sample_id.unique().tolist() == [one.sample_id[0]]
 
 
 def test_bad_input_gets_one_clear_sentence(study, pairs):
@@ -214,3 +216,38 @@ def test_bad_input_gets_one_clear_sentence(study, pairs):
     everything = aligned_pairs(study.net, study.images, Settings(), per_class=8)
     with pytest.raises(ValueError, match="image is neither source nor target of a pair, allowed are 2 or more"):
         noise.unmodified(study, everything, 5)
+
+
+def table_of(*, plain=0.6, excess=0.4, evasion=-0.4, extra=0.1, wide=0.05, kinds=("named, 2 times, 4 draws",)):
+    """What `detect` and `sizes` would say of a plain attacker and of ones who average over noise, of one model."""
+    rows, statistics = [], ("drift", "drift_either_way", "answers")
+    for detector, statistic, kind in itertools.product(("known", "unknown"), statistics, ("named", *kinds)):
+        made = {"tpr": plain, "fpr": 0.05, "excess": excess}
+        if kind != "named":
+            made |= {"tpr": plain + evasion, "evasion": evasion, "extra": extra}
+        rows += [(detector, statistic, kind, name, value) for name, value in made.items()]
+    rows += [("known", "change", kind, name, 1.0) for kind in ("named", *kinds) for name in ("rms", "hit")]
+    table = pd.DataFrame(rows, columns=["detector", "statistic", "kind", "quantity", "value"])
+    bounds = {"low": table.value - wide, "high": table.value + wide, "interval": "95 %", "n": 9, "unit": "fraction"}
+    return table.assign(model="m", goal="named", **bounds)
+
+
+def test_a_sentence_on_hiding_follows_what_was_there_to_hide():
+    kind, nothing = "named, 2 times, 4 draws", noise.EVADES["nothing"]
+    said = noise.evasion_in_words(table_of(), kind)
+    assert said.count(noise.EVADES["less"]) == 3 and nothing not in said and "+0.10 [+0.05, +0.15]" in said
+    assert "60.0 % [55.0, 65.0] and 20.0 % [15.0, 25.0], a difference of -40.0 points [-45.0, -35.0]" in said
+    assert noise.evasion_in_words(table_of(evasion=0), kind).count(noise.EVADES["undecided"]) == 3
+    for floor in (-0.04, 0.04):  # found less often than clean images are flagged, or not surely more often
+        assert noise.evasion_in_words(table_of(excess=floor), kind).count(nothing) == 3
+        assert noise.evasion_in_words(table_of(excess=floor, evasion=0.2), kind).count(noise.EVADES["more"]) == 3
+
+
+def test_points_of_a_tradeoff_begin_at_the_plain_attacker_and_follow_the_noise():
+    kinds = [f"named, {times} times, {draws} draws" for draws in (4, 16) for times in (10, 0.5)]
+    points = noise.tradeoff(table_of(kinds=kinds))
+    lines = {key: line for key, line in points.groupby(["panel", "series"])}
+    assert len(lines) == 2 * 3 * 2 and set(points.panel.str.split(": ").str[1]) == {"σ known", "σ unknown"}
+    for (_, series), line in lines.items():
+        assert line.label.tolist() == ["0", "0.5", "10"] and line.x_value.tolist() == [0, 0.1, 0.1]
+        assert line.value.iloc[0] == 0.6 and (line.mark.eq("").all() or series.startswith("answers"))

@@ -104,3 +104,16 @@ def test_forests_give_each_panel_its_rows_and_all_the_same_lines():
     assert {s.x0 for s in figure.layout.shapes} == {0}
     assert figure.layout.xaxis.title.text == "t<br><sub>bootstrap 95 %, dotted: line</sub>"
     assert "<img" not in figure.to_json()
+
+
+def test_paths_join_marks_in_the_order_of_the_rows_and_hover_has_both_intervals():
+    table = pd.DataFrame({"series": "answers", "panel": EVIL, "label": ["0", "2", "4"], "mark": ["0", "2", ""]})
+    table = table.assign(value=[0.6, 0.2, 0.3], low=0.1, high=0.7, x_value=[0, 0.2, -0.1], x_low=-0.2, x_high=0.3)
+    figure = plots.paths(table, x_title="extra", y_title="found")
+    (path,) = figure.data
+    assert path.mode == "lines+markers+text" and [*path.x] == [0, 0.2, -0.1] and [*path.text] == ["0", "2", ""]
+    np.testing.assert_allclose(path.error_y.array, [0.1, 0.5, 0.4])
+    np.testing.assert_allclose(path.error_y.arrayminus, [0.5, 0.1, 0.2])
+    for name in ("low", "high", "x_low", "x_high"):
+        assert f"{name}=%{{customdata[" in path.hovertemplate
+    assert "<img" not in figure.to_json().replace("&lt;img", "")

@@ -20,7 +20,18 @@ from zsr_utils.datasets import Dataset
 from zsr_utils.experiments.pairs import Pairs, pair_names
 from zsr_utils.measure import Pixels
 from zsr_utils.records import concat
-from zsr_utils.scores import CLEAN, HELD_OUT, Estimate, decide, estimate_of, paired_change, within
+from zsr_utils.scores import (
+    CLEAN,
+    HELD_OUT,
+    Estimate,
+    decide,
+    estimate_of,
+    estimates,
+    mean_of,
+    paired_change,
+    share_of,
+    within,
+)  # fmt: skip
 from zsr_utils.study import Study
 
 
@@ -41,10 +52,16 @@ DRIFTS = {
     "less": "aligned images drift **less** than clean ones",
     "undecided": "aligned images are not told from clean ones by their drift",
 }
+MADE = {
+    "named": "moved only until they are named as another class",
+    "aligned": "given the embedding of an image of another class",
+}
 EVADES = {
-    "more": "who knows of the noise is found more often",
-    "less": "who knows of the noise is found less often",
-    "undecided": "whether knowing of the noise hides an attack is not decided",
+    "more": "who averages over noise is found more often",
+    "less": "who averages over noise is found less often",
+    "undecided": "whether averaging over noise hides a change is not decided",
+    "nothing": "the plain attacker is not shown to be found more often than clean images are flagged, so that there is "
+    "nothing to hide",
 }
 NORMAL = {
     "more": "more than normal clouds would be",
@@ -136,9 +153,58 @@ def between(rows: pd.DataFrame, one: str, other: str, column: str, unit: str = "
 
 
 def on_same_pairs(rows: pd.DataFrame, heard: pd.DataFrame) -> pd.DataFrame:
-    """Some rows, and those among the others that are of the same pairs, or of clean images, at the same sigma."""
-    same = rows.sample_id.isin(heard.sample_id) | rows.kind.isin([CLEAN, HELD_OUT])
-    return concat([rows[same & rows.severity.isin(heard.severity)], heard])
+    """Rows of attackers who average over noise, and those of their plain ones on the same pairs and of clean images."""
+    same = rows.sample_id.isin(heard.sample_id) & rows.kind.isin(heard.kind.str.split(",").str[0])
+    return concat([rows[same | rows.kind.isin([CLEAN, HELD_OUT])], heard])
+
+
+def sizes(images: pd.DataFrame) -> pd.DataFrame:
+    """How large every kind's change is, `rms`, and the share `hit` that is named as the target: rows for `detect`'s."""
+    images = by_source(images[~images.kind.isin([CLEAN, HELD_OUT])])
+    measured = {"rms": mean_of("rms", "grey levels"), "hit": share_of("hit")}
+    found = [estimates(images, ["model", "kind"], what).assign(quantity=name) for name, what in measured.items()]
+    return concat(found).assign(statistic="change", detector="known")
+
+
+def tradeoff(table: pd.DataFrame) -> pd.DataFrame:
+    """Points of a figure from `detect`: the share found over the `extra` change of those who average over noise."""
+    keys = ["model", "goal", "kind", "detector", "statistic"]
+    extra = table[table.quantity == "extra"].set_index(keys)[["value", "low", "high"]].add_prefix("x_")
+    points = table[table.quantity == "tpr"].join(extra, on=keys)
+    points[["label", "draws"]] = points.kind.str.extract(r", (.*) times, (.*) draws").to_numpy()
+    lines = points[["goal", "draws"]].dropna().drop_duplicates()
+    plain = points[points.draws.isna()].drop(columns="draws").assign(label="0", x_value=0.0, x_low=0.0, x_high=0.0)
+    points = concat([lines.merge(plain), points.dropna(subset="draws")])  # every line begins at the plain attacker
+    points["series"] = points.statistic.str.replace("_", " ") + ", " + points.draws + " draws"
+    points["mark"] = points.label.where(points.statistic == "answers", "")
+    points["panel"] = points.model + ", made to be " + points.goal + ": σ " + points.detector
+    return points.sort_values("label", key=lambda times: times.astype(float), kind="stable")
+
+
+def evasion_in_words(table: pd.DataFrame, kind: str) -> str:
+    """How often `detect` finds, for every model, the plain attacker and one who averages over noise, and `sizes`."""
+    goal, how = kind.split(", ", 1)
+    said = [f"Images {MADE[goal]}, by a plain attacker and by one who averages over noise ({how}):\n"]
+    for model, part in table[table.kind.isin([goal, kind])].groupby("model", sort=False):
+        of, found = {(r.detector, r.statistic, r.quantity, r.kind): estimate_of(r) for r in part.itertuples()}, []
+        for which in (("known", "answers"), ("known", "drift_either_way"), ("unknown", "answers")):
+            plain, own, evasion = of[*which, "tpr", goal], of[*which, "tpr", kind], of[*which, "evasion", kind]
+            verdict = evades(evasion, of[*which, "excess", goal])
+            found.append(f"{plain:pct} and {own:pct}, a difference of {evasion:points}: {verdict}")
+        rms, other, hit = (of["known", "change", *key] for key in (("rms", goal), ("rms", kind), ("hit", kind)))
+        said.append(
+            f"* **{model}**: changed answers find {found[0]}. Drift either way finds {found[1]}. "
+            f"The changes are {rms:.2f} and {other:.2f} grey levels (RMS), a difference of "
+            f"{of['known', 'answers', 'extra', kind]:+.2f}; {hit:pct} of the latter images are named as the target. "
+            f"Where the detector takes the best σ against each, changed answers find {found[2]}."
+        )
+    return "\n".join(said)
+
+
+def evades(evasion: Estimate, excess: Estimate) -> str:
+    """The words that fit a difference in the share found, where plain images may not be found at all."""
+    outcome, hidden = decide(evasion), decide(excess) == "more"
+    return EVADES[outcome if hidden or outcome == "more" else "nothing"]
 
 
 def named_as(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """Many models in one figure: accuracy under shift against accuracy without it, and forests side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -95,15 +95,32 @@ def forests(
     return figure.update_layout(scattermode="group", scattergap=0.4)
 
 
+def paths(table: pd.DataFrame, *, x_title: str, y_title: str) -> go.Figure:
+    """Shares over `x_value` in a panel for each `panel`, joined in the order of the rows, a line for each `series`.
+
+    `mark` stands beside a point; hover has its `label` and both intervals, `x_low` and `x_high` too.
+    """
+    up, down = table["high"] - table["value"], table["value"] - table["low"]
+    shares, numbers = dict.fromkeys(["y", "low", "high"], ":.1%"), dict.fromkeys(["x", "x_low", "x_high"], ":.3f")
+    figure = _facets(
+        table.assign(x=table["x_value"], y=table["value"], up=up, down=down), "series", "panel", 2, 250,
+        draw=express.line, markers=True, error_y="up", error_y_minus="down", labels={"x": x_title, "y": y_title},
+        hover_name="label", text="mark", hover_data={**shares, **numbers},
+    )  # fmt: skip
+    figure.update_traces(error_y={"thickness": 1, "width": 0}, textposition="middle right")
+    return figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.03])
+
+
 def _facets(
-    table: pd.DataFrame, group: str | None, panel: str, columns: int, height: int, baseline: str = "", **options
-) -> go.Figure:
+    table: pd.DataFrame, group: str | None, panel: str, columns: int, height: int, baseline: str = "",
+    draw: Callable[..., go.Figure] = express.scatter, **options,
+) -> go.Figure:  # fmt: skip
     """Marks in a panel for each value of a column, its own vertical axis each, and one legend above."""
     table = table.assign(**{column: escaped(table[column]) for column in {group, panel, "name"} & set(table)})
     groups = [name for name in dict.fromkeys(table[group] if group else []) if name != baseline]
     styles = {baseline: (GREY, "circle", "solid"), **dict(zip(groups, SERIES))}
     rows = -(-table[panel].nunique() // columns)
-    figure = express.scatter(
+    figure = draw(
         table, x="x", y="y", color=group, symbol=group, facet_col=panel, facet_col_wrap=columns,
         facet_row_spacing=60 / (height * rows), facet_col_spacing=0.1, custom_data=[panel],
         color_discrete_map={name: color for name, (color, _, _) in styles.items()},

@@ -2,7 +2,8 @@
 
 from zsr_utils.scores._detection import detection
 from zsr_utils.scores._intervals import (
-    Estimate, bootstrap, estimate_of, grouped_proportion, not_measured, paired_difference, proportion, wilson,
+    Estimate, bootstrap, estimate_of, grouped_proportion, not_measured, paired_difference, proportion,
+    unpaired_difference, wilson,
 )  # fmt: skip
 from zsr_utils.scores._noise import (
     ACCOUNTS, CLEAN, HELD_OUT, beside_predicted, detect, detect_at_best_sigma, normality, not_normal, per_image,

@@ -58,20 +58,20 @@ def detection(
         w = np.bincount(groups_rng.integers(n_groups, size=n_groups), minlength=n_groups)[members]
         v = np.bincount(negative_rng.integers(len(negative), size=len(negative)), minlength=len(negative))
         below = np.concatenate([[0], np.cumsum(v)])
-        threshold = _threshold(held_out_rng.choice(held_out, len(held_out)), false_alarm)
+        limit = clean_limit(held_out_rng.choice(held_out, len(held_out)), false_alarm)
         draws[i] = (
             w @ (below[start] + below[end]) / (2 * w.sum() * v.sum()),
-            threshold,
-            w @ (positive > threshold) / w.sum(),
-            v @ (negative > threshold) / v.sum(),
+            limit,
+            w @ (positive > limit) / w.sum(),
+            v @ (negative > limit) / v.sum(),
         )
-    threshold = _threshold(held_out, false_alarm)
+    limit = clean_limit(held_out, false_alarm)
     drawn = "positives" if groups is None else f"{n_groups} groups"
     columns = [
         ("auroc", auroc(positive, negative), f"{drawn}, negatives", len(positive), min(n_groups, len(negative))),
-        ("threshold", threshold, "held-out", len(held_out), None),
-        ("tpr", float(np.mean(positive > threshold)), f"{drawn}, held-out", len(positive), n_groups),
-        ("fpr", float(np.mean(negative > threshold)), "negatives, held-out", len(negative), len(negative)),
+        ("threshold", limit, "held-out", len(held_out), None),
+        ("tpr", float(np.mean(positive > limit)), f"{drawn}, held-out", len(positive), n_groups),
+        ("fpr", float(np.mean(negative > limit)), "negatives, held-out", len(negative), len(negative)),
     ]
     found = {}
     for (name, value, what, n, trials), (low, high) in zip(columns, np.quantile(draws, [0.025, 0.975], axis=0).T):
@@ -83,7 +83,8 @@ def detection(
     return found
 
 
-def _threshold(held_out: np.ndarray, false_alarm: float) -> float:
+def clean_limit(held_out: np.ndarray, false_alarm: float = 0.05) -> float:
+    """The threshold that held-out clean images set: a new one is above it with probability `false_alarm`."""
     return float(np.quantile(held_out, 1 - false_alarm, method="weibull"))
 
 

@@ -187,6 +187,21 @@ def paired_difference(before: np.ndarray, after: np.ndarray, *, seed: int = 0, u
     return replace(found, low=low, high=high, interval=f"tango 95 % of {n}, no variation (paired)")
 
 
+def unpaired_difference(one: Estimate, other: Estimate) -> Estimate:
+    """`other - one` of two independent samples, from the intervals of both.
+
+    Examples:
+        >>> f"{unpaired_difference(proportion(0, 20), proportion(0, 20)):.2f}"
+        '0.00 [-0.16, 0.16]'
+
+    Source: Zou & Donner (2008); for two proportions the interval of Newcombe (1998).
+    """
+    value = other.value - one.value
+    low = value - np.hypot(other.value - other.low, one.high - one.value)
+    high = value + np.hypot(other.high - other.value, one.value - one.low)
+    return Estimate(value, float(low), float(high), f"both: {other.interval}", min(one.n, other.n), other.unit)
+
+
 def _tango(gained: int, lost: int, n: int) -> tuple[float, float]:
     """Bounds of (gained - lost) / n: the differences d that a score test does not reject at 5 %."""
     difference = (gained - lost) / n

@@ -7,9 +7,10 @@ import pandas as pd
 import scipy
 from jaxtyping import Float
 
-from zsr_utils.scores._detection import detection
-from zsr_utils.scores._intervals import Estimate, bootstrap, not_measured
+from zsr_utils.scores._detection import clean_limit, detection
+from zsr_utils.scores._intervals import Estimate, bootstrap, not_measured, unpaired_difference
 from zsr_utils.scores._paired import holm
+from zsr_utils.scores._rows import paired_change
 
 
 CLEAN, HELD_OUT = "clean", "held out"  # kinds of images: the others are told from the first, the second sets thresholds
@@ -21,51 +22,57 @@ def per_image(rows: pd.DataFrame) -> pd.DataFrame:
     """A row an image, kind and sigma: over the draws the mean `drift` and the share of changed `answers`.
 
     `drift_either_way` is how far the drift is from the middle of the held-out images', as a share of them: 0 is their
-    median, 0.5 beyond all of them. It is large for an image that noise moves too little, too. `found` is whether the
-    answers are above the threshold of `detect`, and `hit` whether the noise-free image is named as the target.
+    median, 0.5 beyond all of them. It is large for an image that noise moves too little, too. `found_drift` and so on
+    are whether it is above the threshold of `detect`, and `hit` whether the noise-free image is named as the target.
     """
     keys, parts = ["model", "severity", "kind", "sample_id", "source_id"], []
     answers, hit = rows.prediction != rows.clean_prediction, rows.clean_prediction == rows.target_label
     means = rows.assign(answers=answers, hit=hit).groupby(keys, sort=False)[["rms", "hit", "drift", "answers"]].mean()
     for _, part in means.reset_index().groupby(keys[:2], sort=False):
-        held_out = part[part.kind == HELD_OUT]
-        place = scipy.stats.percentileofscore(held_out.drift, part.drift, kind="mean")
-        found = part.answers > np.quantile(held_out.answers, 0.95, method="weibull")
-        parts.append(part.assign(drift_either_way=abs(place / 100 - 0.5), found=found))
+        place = scipy.stats.percentileofscore(part.drift[part.kind == HELD_OUT], part.drift, kind="mean")
+        part = part.assign(drift_either_way=abs(place / 100 - 0.5))
+        limits = part[part.kind == HELD_OUT][list(STATISTICS)].apply(clean_limit)
+        parts.append(part.join(part[list(STATISTICS)].gt(limits).add_prefix("found_")))
     return pd.concat(parts, ignore_index=True)
 
 
 def detect(images: pd.DataFrame, *, negative: str = CLEAN, **options) -> pd.DataFrame:
     """How well each statistic of `per_image` tells every modified kind from another one, at every sigma and by model.
 
-    Rows have `goal` (what stands before a comma in the kind), `series` (goal and statistic in words), the mean `rms`,
-    `quantity` (`auroc`, `tpr`, `fpr`) and the columns of `detection`, whose options are taken: the held-out images
-    alone set the threshold, and the bootstrap draws source images.
+    Rows have `goal` (what stands before a comma in the kind), `series` (goal and statistic in words), `quantity` and
+    the columns of `detection`, whose options are taken: the held-out images alone set the threshold, and the bootstrap
+    draws source images. Quantities are `auroc`, `tpr`, `fpr` and `excess`, the share found less that of clean images;
+    of a kind such as `named, averaged` also `evasion`, the share found less that of the kind `named`, and `extra`, its
+    `rms` less that of `named`, both source by source.
     """
     found = []
     for _, part in images.groupby(["model", "severity"], sort=False):
         for kind in [k for k in part.kind.unique() if k not in (CLEAN, HELD_OUT)]:
             for statistic in STATISTICS:
-                found += _detected(part, kind, statistic, negative, options)
+                found += _detected(part, kind, statistic, negative, options, part)
     return pd.DataFrame(found)
 
 
 def detect_at_best_sigma(images: pd.DataFrame, *, seed: int = 0, **options) -> pd.DataFrame:
-    """`detect` at the sigma that surely finds most, for each kind and statistic, of other pairs than it is reported on.
+    """`detect` at the sigma that surely finds most, by model, kind and statistic, of other pairs than it reports on.
 
     Half of the sources choose: the sigma whose interval of the share found begins highest (of equal ones, the one with
     the largest AUROC against the held-out images). The other half is told from the clean images.
     """
-    clean = images.kind.isin([CLEAN, HELD_OUT])
-    sources = np.random.default_rng(seed).permutation(images.source_id[~clean].unique())
-    choose = images.source_id.isin(sources[: len(sources) // 2])
+    clean, choose = images.kind.isin([CLEAN, HELD_OUT]), pd.Series(False, index=images.index)
+    for model, changed in images[~clean].groupby("model"):
+        sources = np.random.default_rng(seed).permutation(changed.source_id.unique())
+        choose |= (images.model == model) & images.source_id.isin(sources[: len(sources) // 2])
     tried = detect(images[choose | (images.kind == HELD_OUT)], negative=HELD_OUT, **{"resamples": 200, **options})
-    keys = ["kind", "statistic", "severity"]
+    tried = tried[tried.quantity.isin(["tpr", "auroc"])]
+    keys = ["model", "statistic", "kind", "severity"]
     tried = tried.pivot_table(index=keys, columns="quantity", values=["value", "low"], sort=False)
     best = tried.sort_values([("low", "tpr"), ("value", "auroc")]).index.to_frame(index=False)
-    best, found = best.drop_duplicates(keys[:2], keep="last").sort_values(keys[:2]), []
-    for kind, statistic, severity in best.itertuples(index=False):
-        found += _detected(images[~choose & (images.severity == severity)], kind, statistic, CLEAN, options)
+    best, found = best.drop_duplicates(keys[:3], keep="last").set_index(keys[:3]).severity.sort_index(), []
+    for (model, statistic, kind), sigma in best.items():
+        own = images[~choose & (images.model == model)]
+        plain = own[own.severity == best.get((model, statistic, kind.split(",")[0]), sigma)]
+        found += _detected(own[own.severity == sigma], kind, statistic, CLEAN, options, plain)
     return pd.DataFrame(found)
 
 
@@ -173,14 +180,21 @@ def qq_clouds(rows: pd.DataFrame, direction: np.ndarray) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _detected(part: pd.DataFrame, kind: str, statistic: str, negative: str, options: dict) -> list[dict]:
-    """Rows of `detect` for one statistic of one kind, from the images of one model and sigma."""
+def _detected(
+    part: pd.DataFrame, kind: str, statistic: str, negative: str, options: dict, plain: pd.DataFrame
+) -> list[dict]:
+    """Rows of `detect` for one statistic of one kind, from images of one model and sigma; `plain` may have another."""
     own, *others = (part[part.kind == k] for k in (kind, negative, HELD_OUT))
-    scores = (images[statistic].to_numpy() for images in (own, *others))
-    estimates = detection(*scores, groups=own.source_id.to_numpy(), **options)
+    found = detection(*(i[statistic].to_numpy() for i in (own, *others)), groups=own.source_id.to_numpy(), **options)
+    del found["threshold"]
     goal = kind.split(",")[0]
+    found["excess"] = unpaired_difference(found["fpr"], found["tpr"])
+    if len(plain := plain[plain.kind == goal]) and kind != goal:
+        both = [images.assign(sample_id=images.source_id) for images in (plain, own)]
+        found["evasion"] = paired_change(*both, f"found_{statistic}")
+        found["extra"] = paired_change(*both, "rms", unit="grey levels")
     key = {
         "model": own.model.iloc[0], "severity": own.severity.iloc[0], "kind": kind, "statistic": statistic,
-        "goal": goal, "series": f"{goal}, by {statistic.replace('_', ' ')}", "rms": own.rms.mean(),
+        "goal": goal, "series": f"{goal}, by {statistic.replace('_', ' ')}",
     }  # fmt: skip
-    return [{**key, "quantity": name, **asdict(e)} for name, e in estimates.items() if name != "threshold"]
+    return [{**key, "quantity": name, **asdict(e)} for name, e in found.items()]
