@@ -49,7 +49,7 @@ FRAGILE = {
 }
 DRIFTS = {
     "more": "aligned images drift more than clean ones",
-    "less": "aligned images drift **less** than clean ones",
+    "less": "aligned images drift less than clean ones",
     "undecided": "aligned images are not told from clean ones by their drift",
 }
 MADE = {
