@@ -181,7 +181,7 @@ def tradeoff(table: pd.DataFrame) -> pd.DataFrame:
     return points.sort_values("label", key=lambda times: times.astype(float), kind="stable")
 
 
-def evasion_in_words(table: pd.DataFrame, kind: str) -> str:
+def evasion_in_words(table: pd.DataFrame, kind: str) -> Markup:
     """How often `detect` finds, for every model, the plain attacker and one who averages over noise, and `sizes`."""
     goal, how = kind.split(", ", 1)
     said = [f"Images {MADE[goal]}, by a plain attacker and by one who averages over noise ({how}):\n"]
@@ -193,12 +193,12 @@ def evasion_in_words(table: pd.DataFrame, kind: str) -> str:
             found.append(f"{plain:pct} and {own:pct}, a difference of {evasion:points}: {verdict}")
         rms, other, hit = (of["known", "change", *key] for key in (("rms", goal), ("rms", kind), ("hit", kind)))
         said.append(
-            f"* **{model}**: changed answers find {found[0]}. Drift either way finds {found[1]}. "
+            f"* **{markdown(model)}**: changed answers find {found[0]}. Drift either way finds {found[1]}. "
             f"The changes are {rms:.2f} and {other:.2f} grey levels (RMS), a difference of "
             f"{of['known', 'answers', 'extra', kind]:+.2f}; {hit:pct} of the latter images are named as the target. "
             f"Where the detector takes the best σ against each, changed answers find {found[2]}."
         )
-    return "\n".join(said)
+    return Markup("\n".join(said))
 
 
 def evades(evasion: Estimate, excess: Estimate) -> str:
