@@ -42,7 +42,7 @@ def steady(examples: int) -> settings:
     )
 
 
-@steady(200)
+@steady(100)
 @given(NAME)
 def test_a_name_in_markdown_comes_out_as_it_was(name):
     safe, shown = markdown(name), html.escape(name, quote=False)
@@ -52,7 +52,7 @@ def test_a_name_in_markdown_comes_out_as_it_was(name):
     assert html.unescape(inside) == f"<p>x <em>{name}</em> (<strong>{name}</strong>), “{name}”.</p>\n"
 
 
-@steady(200)
+@steady(100)
 @given(NAME)
 def test_a_name_in_html_and_in_a_figure_comes_out_as_it_was(name):
     assert html.unescape(as_html(name)) == name and not set(as_html(name)) & set("<>{}$\"'`")
