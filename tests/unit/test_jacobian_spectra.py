@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from zsr_utils import scores
 from zsr_utils.experiments import jacobian_spectra as chapter
 
 
@@ -47,3 +48,12 @@ def test_more_flips_are_those_beyond_the_upper_bound(flips):
     assert study.said.endswith(f"{chapter.FLIPPED['undecided']}.")
     chapter.test_of_flips(study, flips[flips.sample_id == "a"])
     assert "fewer than two images" in study.said
+
+
+def test_a_direction_in_which_nothing_moves_is_not_measured():
+    """As the attack is where all images are aligned from the start."""
+    errors = pd.DataFrame({"sample_id": list("aabb"), "size": [1.0, 2.0] * 2, "relative_error": [0.05, 0.15] * 2})
+    found = chapter.reaches(errors.assign(direction="random")).set_index("direction")
+    assert found.index.tolist() == ["random", "random", "attack", "first_pattern"]
+    assert found.loc["random"].reach.tolist() == [1.5, 1.5]
+    assert scores.median_of("reach", "grey levels")(found.loc[["attack"]]).n == 0

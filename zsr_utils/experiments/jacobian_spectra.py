@@ -32,6 +32,7 @@ FLIPPED = {
     "less": "noise changes fewer answers than it says",
     "undecided": "the account is not refuted",
 }
+DIRECTIONS = ("attack", "first_pattern", "random")
 TESTABLE = (0.05, 0.5)  # predicted flip rates at which the prediction can be seen to fail
 
 
@@ -89,6 +90,8 @@ def linear_errors(
     frames = []
     for name, direction in along.items():
         moves = np.flatnonzero(direction.flatten(1).any(1))  # one that is aligned from the start has no attack
+        if not len(moves):
+            continue
         own = [ids[i] for i in moves]
         errors = jacobian.linear_error(net, pairs.sources[moves], direction[moves], sizes, sample_ids=own)
         frames.append(errors.assign(direction=name))
@@ -96,8 +99,13 @@ def linear_errors(
 
 
 def reaches(errors: pd.DataFrame) -> pd.DataFrame:
-    """The size up to which the linear prediction stays within 10 %, for every direction and image."""
-    return scores.linear_reach(errors, 0.1, by=["direction", "sample_id"])
+    """The size up to which the linear prediction stays within 10 %, for every direction and image.
+
+    A direction in which no image moves has one row without a number.
+    """
+    found = scores.linear_reach(errors, 0.1, by=["direction", "sample_id"])
+    still = pd.DataFrame({"direction": sorted({*DIRECTIONS} - {*found.direction}), "sample_id": "", "reach": np.nan})
+    return pd.concat([found, still], ignore_index=True) if len(still) else found
 
 
 def just_named(study: Study, pairs: Pairs) -> Float[Tensor, "n 3 h w"]:

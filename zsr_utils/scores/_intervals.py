@@ -130,7 +130,7 @@ def bootstrap(
     n = len(columns[0])
     if any(len(c) != n for c in columns):
         raise ValueError(f"columns have lengths {[len(c) for c in columns]}, allowed are equal lengths.")
-    if n == 0:
+    if n == 0 or np.isnan(value := float(statistic(*columns))):
         return not_measured(unit)
     rng = np.random.default_rng(seed)
     members = None if groups is None else [np.flatnonzero(np.asarray(groups) == g) for g in np.unique(groups)]
@@ -152,7 +152,7 @@ def bootstrap(
     if members is not None:
         kind += f", {len(members)} groups"
     label = f"bootstrap 95 % ({kind})"
-    value, same = float(statistic(*columns)), len(columns) == 1 and (columns[0] == columns[0][0]).all()
+    same = len(columns) == 1 and (columns[0] == columns[0][0]).all()
     trials = n if members is None else len(members)
     if same and unit == "fraction" and 0 <= value <= 1:
         (low, high), label = wilson(value, trials), f"wilson 95 % of {trials}, no variation"
