@@ -197,15 +197,14 @@ def second_order(
     """Curvature of the embedding at every image, from second derivatives along random probes.
 
     v^T H_k v is the second derivative of f_k along v: two forward derivatives, for all k at once, that cost about 20
-    passes. A network without forward derivatives is copied in float64 for central second differences. A network of
-    rectifiers is linear in pieces: its forms are 0, though its kinks move the mean.
+    passes; a copy in float64 and central differences where a network has none. A network of rectifiers is linear in
+    pieces: its forms are 0, though its kinks move the mean.
 
     Args:
         probes: 3 or more an image. Of m, tr(H) has the standard error sqrt(2 / m) ||H||_F.
         at_once: Probes in one pass; each takes the memory of about four images.
 
-    Source: Hutchinson (1990) for the trace; that noise moves the mean by it is Taylor's expansion, its test against
-        measured moves this project's.
+    Source: Hutchinson (1990) for the trace; the account to second order, and its test, are this project's.
     """
     names, forms = _names(sample_ids, pixels), []
     if probes < 3:

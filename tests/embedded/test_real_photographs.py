@@ -154,6 +154,17 @@ def test_the_spectrum_of_a_real_network(net, aligned):
     assert rows.lipschitz[0] == pytest.approx(values[0].item(), rel=0.2)
 
 
+def test_kinks_move_the_mean_of_a_network_that_has_no_second_derivative(net, task, monkeypatch):
+    """Before its softmax SqueezeNet is linear in pieces: to second order its mean move is 0, and measured it is not."""
+    monkeypatch.setattr(net.net, "encode_image", net.net.classifier.forward)
+    image = task[1].pixels[:1]
+    assert not jacobian.second_order(net, image, 3).forms.any()
+    noise = conditions.unit_noise(image.shape[1:], range(16), (0,))
+    moves = (net.encode_image((image + 4 / 255 * noise).clamp(0, 1)) - net.encode_image(image)).double()
+    around = moves.var(0).sum()
+    assert moves.square().sum(1).mean() - around > around
+
+
 def test_noise_on_real_photographs(net, task, aligned):
     pairs, _, head = task
     sources, _, ends = aligned

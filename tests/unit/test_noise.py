@@ -178,6 +178,22 @@ def test_kinds_are_what_they_are_called(study, pairs):
         torch.testing.assert_close(levels, levels.round(), atol=1e-4, rtol=0)
 
 
+def test_derivatives_are_those_of_every_model_and_image(study):
+    images = study.images.subset(2, 0)
+    found = noise.derivatives(study, images, 3)
+    assert found.index.tolist() == [("tiny", sample.sample_id) for sample in images.samples]
+    slope = study.net.net.weight.double().square().sum() / 64 / 0.25**2  # of channel means of 64 pixels
+    np.testing.assert_allclose(found.jacobian, float(slope), rtol=1e-4)
+    assert not found[["trace", "hessian"]].to_numpy().any()
+
+
+def test_an_account_holds_only_where_its_whole_interval_is_near_one():
+    numbers = {"model": "m", "account": ["first order"] * 2 + ["second order"] * 2, "severity": [1.0, 4.0] * 2}
+    table = pd.DataFrame({**numbers, "low": [0.95, 1.5, 0.97, 0.95], "high": [1.05, 1.9, 1.03, 1.2]})
+    assert "m to first order at σ = 1; m to second order at σ = 1." in noise.agreement_in_words(table)
+    assert "m to first order at none." in noise.agreement_in_words(table[1:2])
+
+
 def test_kinds_meet_the_same_noise_and_rows_say_whose_they_are(study, pairs):
     kinds = noise.modified(study, pairs, {"aligned": Settings(max_steps=50)}, first=4)
     kinds += [noise.Kind("copy", kinds[0].images, kinds[0].known), *noise.unmodified(study, pairs, 3)]

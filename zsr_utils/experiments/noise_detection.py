@@ -37,15 +37,10 @@ from zsr_utils.study import Study
 
 CONVERSIONS = ("float", "round", "truncate")
 NAMED = Settings(eight_bit=True, max_steps=20)  # few steps change an answer
-LINEAR = {
-    "more": "the embedding moves farther than the linear account allows",
-    "less": "the embedding moves less far than the linear account says",
-    "undecided": "the linear account is not refuted",
-}
-CURVED = {
-    "more": "the embedding moves farther than second derivatives say",
-    "less": "the embedding moves less far than second derivatives say",
-    "undecided": "the account to second order is not refuted",
+MOVED = {
+    "more": "the embedding moves farther than this account allows",
+    "less": "the embedding moves less far than this account says",
+    "undecided": "the account is not refuted",
 }
 FRAGILE = {
     "more": "the directed change is the more fragile one",
