@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from markupsafe import Markup
 from tiny import grey_images, linear_model, texts_apart, tiny_images, tiny_model
 from torch.nn import functional as F
 
@@ -233,14 +234,16 @@ def table_of(*, plain=0.6, excess=0.4, evasion=-0.4, extra=0.1, wide=0.05, kinds
 
 
 def test_a_sentence_on_hiding_follows_what_was_there_to_hide():
-    kind, nothing = "named, 2 times, 4 draws", noise.EVADES["nothing"]
+    kind = "named, 2 times, 4 draws"
     said = noise.evasion_in_words(table_of(), kind)
-    assert said.count(noise.EVADES["less"]) == 3 and nothing not in said and "+0.10 [+0.05, +0.15]" in said
+    assert said.count(noise.EVADES["less"]) == 3 and "+0.10 [+0.05, +0.15]" in said
     assert "60.0 % [55.0, 65.0] and 20.0 % [15.0, 25.0], a difference of -40.0 points [-45.0, -35.0]" in said
     assert noise.evasion_in_words(table_of(evasion=0), kind).count(noise.EVADES["undecided"]) == 3
-    for floor in (-0.04, 0.04):  # found less often than clean images are flagged, or not surely more often
-        assert noise.evasion_in_words(table_of(excess=floor), kind).count(nothing) == 3
+    for floor, words in ((-0.2, "nothing"), (0, "nothing"), (0.04, "unclear")):  # of 0.05 either way
+        assert noise.evasion_in_words(table_of(excess=floor), kind).count(noise.EVADES[words]) == 3
         assert noise.evasion_in_words(table_of(excess=floor, evasion=0.2), kind).count(noise.EVADES["more"]) == 3
+    named = noise.evasion_in_words(table_of().assign(model="a*b {c}"), kind)
+    assert "a\\*b" in named and isinstance(named, Markup)  # names are data
 
 
 def test_points_of_a_tradeoff_begin_at_the_plain_attacker_and_follow_the_noise():

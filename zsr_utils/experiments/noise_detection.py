@@ -60,8 +60,8 @@ EVADES = {
     "more": "who averages over noise is found more often",
     "less": "who averages over noise is found less often",
     "undecided": "whether averaging over noise hides a change is not decided",
-    "nothing": "the plain attacker is not shown to be found more often than clean images are flagged, so that there is "
-    "nothing to hide",
+    "nothing": "the plain attacker is found no more often than clean images are flagged: there was nothing to hide",
+    "unclear": "that the plain attacker is found more often than clean images are flagged is not decided",
 }
 NORMAL = {
     "more": "more than normal clouds would be",
@@ -203,8 +203,10 @@ def evasion_in_words(table: pd.DataFrame, kind: str) -> Markup:
 
 def evades(evasion: Estimate, excess: Estimate) -> str:
     """The words that fit a difference in the share found, where plain images may not be found at all."""
-    outcome, hidden = decide(evasion), decide(excess) == "more"
-    return EVADES[outcome if hidden or outcome == "more" else "nothing"]
+    outcome = decide(evasion)
+    if outcome != "more" and decide(excess) != "more":
+        outcome = "unclear" if excess.value > 0 else "nothing"
+    return EVADES[outcome]
 
 
 def named_as(rows: pd.DataFrame) -> pd.DataFrame:
