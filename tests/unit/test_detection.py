@@ -50,6 +50,7 @@ def test_the_threshold_comes_from_the_held_out_alone():
     assert moved["auroc"] == first["auroc"] and moved["fpr"].value < first["fpr"].value
 
 
+@pytest.mark.slow
 def test_intervals_are_right_nineteen_times_in_twenty():
     """Against the truth at the true threshold: an interval that forgot the threshold would miss 17 % for `fpr`.
 

@@ -33,7 +33,7 @@ DETAIL = {"representation_drift": "layers"}
 CONTRACT = {
     "zero_shot": lambda net, images: [ORIGINAL],
     "representation_drift": lambda net, images: [
-        *representation_drift.views(["scale", "scale_pad", "rotation", "text_random"], text_height=0.1)[::3],
+        *representation_drift.views(["scale", "scale_pad", "rotation", "text_random"], text_height=0.1)[::5],
         *filters([0.0, 0.3, 1.0]), *band_noise([0, 8]), *band_attacks([8], steps=2),
     ],
     "jacobian_spectra": lambda net, images: [ORIGINAL, aligned(net, images, noise=0.0)],

@@ -122,6 +122,7 @@ def test_the_random_control_refuses_what_it_cannot_match(images):
         random_control("ab", black, torch.stack([black[0], black[0] + 1]))
 
 
+@pytest.mark.slow
 def test_a_linear_encoder_moves_as_the_linear_account_says(net, images, noisy):
     rows = noisy(noise.clouds([1, 4]), 100).assign(model="linear")
     squares = jacobian.second_order(net, images, 3).squares()

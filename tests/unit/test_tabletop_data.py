@@ -301,6 +301,7 @@ def test_captions_are_those_that_were_written_before_cards_stood_alone():
     assert hashlib.sha256(repr(texts).encode()).hexdigest().startswith("249d46d466eaaa05")
 
 
+@pytest.mark.slow
 def test_share_of_captions_about_the_word_changes_them_and_no_other():
     recipe = {"seed": 3, "scenes": 600, "per_scene": 4, "mention_card": 0.9}
     shares = (0.0, 0.2, 0.7, 1.0)

@@ -148,6 +148,7 @@ def test_the_world_is_as_large_as_the_documentation_says():
     assert not set(KINDS) & set(HELD_OUT_KINDS)
 
 
+@pytest.mark.slow
 def test_same_scene_gives_the_same_picture_in_every_batch():
     scenes = [MIXED.draw(0, "test", i) for i in range(12)]
     first, again = render(scenes, size=40), render(scenes, size=40)
