@@ -43,13 +43,12 @@ def check_parameters(given: Mapping, **least: float) -> None:
 
     Raises: ValueError.
     """
+    given = {k: v for k, v in given.items() if k != "classes" or not isinstance(v, list | tuple)}  # a list is of names
     for name, like in {"model": "tabletop-base", "dataset": "tabletop", **DEFAULTS}.items():
-        if name in given and not (name == "classes" and isinstance(given[name], list | tuple)):
+        if name in given:
             value, like = (list(v) if isinstance(v, tuple) else v for v in (given[name], like))
             check_type(name, value, like)  # papermill may take it for another type
     for name, value in given.items():
-        if name == "classes" and isinstance(value, list | tuple):
-            continue
         items = value if isinstance(value, list) else [value]
         words, rule = ALLOWED.get(name, ("", None))
         if name in least:

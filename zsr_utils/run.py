@@ -125,8 +125,7 @@ def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
 
-    check(notebook, parameters)
-    merged = check(notebook, parameters := from_here(parameters))
+    merged = check(notebook, parameters) | (parameters := from_here(parameters))
     folder = result_folder(merged["model"], merged["dataset"], notebook.stem, merged.get("pretrained") or None)
     final, failed = folder / notebook.name, folder / "failed" / notebook.name
     working = folder / f".{notebook.stem}.running.ipynb"  # one that a kill left behind is overwritten

@@ -166,7 +166,7 @@ class Study:
         return self.run.metric(name, estimate)
 
     def __getitem__(self, name: str) -> Estimate:
-        return _Recorded(self.run.metrics | self.run.missing, {})[name]
+        return _Recorded(self.run.metrics, {})[name]
 
     def decide(self, name: str, reference: float = 0.0, *, margin: float | None = None, **words: str) -> str:
         """The words that fit a number by `scores.decide`: `more`, `less`, `undecided`, and `same` with a margin."""
@@ -181,10 +181,9 @@ class Study:
         the caution.
         """
         if not isinstance(text, Markup):
-            short = text.startswith("**In short:**") and self.run.caution
-            text += " **Caution:** {caution}." if short else ""
-            words |= {"caution": self.run.caution} if short else {}
-            text = _Sentence().vformat(text, (), _Recorded(self.run.metrics | self.run.missing, words))
+            if text.startswith("**In short:**") and self.run.caution:
+                text, words = text + " **Caution:** {caution}.", words | {"caution": self.run.caution}
+            text = _Sentence().vformat(text, (), _Recorded(self.run.metrics, words))
         self.run.say(text)
 
     def close(self) -> None:

@@ -84,7 +84,7 @@ def class_names(raw: Sequence[str], where: str) -> list[str]:
     """
     names = [" ".join(unicodedata.normalize("NFC", r).translate(INVISIBLE).replace("_", " ").split()) for r in raw]
     words = wordnet_words() if any(map(WNID.fullmatch, names)) else {}
-    short = [words.get(name, name).split(", ")[0] if name in words else name for name in names]
+    short = [words[name].split(", ")[0] if name in words else name for name in names]
     often = Counter(map(str.casefold, short))
     names = [words[n] if n in words and often[s.casefold()] > 1 else s for n, s in zip(names, short)]
     first: dict[str, str] = {}

@@ -244,13 +244,13 @@ def as_files(study: Study, images: Dataset, sigmas: Sequence[float], draws: int)
     )
 
 
-def agreement_in_words(whole: pd.DataFrame) -> str:
+def agreement_in_words(whole: pd.DataFrame) -> Markup:
     """At which sigma each account of the whole squared move holds within 10 %, of every model."""
     said = []
     for (model, account), part in whole.groupby(["model", "account"], sort=False):
         agree = [f"{sigma:g}" for sigma in within(part, 1, 0.1).severity]
-        said.append(f"{model} to {account} at σ = {', '.join(agree)}" if agree else f"{model} to {account} at none")
-    return f"With its whole interval, the squared move is within 10 % of the prediction: {'; '.join(said)}."
+        said.append(f"{markdown(model)} to {account} at {'σ = ' + ', '.join(agree) if agree else 'none'}")
+    return Markup(f"With its whole interval, the squared move is within 10 % of the prediction: {'; '.join(said)}.")
 
 
 def models_in_words(table: pd.DataFrame) -> str:

@@ -40,7 +40,6 @@ class Run:
         self._dataset = parameters.get("dataset") or images.name
         self.folder = result_folder(net.name, self._dataset, notebook, net.pretrained)
         self.metrics: dict[str, Estimate] = {}
-        self.missing: dict[str, Estimate] = {}  # what there were no samples for
         self._net, self._images = net, images
         self._prompts: dict[str, list[str]] = {}
         self._rows: dict[str, pd.DataFrame] = {}
@@ -63,14 +62,12 @@ class Run:
     def metric(self, name: str, estimate: Estimate) -> Estimate:
         """Keep a number under `topic/quantity[/qualifier]`; later pages can quote it by that name.
 
-        One that is not a number was not measured: its name is among the `missing` of the provenance.
+        One that is not a number was not measured: the provenance names it, and no file has it as a number.
         """
         if not NAME.fullmatch(name):
             raise ValueError(f"metric name is {name!r}, allowed is 'topic/quantity' in lower snake case.")
-        if math.isnan(estimate.value):
-            self.missing[name] = estimate
-            return estimate
-        if reason := _files.wrong_number(_record(name, estimate)):
+        reason = "" if math.isnan(estimate.value) else _files.wrong_number(_record(name, estimate))
+        if reason:
             raise ValueError(f"{reason}: allowed are finite numbers, low not above high.")
         self.metrics[name] = estimate
         return estimate
@@ -80,8 +77,11 @@ class Run:
         self._prompts[name] = list(templates)
 
     def table(self) -> pd.DataFrame:
-        """The metrics as a frame: name, value, low, high, interval, n, unit."""
-        return pd.DataFrame([{"name": k, **asdict(v)} for k, v in self.metrics.items()])
+        """The metrics that were measured as a frame: name, value, low, high, interval, n, unit."""
+        return pd.DataFrame([{"name": k, **asdict(v)} for k, v in self._measured().items()])
+
+    def _measured(self) -> dict[str, Estimate]:
+        return {name: estimate for name, estimate in self.metrics.items() if not math.isnan(estimate.value)}
 
     def save_rows(self, rows: pd.DataFrame, name: str = "samples") -> None:
         """Keep per-sample rows, which `save` writes to `<name>.parquet`."""
@@ -98,7 +98,7 @@ class Run:
         self._make_room()
         for name, rows in self._rows.items():
             write_frame(self.folder / name, rows)
-        write_json(self.folder / "metrics.json", [_record(*number) for number in self.metrics.items()])
+        write_json(self.folder / "metrics.json", [_record(*number) for number in self._measured().items()])
         self._files = {name: _files.file_digest(self.folder / name) for name in (*self._rows, "metrics.json")}
         write_json(self.folder / "provenance.json", self.provenance())
         return self.folder
@@ -136,7 +136,7 @@ class Run:
             "model": net.name,
             **{name: getattr(net, name) for name in of_net},
             "caution": self.caution,
-            "not_measured": list(self.missing),
+            "not_measured": [name for name in self.metrics if name not in self._measured()],
             "dataset": images.name,
             "dataset_fingerprint": images.fingerprint,
             "images": len(images) - len(images.unreadable),
