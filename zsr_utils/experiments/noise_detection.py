@@ -12,7 +12,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from zsr_utils import jacobian
+from zsr_utils import jacobian, scores
 from zsr_utils._text import markdown, one_of
 from zsr_utils.conditions import Batch, Condition, Seen, gaussian_noise, random_control
 from zsr_utils.conditions.alignment import Answer, Match, Settings, align, saved_as_png
@@ -20,18 +20,7 @@ from zsr_utils.datasets import Dataset
 from zsr_utils.experiments.pairs import Pairs, pair_names
 from zsr_utils.measure import Pixels
 from zsr_utils.records import concat
-from zsr_utils.scores import (
-    CLEAN,
-    HELD_OUT,
-    Estimate,
-    decide,
-    estimate_of,
-    estimates,
-    mean_of,
-    paired_change,
-    share_of,
-    within,
-)  # fmt: skip
+from zsr_utils.scores import CLEAN, HELD_OUT, Estimate, decide, estimate_of, paired_change, within
 from zsr_utils.study import Study
 
 
@@ -161,8 +150,8 @@ def on_same_pairs(rows: pd.DataFrame, heard: pd.DataFrame) -> pd.DataFrame:
 def sizes(images: pd.DataFrame) -> pd.DataFrame:
     """How large every kind's change is, `rms`, and the share `hit` that is named as the target: rows for `detect`'s."""
     images = by_source(images[~images.kind.isin([CLEAN, HELD_OUT])])
-    measured = {"rms": mean_of("rms", "grey levels"), "hit": share_of("hit")}
-    found = [estimates(images, ["model", "kind"], what).assign(quantity=name) for name, what in measured.items()]
+    measured = {"rms": scores.mean_of("rms", "grey levels"), "hit": scores.share_of("hit")}
+    found = [scores.estimates(images, ["model", "kind"], s).assign(quantity=name) for name, s in measured.items()]
     return concat(found).assign(statistic="change", detector="known")
 
 
