@@ -1,0 +1,72 @@
+"""Tabletop scenes, changed and rendered when they are asked for: the same still life with one thing different."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from zsr_utils._cache import digest, kept
+from zsr_utils.datasets._dataset import Dataset, Sample
+from zsr_utils.datasets._embedded import tabletop_factors
+
+
+if TYPE_CHECKING:
+    from tabletop import Scene
+
+
+def tabletop_scenes(split: str = "validation") -> dict[str, "Scene"]:
+    """The scenes behind a split of `tabletop`, by sample id; `dataclasses.replace` changes one thing in them.
+
+    Examples:
+        >>> tabletop_scenes()["val/00000"].kind
+        'mug'
+    """
+    from tabletop import Scene
+
+    factors = tabletop_factors(split)
+    names = [f.name for f in fields(Scene) if f.name in factors]
+    rows = factors[names].astype(object).where(factors[names].notna(), None).to_dict("records")
+    return {sample_id: Scene(**row) for sample_id, row in zip(factors.index, rows)}
+
+
+def rendered(name: str, scenes: Mapping[str, "Scene"], *, size: int = 64) -> Dataset:
+    """A data set of rendered scenes, kept on disk: labels are those of `tabletop`, by the kind of object.
+
+    Args:
+        scenes: By sample id. A scene whose id is that of the unchanged one is its pair.
+        size: Width and height in pixels.
+
+    Raises: ValueError where no scene is given, or one shows none of the ten kinds (an empty table is no answer).
+    """
+    from tabletop import KINDS
+
+    if not scenes:
+        raise ValueError(f"{name}: no scene to render.")
+    for sample_id, scene in scenes.items():
+        if (scene.kind or scene.card) not in KINDS:
+            shown = scene.kind or f"nothing but a card with {scene.card!r}"
+            raise ValueError(f"{name}: {sample_id!r} shows {shown}, allowed are {', '.join(KINDS)}.")
+    labels = [list(KINDS).index(scene.kind or scene.card) for scene in scenes.values()]
+    key = digest(list(scenes.values()), size, _renderer())
+    levels = kept("renderings", key, partial(_levels, list(scenes.values()), size))["levels"]
+    samples = [Sample(i, k, partial(Image.fromarray, picture)) for i, k, picture in zip(scenes, labels, levels)]
+    return Dataset(name, tuple(KINDS), samples, content=key)
+
+
+def _levels(scenes: list["Scene"], size: int) -> dict[str, np.ndarray]:
+    from tabletop.data import to_uint8
+    from tabletop.render import render
+
+    return {"levels": to_uint8(render(scenes, size=size).pixels)}
+
+
+@cache
+def _renderer() -> str:
+    """Digest of the code that draws."""
+    import tabletop
+
+    return digest(*(path.read_bytes() for path in sorted(Path(tabletop.__file__).parent.glob("*.py"))))
