@@ -1,5 +1,7 @@
 """The pairs that several chapters share, and what is particular to the chapter that aligns them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ from tiny import tiny_images, tiny_model
 
 from zsr_utils.conditions import Head, Settings, _steps
 from zsr_utils.conditions.alignment import Aligned, saved_as_png
-from zsr_utils.experiments import embedding_alignment, pairs
+from zsr_utils.experiments import embedding_alignment, jacobian_spectra, pairs
 from zsr_utils.measure import Embedded, measure
 
 
@@ -137,8 +139,32 @@ def test_pairs_of_classes_that_were_not_drawn_are_blank():
     assert found[0, 1] == 2 and found[2, 0] == 5 and np.isnan(found).sum() == 7
 
 
-@pytest.mark.parametrize(("values", "where"), [([1, 0.4, 0.1], "falls below one half at 4"), ([1, 0.9, 0.6], "stays")])
-def test_where_half_of_the_names_are_lost(values, where):
+@pytest.mark.parametrize(
+    ("values", "half", "where"),
+    [
+        ([1, 0.4, 0.1], 0.05, "falls below one half at 4"),
+        ([1, 0.4, 0.1], 0.2, "falls below one half at 8"),  # at 4 it is not decided
+        ([1, 0.9, 0.6], 0.05, "stays above"),
+        ([1, 0.9, 0.4], 0.2, "is not decided"),
+    ],
+)
+def test_where_half_of_the_names_are_lost_is_decided_by_intervals(values, half, where):
     table = pd.DataFrame({"severity": [2.0, 4.0, 8.0], "value": values, "n": 9, "unit": "fraction", "interval": ""})
-    words = embedding_alignment.in_bounds(table.assign(low=0, high=1), table.assign(low=0, high=1))
+    table = table.assign(low=table.value - half, high=table.value + half)
+    words = embedding_alignment.in_bounds(table, table)
     assert words["where"].startswith(where) and words["last"].value == values[-1] and words["budget"] == 8
+
+
+def test_images_that_no_search_could_name_as_the_target_are_not_just_named():
+    net, found, counts = tiny_model(), made(), []
+    target = dict(zip(pairs.pair_names(found.table), found.table.target_label))
+    for steps in (1, 20):
+        given = {"batch_size": 8, "momentum": 0.3, "max_steps": steps}
+        study = SimpleNamespace(net=net, name="tiny", heads={"tiny": head(net)}, parameters=given)
+        shown = jacobian_spectra.tested(study, found)
+        assert torch.equal(shown["original"].pixels, found.sources)
+        moved = shown["just named"]
+        named = head(net).scores(net, net.encode_image(moved.pixels)).argmax(1)
+        assert named.tolist() == [target[name] for name in moved.sample_ids]
+        counts.append(len(moved))
+    assert counts[0] < counts[1] <= len(found.table)

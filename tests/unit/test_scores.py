@@ -43,6 +43,14 @@ def changed(gained: int, lost: int, n: int) -> scores.Estimate:
     return scores.paired_difference(before, after)
 
 
+def test_a_median_of_fewer_than_six_images_has_no_interval():
+    """All of n images lie on one side of the median with a chance of 2 / 2^n: below 5 % from six on."""
+    rows = pd.DataFrame({"sample_id": list("aabcdef"), "rms": [1.0, 9.0, 2.0, 3.0, 4.0, 5.0, 6.0]})
+    five, six = (scores.median_of("rms", "grey levels")(part) for part in (rows.head(6), rows))
+    assert five.value == 3.5 and "no interval" in f"{five}" and scores.decide(five) == "undecided"
+    assert six.low < six.value == 4 < six.high
+
+
 def test_paired_interval_is_narrower_than_the_unpaired_one():
     rng = np.random.default_rng(1)
     before = (rng.random(400) < 0.7).astype(float)

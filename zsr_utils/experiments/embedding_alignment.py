@@ -163,8 +163,10 @@ def by_class(rows: pd.DataFrame, column: str, classes: int) -> Float[np.ndarray,
 
 def in_bounds(kept: pd.DataFrame, hit: pd.DataFrame) -> dict:
     """Words for shares of pairs by bound: where fewer than half keep their name, and what the largest bound does."""
-    below = kept.severity[kept.value < 0.5]
-    where = f"falls below one half at {below.min():g} grey levels" if len(below) else "stays above one half"
+    sides = [decide(estimate_of(row), 0.5) for row in kept.sort_values("severity").itertuples()]
+    below = kept.severity.sort_values()[[side == "less" for side in sides]]
+    where = "stays above one half" if set(sides) == {"more"} else "is not decided to fall below one half"
+    where = f"falls below one half at {below.min():g} grey levels" if len(below) else where
     last, named = (estimate_of(table.loc[table.severity.idxmax()]) for table in (kept, hit))
     return {"where": where, "budget": kept.severity.max(), "last": last, "named": named}
 

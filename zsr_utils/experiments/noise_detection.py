@@ -42,14 +42,14 @@ DRIFTS = {
     "undecided": "aligned images are not told from clean ones by their drift",
 }
 MADE = {
-    "named": "moved only until they are named as another class",
-    "aligned": "given the embedding of an image of another class",
+    "named": "moved only to be named as another class",
+    "aligned": "moved to the embedding of an image of another class",
 }
 EVADES = {
     "more": "who averages over noise is found more often",
     "less": "who averages over noise is found less often",
     "undecided": "whether averaging over noise hides a change is not decided",
-    "nothing": "the plain attacker is found no more often than clean images are flagged: there was nothing to hide",
+    "nothing": "the plain attacker was found no more often than clean images were flagged: there was nothing to hide",
     "unclear": "that the plain attacker is found more often than clean images are flagged is not decided",
 }
 NORMAL = {

@@ -4,7 +4,7 @@ The unit that is resampled is the image: its views, draws and words are not inde
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import comb
 
 import numpy as np
@@ -14,6 +14,7 @@ from zsr_utils.scores._intervals import Estimate, bootstrap, grouped_proportion,
 
 
 Statistic = Callable[[pd.DataFrame], Estimate]
+FEW = 6  # that all of fewer lie on one side of the median has a chance above 5 %: no interval
 
 
 def estimates(rows: pd.DataFrame, by: str | Sequence[str], statistic: Statistic) -> pd.DataFrame:
@@ -132,14 +133,21 @@ def mean_of(column: str, unit: str) -> Statistic:
 
 
 def median_of(column: str, unit: str) -> Statistic:
-    """Median of a column over all rows; the interval draws images.
+    """Median of a column over all rows; the interval draws images, of which it takes `FEW`.
 
     Examples:
         >>> rows = pd.DataFrame({"sample_id": list("aab"), "rms": [1.0, 3.0, 4.0]})
         >>> median_of("rms", "grey levels")(rows).value
         3.0
     """
-    return lambda rows: bootstrap(np.median, rows[column].to_numpy(float), groups=rows.sample_id, unit=unit)
+
+
+    def median(rows: pd.DataFrame) -> Estimate:
+        found = bootstrap(np.median, rows[column].to_numpy(float), groups=rows.sample_id, unit=unit)
+        few = 0 < rows.sample_id.nunique() < FEW
+        return replace(found, low=np.nan, high=np.nan, interval=f"none of fewer than {FEW}") if few else found
+
+    return median
 
 
 def paired_change(one: pd.DataFrame, other: pd.DataFrame, column: str, *, unit: str = "fraction") -> Estimate:
@@ -177,8 +185,8 @@ def _flips(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 def _matched(rows: pd.DataFrame, control: pd.DataFrame, drift: str) -> tuple[np.ndarray, np.ndarray]:
     for column in ("model", "layer"):
-        if column in control and column in rows and len(rows):
-            control = control[control[column] == rows[column].iloc[0]]
+        if column in control and column in rows:
+            control = control[control[column].isin(rows[column])]
     means = rows.groupby("sample_id", sort=False)[drift].mean()
     both = pd.concat([means, control.set_index("sample_id").distance], axis=1, join="inner").dropna()
     return both[drift].to_numpy(), both.distance.to_numpy()
