@@ -133,6 +133,22 @@ def test_what_the_pairs_are_compared_with():
     assert torch.equal(pair[0][1], saved_as_png(made_of["aligned"].pixels[0])) and len(pair[0]) == len(pair[1]) == 6
 
 
+def test_a_change_that_did_not_reach_its_goal_has_no_cost():
+    ids, reached = [f"s{i}" for i in range(8)], np.array([True] * 7 + [False])
+    rows = pd.DataFrame({"sample_id": ids, "model": "m", "condition": "aligned", "rms": [3.0] * 7 + [0.0]})
+    rows = rows.assign(**dict.fromkeys(embedding_alignment.MEASURES, rows.rms), reached=reached)
+    still = rows.assign(condition="blended", reached=False)
+    found = {}
+
+    def estimate(rows, name, statistic, by):
+        return found.setdefault(name, {k: statistic(part) for k, part in rows.groupby("condition")})
+
+    study = SimpleNamespace(name="m", estimate=estimate, number=found.__setitem__)
+    sizes = embedding_alignment.costs(study, pd.concat([rows, still], ignore_index=True))
+    assert (sizes["aligned"].value, sizes["aligned"].n) == (3, 7) and f"{sizes['blended']}" == "not measured"
+    assert found["closeness/blended_beyond_aligned"].n == 0
+
+
 def test_pairs_of_classes_that_were_not_drawn_are_blank():
     rows = pd.DataFrame({"label": [0, 0, 2], "target_label": [1, 1, 0], "rms": [1.0, 3.0, 5.0]})
     found = embedding_alignment.by_class(rows, "rms", 3)

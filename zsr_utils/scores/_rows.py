@@ -133,7 +133,7 @@ def mean_of(column: str, unit: str) -> Statistic:
 
 
 def median_of(column: str, unit: str) -> Statistic:
-    """Median of a column over all rows; the interval draws images, of which it takes `FEW`.
+    """Median of a column over all rows that have a number; the interval draws images, of which it takes `FEW`.
 
     Examples:
         >>> rows = pd.DataFrame({"sample_id": list("aab"), "rms": [1.0, 3.0, 4.0]})
@@ -143,6 +143,7 @@ def median_of(column: str, unit: str) -> Statistic:
 
 
     def median(rows: pd.DataFrame) -> Estimate:
+        rows = rows[rows[column].notna()]
         found = bootstrap(np.median, rows[column].to_numpy(float), groups=rows.sample_id, unit=unit)
         few = 0 < rows.sample_id.nunique() < FEW
         return replace(found, low=np.nan, high=np.nan, interval=f"none of fewer than {FEW}") if few else found
