@@ -141,7 +141,6 @@ def median_of(column: str, unit: str) -> Statistic:
         3.0
     """
 
-
     def median(rows: pd.DataFrame) -> Estimate:
         rows = rows[rows[column].notna()]
         found = bootstrap(np.median, rows[column].to_numpy(float), groups=rows.sample_id, unit=unit)
