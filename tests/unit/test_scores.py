@@ -233,6 +233,8 @@ def test_what_no_sample_tells_is_not_measured():
     ]
     for estimate in missing:
         assert f"{estimate:pct}" == "not measured" and scores.decide(estimate) == "undecided" and estimate.n == 0
+    still = scores.bootstrap(np.mean, np.zeros(20), unit="grey levels")  # resamples of one value have no width
+    assert f"{still:.1f}" == "0.0 [no interval, n = 20]"
     one = scores.mean_of("x", "grey levels")(rows)
     assert (one.value, f"{one:.1f}", scores.decide(one)) == (1, "1.0 [no interval, n = 1]", "undecided")
 
