@@ -124,8 +124,8 @@ def test_bootstrap_of_a_mean_agrees_with_the_normal_interval():
 
 def test_a_bootstrap_draws_as_many_as_there_are():
     """Two values: the mean of n draws is a binomial count, whose quantiles are known; of n - 1 draws it is another."""
-    e = scores.bootstrap(np.mean, np.array([0.0, 1.0] * 2), resamples=20_000)
-    low, high = stats.binom.ppf([0.025, 0.975], 4, 0.5) / 4
+    e = scores.bootstrap(np.mean, np.array([0.0, 1.0] * 3), resamples=20_000)
+    low, high = stats.binom.ppf([0.025, 0.975], 6, 0.5) / 6
     assert (e.low, e.high) == (low, high)
     spread = []
     scores.bootstrap(lambda v: spread.append(len(v)) or 0.0, np.arange(7.0), resamples=3, unit="number")

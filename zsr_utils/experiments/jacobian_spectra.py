@@ -125,19 +125,21 @@ def tested(study: Study, pairs: Pairs) -> dict[str, Pixels]:
 
 
 def flips_by_noise(
-    study: Study, images: Mapping[str, Pixels], sigmas: Sequence[float], draws: int, probes: int
-) -> pd.DataFrame:
+    study: Study, images: Mapping[str, Pixels], known: Mapping[str, jacobian.Spectra], sigmas: Sequence[float],
+    draws: int, probes: int,
+) -> pd.DataFrame:  # fmt: skip
     """How often noise changes the answer: predicted to first and to second order, and measured, image by image.
 
-    Images are given by kind. Rows have `sample_id`, `kind`, `sigma` (grey levels), `measured`, and for each
-    of `scores.ACCOUNTS` a row with that `account`, `predicted` (lower bound) and `at_most` (upper bound).
+    Images are given by kind, spectra that are `known` too. Rows have `sample_id`, `kind`, `sigma` (grey levels),
+    `measured`, and one for each of `scores.ACCOUNTS`, with that `account`, `predicted` (lower bound) and `at_most`.
     """
     net, head, frames, levels = study.net, study.heads[study.name], [], [s / 255 for s in sigmas]
     for kind, shown in images.items():
         pixels = shown.pixels
         rows = study.measure(gaussian_noise(sigmas), images=shown, models=[study.name], draws=draws, keep=False)
         flips = (rows.prediction != rows.clean_prediction).groupby([rows.sample_id, rows.severity]).mean()
-        options, gram = {"sample_ids": shown.sample_ids}, jacobian.spectra(net, pixels).gram
+        spectra, options = known.get(kind) or jacobian.spectra(net, pixels), {"sample_ids": shown.sample_ids}
+        gram = spectra.gram[: len(shown)]
         curvature = jacobian.second_order(net, pixels, probes, seed=study.parameters["seed"], **options)
         for account, known in zip(scores.ACCOUNTS, (None, curvature)):
             found = jacobian.flip_prediction(net, pixels, gram, head.weights, levels, curvature=known, **options)
@@ -166,12 +168,6 @@ def medians(study: Study, rows: pd.DataFrame) -> None:
     for quantity in QUANTITIES:
         unit = scores.JACOBIAN_UNITS.get(quantity, "ratio")
         study.estimate(own, f"jacobian/{quantity}", scores.median_of(quantity, unit), ["condition"])
-
-
-def attack_size(pairs: Pairs) -> scores.Estimate:
-    """Median RMS of the change that aligns, in grey levels."""
-    rms = 255 * (pairs.pixels - pairs.sources).flatten(1).double().square().mean(1).sqrt().numpy()
-    return scores.median_of("rms", "grey levels")(pd.DataFrame({"sample_id": pairs.table.sample_id, "rms": rms}))
 
 
 def how_linear(study: Study) -> str:

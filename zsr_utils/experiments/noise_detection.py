@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zsr_utils import jacobian, scores
 from zsr_utils._text import markdown, one_of
-from zsr_utils.conditions import Batch, Condition, Seen, gaussian_noise, random_control
+from zsr_utils.conditions import Batch, Condition, Seen, gaussian_noise, random_control, rms
 from zsr_utils.conditions.alignment import Answer, Match, Settings, align, saved_as_png
 from zsr_utils.datasets import Dataset
 from zsr_utils.experiments.pairs import Pairs, pair_names
@@ -117,7 +117,7 @@ def control(study: Study, kind: Kind) -> Kind:
     """The sources of a kind, each changed as much as there, in a random direction."""
     sources, seed = study.images.pixels(kind.known.source_id, study.net.from_pil), study.parameters["seed"]
     pixels = random_control(kind.images.sample_ids, sources, kind.images.pixels, seed=seed)
-    known = kind.known.assign(rms=_rms(sources, pixels))
+    known = kind.known.assign(rms=rms(sources, pixels))
     return Kind("random control", replace(kind.images, pixels=pixels), known)
 
 
@@ -253,9 +253,5 @@ def models_in_words(table: pd.DataFrame) -> str:
 def _kind(name: str, ids: Sequence[str], table: pd.DataFrame, sources: Tensor, pixels: Tensor) -> Kind:
     """`table` has a row an image: `sample_id` (of its source), `label`, `target_label`."""
     shown = saved_as_png(pixels)
-    known = table[["target_label"]].assign(source_id=table.sample_id, rms=_rms(saved_as_png(sources), shown))
+    known = table[["target_label"]].assign(source_id=table.sample_id, rms=rms(saved_as_png(sources), shown))
     return Kind(name, Pixels(list(ids), np.array(table.label), shown), known.set_index(pd.Index(ids)))
-
-
-def _rms(sources: Tensor, pixels: Tensor) -> np.ndarray:
-    return (255 * (pixels - sources).flatten(1).double()).square().mean(1).sqrt().numpy()

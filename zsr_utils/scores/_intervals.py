@@ -9,6 +9,7 @@ import scipy
 
 
 Z = float(scipy.stats.norm.ppf(0.975))
+FEW = 6  # 2 / 2^n is below 5 % from here on
 AT_ONCE = 2**22  # numbers of a column drawn at once
 
 
@@ -123,7 +124,7 @@ def bootstrap(
     are drawn, such as all pairs of one source image. Without, a statistic that has a parameter `axis`, as those of
     numpy, sees many resamples at once. A column of fractions that are all the same gives resamples no width: its
     interval is Wilson's for as many trials as there are draws. Anything else that is all the same has no interval, nor
-    has a single draw.
+    have fewer than six draws: all of them lie on one side of what is true with a chance above 5 %.
 
     Source: Efron (1979).
     """
@@ -157,8 +158,8 @@ def bootstrap(
     trials = n if members is None else len(members)
     if same and unit == "fraction" and 0 <= value <= 1:
         (low, high), label = wilson(value, trials), f"wilson 95 % of {trials}, no variation"
-    elif trials == 1 or same:
-        low, high, label = np.nan, np.nan, "none without variation"
+    elif trials < FEW or same:
+        low, high, label = np.nan, np.nan, f"none of fewer than {FEW} or without variation"
     return Estimate(value, float(low), float(high), label, n, unit)
 
 

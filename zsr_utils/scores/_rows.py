@@ -4,7 +4,7 @@ The unit that is resampled is the image: its views, draws and words are not inde
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from math import comb
 
 import numpy as np
@@ -14,7 +14,6 @@ from zsr_utils.scores._intervals import Estimate, bootstrap, grouped_proportion,
 
 
 Statistic = Callable[[pd.DataFrame], Estimate]
-FEW = 6  # that all of fewer lie on one side of the median has a chance above 5 %: no interval
 
 
 def estimates(rows: pd.DataFrame, by: str | Sequence[str], statistic: Statistic) -> pd.DataFrame:
@@ -133,7 +132,7 @@ def mean_of(column: str, unit: str) -> Statistic:
 
 
 def median_of(column: str, unit: str) -> Statistic:
-    """Median of a column over all rows that have a number; the interval draws images, of which it takes `FEW`.
+    """Median of a column over all rows that have a number; the interval draws images.
 
     Examples:
         >>> rows = pd.DataFrame({"sample_id": list("aab"), "rms": [1.0, 3.0, 4.0]})
@@ -143,9 +142,7 @@ def median_of(column: str, unit: str) -> Statistic:
 
     def median(rows: pd.DataFrame) -> Estimate:
         rows = rows[rows[column].notna()]
-        found = bootstrap(np.median, rows[column].to_numpy(float), groups=rows.sample_id, unit=unit)
-        few = 0 < rows.sample_id.nunique() < FEW
-        return replace(found, low=np.nan, high=np.nan, interval=f"none of fewer than {FEW}") if few else found
+        return bootstrap(np.median, rows[column].to_numpy(float), groups=rows.sample_id, unit=unit)
 
     return median
 
