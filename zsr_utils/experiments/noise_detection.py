@@ -45,11 +45,12 @@ MADE = {
     "named": "moved only to be named as another class",
     "aligned": "moved to the embedding of an image of another class",
 }
+HARDLY = 0.05  # of a share: so much more often than clean images are flagged, at most
 EVADES = {
     "more": "who averages over noise is found more often",
     "less": "who averages over noise is found less often",
     "undecided": "whether averaging over noise hides a change is not decided",
-    "nothing": "the plain attacker was found no more often than clean images were flagged: there was nothing to hide",
+    "nothing": "the plain attacker is found hardly more often than clean images are flagged: there is nothing to hide",
     "unclear": "that the plain attacker is found more often than clean images are flagged is not decided",
 }
 NORMAL = {
@@ -194,7 +195,7 @@ def evades(evasion: Estimate, excess: Estimate) -> str:
     """The words that fit a difference in the share found, where plain images may not be found at all."""
     outcome = decide(evasion)
     if outcome != "more" and decide(excess) != "more":
-        outcome = "unclear" if excess.value > 0 else "nothing"
+        outcome = "nothing" if excess.high < HARDLY else "unclear"
     return EVADES[outcome]
 
 
