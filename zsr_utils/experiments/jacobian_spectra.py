@@ -141,8 +141,8 @@ def flips_by_noise(
         spectra, options = known.get(kind) or jacobian.spectra(net, pixels), {"sample_ids": shown.sample_ids}
         gram = spectra.gram[: len(shown)]
         curvature = jacobian.second_order(net, pixels, probes, seed=study.parameters["seed"], **options)
-        for account, known in zip(scores.ACCOUNTS, (None, curvature)):
-            found = jacobian.flip_prediction(net, pixels, gram, head.weights, levels, curvature=known, **options)
+        for account, second in zip(scores.ACCOUNTS, (None, curvature)):
+            found = jacobian.flip_prediction(net, pixels, gram, head.weights, levels, curvature=second, **options)
             found["sigma"] = np.tile([float(s) for s in sigmas], len(pixels))
             found["measured"] = [flips[row.sample_id, row.sigma] for row in found.itertuples()]
             found = found.rename(columns={"flip": "predicted", "flip_at_most": "at_most"})
