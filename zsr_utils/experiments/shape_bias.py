@@ -264,7 +264,7 @@ def reduced_in_words(table: pd.DataFrame) -> str:
 
 def examples(shown: Dataset, number: int = 6) -> tuple[list[Image.Image], list[str]]:
     """Some stimuli spread over the set, and what their names say."""
-    chosen = [shown.samples[k] for k in np.linspace(0, len(shown) - 1, number).round().astype(int)]
+    chosen = shown.subset(number, seed=3).samples
     said = [cues(sample.sample_id) for sample in chosen]
     return [s.image() for s in chosen], [f"shape: {shape}\nsurface: {texture}" for shape, texture, _ in said]
 
