@@ -137,9 +137,10 @@ def test_a_reduced_cue_keeps_what_it_is_not_about():
     blur, coarse, tiles = (c.change(batch_of(pixels)) for c in without_cue([5], [4], [4]))
     assert blur.var() < pixels.var() / 2 and coarse.var() < pixels.var() / 2
     torch.testing.assert_close(tiles.sort(-1).values.sum(), pixels.sum())
-    cut = lambda x: {
-        t.numpy().tobytes() for t in x.unfold(2, 4, 4).unfold(3, 4, 4)[0].permute(1, 2, 0, 3, 4).flatten(0, 1)
-    }  # noqa: E501, E731
+
+    def cut(x):
+        return {t.numpy().tobytes() for t in x.unfold(2, 4, 4).unfold(3, 4, 4)[0].permute(1, 2, 0, 3, 4).flatten(0, 1)}
+
     assert cut(tiles) == cut(pixels) and not torch.equal(tiles, pixels)
     flat = torch.full((1, 3, 16, 16), 0.5)
     for condition in without_cue():
