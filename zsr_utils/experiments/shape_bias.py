@@ -136,6 +136,15 @@ def pull(plain: pd.DataFrame) -> scores.Statistic:
     return lambda rows: scores.bootstrap(_ratio, *_pulled(plain, rows)[["gain", "lead"]].to_numpy().T)
 
 
+def pull_in_words(study) -> str:
+    """What the recorded pull of the chapter's model says; nothing where it was not measured."""
+    found = study["cue/pull"]
+    if np.isnan(found.value):
+        return "How far a surface pulls is not measured: these stimuli have no twin with a plain surface."
+    verdict = study.decide("cue/pull", **PULLS)
+    return f"In {study.name} a pattern takes {found:pct} of the shape's lead for its own kind: {verdict}."
+
+
 def _pulled(plain: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """Of every picture the gain of the pattern's class, and the lead of the shape's before."""
     keys = ["sample_id", *(["model"] if "model" in rows else [])]
