@@ -41,6 +41,13 @@ def blank_cards(ids: Sequence[str]) -> Dataset:
     return rendered("blank_card", {i: replace(s := scenes[i], card="", card_width=card_width(s.card)) for i in ids})
 
 
+def typical_patterns() -> dict[str, str]:
+    """The surface pattern that is typical of every kind of `tabletop`; `plain` names none."""
+    from tabletop.materials import TYPICAL_PATTERN
+
+    return dict(TYPICAL_PATTERN)
+
+
 def rendered(name: str, scenes: Mapping[str, "Scene"], *, size: int = 64) -> Dataset:
     """A data set of rendered scenes, kept on disk: labels are those of `tabletop`, by the kind of object.
 
