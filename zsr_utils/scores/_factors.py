@@ -1,103 +1,83 @@
 """Factors and their doses: where half of the answers go, ranks and how sure they are, error ratios of annotations."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from scipy import stats
 
-from zsr_utils.scores._intervals import Estimate, proportion
-from zsr_utils.scores.trends import redrawn
+from zsr_utils.scores._intervals import Estimate, not_measured, wilson
+from zsr_utils.scores.trends import redrawn, summary
 
 
-BEYOND = "beyond the grid"
-
-
-def half_dose(
-    doses: Sequence[float], kept: Float[np.ndarray, "n k"], *, unit: str = "dose", resamples: int = 1000, seed: int = 0
-) -> Estimate:
+def half_dose(doses: Sequence[float], kept: Float[np.ndarray, "n k"], *, unit: str = "dose", seed: int = 0) -> Estimate:
     """The dose at which half of the answers are lost that were right without it, between the doses of a grid.
 
     Args:
         doses: K doses above 0, growing.
         kept: 1 where an answer that was right at dose 0 is right at a dose, a row each.
 
-    Returns: An estimate whose value is not measured where the grid ends before, and whose upper bound is not a number
-        where it ends before in more than 2.5 % of the resamples of images.
+    Returns: An estimate whose value or upper bound is not a number where it lies beyond the grid.
 
     Examples:
         >>> half_dose([1, 2], np.array([[1, 0], [1, 0]])).value
         1.5
     """
-    kept, at = np.asarray(kept, dtype=float), np.array([0, *doses], dtype=float)
     if not len(kept):
-        return Estimate(*[float("nan")] * 3, "not measured", 0, unit)
-    means = kept[redrawn(len(kept), resamples, seed)].mean(1)
-    curves = np.concatenate([np.ones((len(means), 1)), means], axis=1)
-    low = curves <= 0.5
-    j = low.argmax(1)
-    rows = np.arange(len(j))
-    above, below = curves[rows, j - 1], curves[rows, j]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found = at[j - 1] + (at[j] - at[j - 1]) * (above - 0.5) / (above - below)
-    found[~low.any(1)] = np.inf
-    bounds = np.quantile(found[1:], [0.025, 0.975], method="inverted_cdf")
-    value, least, most = (float(v) if np.isfinite(v) else float("nan") for v in (found[0], *bounds))
-    return Estimate(value, least, most, f"bootstrap 95 % ({resamples})" if value == value else BEYOND, len(kept), unit)
+        return not_measured(unit)
+    at, curves = (
+        np.array([0, *doses], dtype=float),
+        np.asarray(kept, dtype=float)[redrawn(len(kept), 1000, seed)].mean(1),
+    )
+    curves = np.concatenate([np.ones((len(curves), 1)), curves], axis=1)
+    j, rows = (curves <= 0.5).argmax(1), np.arange(len(curves))  # where the curve is first that low; 0 for nowhere
+    drop = curves[rows, j - 1] - curves[rows, j]
+    share = (curves[rows, j - 1] - 0.5) / np.where(j > 0, drop, 1)
+    found = np.where(j > 0, at[j - 1] + (at[j] - at[j - 1]) * share, np.inf)
+    ends = [found[0], *np.quantile(found[1:], [0.025, 0.975], method="inverted_cdf")]
+    return Estimate(*(float(v) if v < np.inf else np.nan for v in ends), "bootstrap 95 % (1000)", len(kept), unit)
 
 
-def ranks(losses: Float[np.ndarray, "n k"], names: Sequence[str], *, resamples: int = 1000, seed: int = 0):
-    """Columns by their mean, the largest first, with the places that resamples of the rows give them.
+def column_means(values: Float[np.ndarray, "n k"], *, seed: int = 0) -> Float[np.ndarray, "r k"]:
+    """Mean of every column over its numbers, then of 1,000 resamples of the rows; that of all columns where it has none."""
+    here = np.isfinite(values)
+    index, sums = redrawn(len(values), 1000, seed), np.where(here, values, 0.0)
+    total, count = (np.stack([part[i].sum(0) for i in index]) for part in (sums, here))
+    return np.where(count > 0, total / np.maximum(count, 1), total.sum(1, keepdims=True) / count.sum(1, keepdims=True))
 
-    Returns: A frame by name: `mean`, `rank`, `low` and `high` (95 % of its places) and `first` (share of resamples in
-        which it is first), in the order of the ranks.
+
+def ranks(means: Float[np.ndarray, "r k"], names: Sequence[str]) -> pd.DataFrame:
+    """Places of `column_means`, the largest first: a row of an estimate each, in order, with its `label`.
+
+    Examples:
+        >>> ranks(np.array([[0.1, 0.9], [0.2, 0.8]]), ["a", "b"]).set_index("label").value.to_dict()
+        {'b': 1.0, 'a': 2.0}
     """
-    means = np.asarray(losses, dtype=float)[redrawn(len(losses), resamples, seed)].mean(1)
     places = stats.rankdata(-means, axis=1)
-    low, high = np.quantile(places[1:], [0.025, 0.975], axis=0)
-    first = (places[1:] == places[1:].min(1, keepdims=True)).mean(0)
-    table = {"mean": means[0], "rank": places[0], "low": low, "high": high, "first": first}
-    return pd.DataFrame(table, index=list(names)).sort_values("rank", kind="stable")
+    found = [{"label": name, **asdict(summary(p, len(means[0]), "rank"))} for name, p in zip(names, places.T)]
+    return pd.DataFrame(found).assign(interval="bootstrap 95 % (1000)").sort_values("value", kind="stable")
+
+
+def rank_agreement(one: Float[np.ndarray, "r k"], other: Float[np.ndarray, "r k"]) -> Estimate:
+    """Spearman's correlation of two `column_means`; resamples add noise to ranks, so that its interval lies low."""
+    rho = np.array([stats.spearmanr(a, b).statistic for a, b in zip(one, other)])
+    return summary(np.nan_to_num(rho), one.shape[1], "1")
 
 
 def error_ratio(wrong: Float[np.ndarray, "n"], has: Float[np.ndarray, "n"]) -> Estimate:
     """Error rate where a factor is, over the error rate of all: (1 - acc_k) / (1 - acc_avg).
 
-    Its interval has width where no answer or every one is wrong; it takes the two rates as independent, which makes it
-    wider than it need be.
-
     Examples:
         >>> error_ratio(np.array([1, 1, 0, 0]), np.array([1, 0, 0, 1])).value
         1.0
 
-    Source: Idrissi et al. (2023); Wilson intervals of the rates, combined as by Zou & Donner (2008) for a ratio.
+    Source: Idrissi et al. (2023). The interval is Wilson's of the numerator; the rate of all is taken as known.
     """
     wrong, has = np.asarray(wrong, dtype=bool), np.asarray(has, dtype=bool)
     if not has.any() or not wrong.any():
-        return Estimate(*[float("nan")] * 3, "not measured", int(has.sum()), "ratio")
-    one, whole = proportion(int(wrong[has].sum()), int(has.sum())), proportion(int(wrong.sum()), len(wrong))
-    p, q = one.value, whole.value
-
-    def bound(end: float, other: float, sign: int) -> float:
-        inside = (p * q) ** 2 - end * other * (2 * p - end) * (2 * q - other)
-        return (p * q + sign * np.sqrt(max(0, inside))) / (other * (2 * q - other))
-
-    low, high = max(0.0, bound(one.low, whole.high, -1)), bound(one.high, whole.low, 1)
-    return Estimate(p / q, float(low), float(high), "wilson 95 %, ratio of two", int(has.sum()), "ratio")
-
-
-def rank_agreement(one: Float[np.ndarray, "r k"], other: Float[np.ndarray, "r k"]) -> Estimate:
-    """Spearman's correlation of two rows of numbers, row 0 their values and the others resamples of each.
-
-    Resampling adds noise to ranks that have some already, so that the interval lies low rather than high.
-    """
-    finite = np.isfinite(one[0]) & np.isfinite(other[0])
-    if finite.sum() < 3:
-        return Estimate(*[float("nan")] * 3, "not measured", int(finite.sum()), "1")
-    a, b = (stats.rankdata(np.nan_to_num(v[:, finite], nan=0.0), axis=1) for v in (one, other))
-    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-    rho = (a * b).sum(1) / np.maximum(np.sqrt((a**2).sum(1) * (b**2).sum(1)), 1e-12)
-    low, high = np.quantile(rho[1:], [0.025, 0.975])
-    kind = f"bootstrap 95 % ({len(rho) - 1}, images of both)"
-    return Estimate(float(rho[0]), float(low), float(high), kind, int(finite.sum()), "1")
+        return not_measured("ratio")
+    low, high = wilson(wrong[has].mean(), has.sum())
+    ends = (float(v / wrong.mean()) for v in (wrong[has].mean(), low, high))
+    return Estimate(*ends, "wilson 95 % over the rate of all", int(has.sum()), "ratio")
