@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,13 @@ EXCLUSIVE = {"smaller": "larger", "darker": "brighter"}  # a picture has one of 
 GREY = (124, 116, 104)  # of what lies outside a picture: the mean of photographs
 
 
+BLAME = {
+    "more": "more often than not the label blames what alone did not do it",
+    "less": "more often than not the label blames what did it",
+    "undecided": "whether the label is right more often than not is not decided",
+}
+
+
 @dataclass(frozen=True)
 class Factor:
     """One thing that can differ, and how far.
@@ -45,46 +53,48 @@ class Factor:
     change: Callable
     mixed: bool = False
 
+    @property
+    def middle(self) -> float:
+        return self.doses[len(self.doses) // 2]
+
 
 def _other(values: Sequence[str], own: str, u: float) -> str:
-    values = [value for value in values if value != own]
-    return values[int(u * len(values))]
+    return (others := [value for value in values if value != own])[int(u * len(others))]
 
 
-def _second(scene, dose: float, u: float):
-    from tabletop import KINDS
-
-    place = {"second_x": 0.65 if scene.x < 0 else -0.65, "second_z": dose - 0.8, "second_color": scene.color}
-    return replace(scene, second_kind=_other(list(KINDS), scene.kind, u), **place)
+def _scaled(field: str, sign: int) -> Callable:
+    return lambda scene, dose, u: replace(scene, **{field: getattr(scene, field) * (1 + sign * dose)})
 
 
 @cache
 def scene_factors() -> tuple[Factor, ...]:
     """Factors of a Tabletop scene, by doses of which the last is far outside of what the family was trained on."""
+    from tabletop import KINDS
     from tabletop.materials import COLORS
 
     mix, painted = (0.3, 0.6, 1.0), ("striped", "dotted", "checkered", "zigzag")
     made_of, degrees = ("wooden", "marble", "brick", "speckled", "camouflage"), "degrees"
+
+    def second(scene, dose, u):
+        place = {"second_x": 0.65 if scene.x < 0 else -0.65, "second_z": dose - 0.8, "second_color": scene.color}
+        return replace(scene, second_kind=_other(KINDS, scene.kind, u), **place)
+
     return (
         Factor("pose", (60, 120, 180), degrees, lambda s, d, u: replace(s, yaw=s.yaw + (d if u < 0.5 else -d))),
         Factor("viewpoint", (15, 30, 45), degrees, lambda s, d, u: replace(s, camera_elevation=s.camera_elevation + d)),
         Factor("background", mix, "share", lambda s, d, u: replace(s, setting=_other(("beach", "night"), "", u)), True),
         Factor("pattern", mix, "share", lambda s, d, u: replace(s, pattern=_other(painted, s.pattern, u)), True),
         Factor("texture", mix, "share", lambda s, d, u: replace(s, pattern=_other(made_of, s.pattern, u)), True),
-        Factor("color", mix, "share", lambda s, d, u: replace(s, color=_other(list(COLORS), s.color, u)), True),
-        Factor("smaller", (0.25, 0.5, 0.75), "of the size", lambda s, d, u: replace(s, size=s.size * (1 - d))),
-        Factor("larger", (0.4, 0.8, 1.2), "of the size", lambda s, d, u: replace(s, size=s.size * (1 + d))),
+        Factor("color", mix, "share", lambda s, d, u: replace(s, color=_other(COLORS, s.color, u)), True),
+        Factor("smaller", (0.25, 0.5, 0.75), "of the size", _scaled("size", -1)),
+        Factor("larger", (0.4, 0.8, 1.2), "of the size", _scaled("size", 1)),
         Factor("partial_view", (0.5, 0.75, 1.0), "object heights", lambda s, d, u: replace(s, x=d if u < 0.5 else -d)),
         Factor("object_blocking", (0.2, 0.35, 0.5), "reach", lambda s, d, u: replace(s, occlusion=d)),
-        Factor("multiple_objects", (0.4, 0.8, 1.2), "object heights", _second),
-        Factor("darker", (0.4, 0.6, 0.8), "of the light", partial(_lit, sign=-1)),
-        Factor("brighter", (0.7, 1.3, 2.0), "of the light", partial(_lit, sign=1)),
+        Factor("multiple_objects", (0.4, 0.8, 1.2), "object heights", second),
+        Factor("darker", (0.4, 0.6, 0.8), "of the light", _scaled("light_strength", -1)),
+        Factor("brighter", (0.7, 1.3, 2.0), "of the light", _scaled("light_strength", 1)),
         Factor("style", (1.0,), "share", lambda s, d, u: replace(s, style=_other(("cartoon", "sketch"), "", u)), True),
     )
-
-
-def _lit(scene, dose: float, u: float, *, sign: int):
-    return replace(scene, light_strength=scene.light_strength * (1 + sign * dose))
 
 
 @cache
@@ -120,8 +130,7 @@ def factors_of(images: Dataset) -> dict[str, Factor]:
 def changed(images: Dataset, wanted: Mapping[str, tuple[str, Changes]]) -> Dataset:
     """Pictures of samples with some factors changed, by new ids: `{"new id": ("old id", (("darker", 0.5),))}`.
 
-    Raises: ValueError for a Tabletop picture of another split than `validation`, whose scenes have neither card nor box
-        nor second object, so that no factor is hidden.
+    Raises: ValueError for a Tabletop picture of another split than `validation`, in whose scenes nothing hides a factor.
     """
     known, label_of = factors_of(images), {s.sample_id: s.label for s in images.samples}
     content = digest(images.fingerprint, dict(wanted), code("experiments/visual_factors"))
@@ -132,14 +141,13 @@ def changed(images: Dataset, wanted: Mapping[str, tuple[str, Changes]]) -> Datas
         if strange := [i for i, _ in wanted.values() if i not in scenes]:
             raise ValueError(f"{strange[0]!r} cannot be changed, allowed are pictures of the split 'validation'.")
         after = {new: _after(scenes.get, known, *given) for new, given in wanted.items()}
-        # one rendering for all mixes that it is part of
-        place = {scene: str(k) for k, scene in enumerate(dict.fromkeys(after.values()))}
-        made = rendered(images.name, {number: scene for scene, number in place.items()})
-        opens, content = dict(zip(place, (s.open for s in made.samples))), digest(made.content, content)
+        different = list(dict.fromkeys(after.values()))  # a mix is rendered once for all its doses
+        made = rendered(images.name, {str(k): scene for k, scene in enumerate(different)})
+        opens, content = dict(zip(different, (s.open for s in made.samples))), digest(made.content, content)
         how = {new: opens[scene] for new, scene in after.items()}
-        for new, (i, changes) in wanted.items():
-            if len(changes) == 1 and known[changes[0][0]].mixed and changes[0][1] < 1:
-                how[new] = partial(_mixed, images, i, how[new], changes[0][1])
+        for new, (i, ((name, dose), *more)) in ((new, given) for new, given in wanted.items() if given[1]):
+            if known[name].mixed and dose < 1 and not more:
+                how[new] = partial(_mixed, images, i, how[new], dose)
     samples = [Sample(new, label_of[i], how[new]) for new, (i, _) in wanted.items()]
     return Dataset(images.name, images.class_names, samples, images.templates, content)
 
@@ -160,16 +168,8 @@ def _mixed(images: Dataset, sample_id: str, after: Callable[[], Image.Image], do
     return Image.blend(images.image(sample_id), after(), dose)
 
 
-@dataclass(frozen=True)
-class Shown:
-    """The change of a condition whose pictures were made by `changed`."""
-
-    made: Dataset
-    prefix: str
-
-    def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
-        pixels = self.made.pixels([self.prefix + i for i in batch.sample_ids], batch.net.from_pil)
-        return pixels.to(batch.pixels.device)
+def _shown(made: Dataset, prefix: str, batch: Batch) -> Float[Tensor, "n 3 h w"]:
+    return made.pixels([prefix + i for i in batch.sample_ids], batch.net.from_pil).to(batch.pixels.device)
 
 
 def conditions(images: Dataset, pairs: Sequence[str] = ()) -> list[Condition]:
@@ -180,13 +180,20 @@ def conditions(images: Dataset, pairs: Sequence[str] = ()) -> list[Condition]:
     known = factors_of(images)
     wanted = {(n, float(d)): ((n, d),) for n, f in known.items() for d in f.doses}
     if len(pairs):
-        middle = {n: f.doses[len(f.doses) // 2] for n, f in known.items()}
-        two = [(a, b) for k, a in enumerate(pairs) for b in pairs[k + 1 :] if b not in (EXCLUSIVE.get(a), a)]
-        two = [(a, b) for a, b in two if EXCLUSIVE.get(b) != a]
-        wanted = {(f"{a}_and_{b}", 1.0): ((a, middle[a]), (b, middle[b])) for a, b in two}
+        two = [(a, b) for a, b in combinations(pairs, 2) if EXCLUSIVE.get(a) != b and EXCLUSIVE.get(b) != a]
+        wanted = {(f"{a}_and_{b}", 1.0): ((a, known[a].middle), (b, known[b].middle)) for a, b in two}
     ids = [s.sample_id for s in images.samples]
     made = changed(images, {f"{n}/{d:g}/{i}": (i, changes) for (n, d), changes in wanted.items() for i in ids})
-    return [Condition(n, d, Shown(made, f"{n}/{d:g}/").change, draws=1) for n, d in wanted]
+    return [Condition(n, d, partial(_shown, made, f"{n}/{d:g}/"), draws=1) for n, d in wanted]
+
+
+def examples(images: Dataset, shown: Sequence[Condition]) -> tuple[list[Image.Image], list[str]]:
+    """The first picture, and it under every factor in its largest dose, with captions."""
+    last, first = {c.name: c for c in shown}, images.samples[0].sample_id
+    pictures = [c.change.args[0].image(c.change.args[1] + first) for c in last.values()]
+    units = {n: f.unit for n, f in factors_of(images).items()}
+    captions = [f"{n.replace('_', ' ')}\n{c.severity:g} {units[n]}" for n, c in last.items()]
+    return [images.image(first), *pictures], ["unchanged", *captions]
 
 
 def on_grids(rows: pd.DataFrame) -> pd.DataFrame:
@@ -221,18 +228,17 @@ def lost(rows: pd.DataFrame, column: str = "right", *, than: str = "") -> pd.Dat
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
-def half_doses(rows: pd.DataFrame, images: Dataset) -> pd.DataFrame:
-    """The dose of every factor that takes half of the right answers, a row a model and factor."""
-    found = []
-    for model, own in rows.groupby("model", sort=False):
-        right = own[(own.share == 0) & (own.right == 1)].sample_id.unique()
-        for name, f in factors_of(images).items():
-            if len(f.doses) > 1:
-                part = own[(own.condition == name) & (own.share > 0) & own.sample_id.isin(right)]
-                kept = part.pivot(index="sample_id", columns="severity", values="right").to_numpy()
-                half = scores.half_dose(f.doses, kept, unit=f.unit)
-                found.append({"condition": name, "model": model, **asdict(half), "largest": f.doses[-1]})
-    return pd.DataFrame(found)
+def half_of(images: Dataset) -> scores.Statistic:
+    """The dose of a factor that takes half of the right answers; see `half_dose`."""
+
+    def statistic(rows: pd.DataFrame) -> scores.Estimate:
+        f, right = (
+            factors_of(images)[rows.condition.iloc[0]],
+            rows.pivot(index="sample_id", columns="severity", values="right"),
+        )
+        return scores.half_dose(f.doses, right[right[0.0] == 1][list(f.doses)].to_numpy(), unit=f.unit)
+
+    return statistic
 
 
 def interactions(rows: pd.DataFrame, both: pd.DataFrame, images: Dataset) -> pd.DataFrame:
@@ -240,15 +246,15 @@ def interactions(rows: pd.DataFrame, both: pd.DataFrame, images: Dataset) -> pd.
 
     `verdict` is Holm-corrected; where accuracy under both is not above chance, nothing is concluded.
     """
-    middle = {(n, float(f.doses[len(f.doses) // 2])) for n, f in factors_of(images).items()}
-    alone = {n: part.set_index("sample_id").margin for (n, d), part in rows.groupby(["condition", "severity"]) if (n, d) in middle}
-    unchanged, found = rows[rows.share == 0].drop_duplicates("sample_id").set_index("sample_id").margin, []
+    known, by = factors_of(images), rows.set_index(["condition", "severity", "sample_id"]).margin
+    found = []
     for name, part in both.groupby("condition", sort=False):
-        one, other = (alone[n] for n in name.split("_and_"))
-        beyond = one + other - part.set_index("sample_id").margin - unchanged
+        a, b = name.split("_and_")
+        alone = by[a, float(known[a].middle)] + by[b, float(known[b].middle)] - by[a, 0.0]
+        beyond = (alone - part.set_index("sample_id").margin).to_numpy()
         chance = scores.accuracy(part).low <= 1 / len(images.class_names)
-        p = np.nan if chance else scores.sign_flip(beyond)
-        found.append({"condition": name, **asdict(scores.paired_mean(beyond, unit="logits")), "p": p})
+        row = asdict(scores.paired_mean(beyond, unit="logits"))
+        found.append({"condition": name, **row, "p": np.nan if chance else scores.sign_flip(beyond)})
     table = pd.DataFrame(found).assign(p=lambda t: scores.holm(t.p))
     sign = np.where(table.value > 0, "more than the sum", "less than the sum")
     verdict = np.where(table.p.isna(), "at chance, nothing concluded", np.where(table.p < 0.05, sign, "not decided"))
@@ -264,11 +270,10 @@ def observe(study: Study, *, number: int, present: float) -> tuple[pd.DataFrame,
     Returns: Rows, and annotations as `imagenet_x` has them: 1 for every factor that is there, and `top`, the one that
         is farthest along its grid; a mixed one is there or not, and how unusual it looks is drawn.
     """
-    p, known = study.parameters, factors_of(study.images)
+    p, known, shares = study.parameters, factors_of(study.images), {}
     whole = load_dataset(p["dataset"], split=p["split"], classes=p["classes"], seed=p["seed"])
     others = {s.sample_id for s in whole.samples} - {s.sample_id for s in study.images.samples}
     images = (whole.only(others) if others else whole).subset(number, p["seed"])
-    shares = {}
     for i in (s.sample_id for s in images.samples):
         rng = np.random.default_rng([p["seed"], int(2**48 * _number(i))])
         shares[i] = dict(zip(known, (1 - rng.random(len(known))) * (rng.random(len(known)) < present)))
@@ -277,31 +282,103 @@ def observe(study: Study, *, number: int, present: float) -> tuple[pd.DataFrame,
     top = table.idxmax(axis=1).where(table.gt(0).any(axis=1))
 
     def changes(i: str, without: str = "") -> Changes:
-        here = {n: f.doses[-1] * (1 if f.mixed else shares[i][n]) for n, f in known.items() if shares[i][n]}
-        return tuple((n, float(dose)) for n, dose in here.items() if n != without)
+        here = [n for n in known if shares[i][n] and n != without]
+        return tuple((n, float(known[n].doses[-1] * (1 if known[n].mixed else shares[i][n]))) for n in here)
 
-    removed = Shown(changed(images, {f"removed/{i}": (i, changes(i, top[i])) for i in shares}), "removed/")
-    shown = [replace(ORIGINAL, name="observed"), Condition("top_factor_removed", 1.0, removed.change, draws=1)]
-    rows = study.measure(shown, images=changed(images, {i: (i, changes(i)) for i in shares}))
-    return rows, table.gt(0).astype(int).assign(top=top)
-
-
-def error_ratios(rows: pd.DataFrame, annotations: pd.DataFrame, names: Sequence[str], *, top: bool = True) -> pd.DataFrame:
-    """Error ratio of every factor by its top label, or by all labels, a row a model and factor; see `error_ratio`."""
-    found = []
-    for model, part in rows[rows.sample_id.isin(annotations.index)].groupby("model", sort=False):
-        of = annotations.loc[part.sample_id]
-        has = {n: (of.top == n if top else of[n]).to_numpy() for n in names}
-        found += [{"factor": n, "model": model, **asdict(scores.error_ratio(1 - scores.correct(part), has[n]))} for n in names]
-    return pd.DataFrame(found)
+    removed = changed(images, {f"removed/{i}": (i, changes(i, top[i])) for i in shares})
+    again = Condition("top_factor_removed", 1.0, partial(_shown, removed, "removed/"), draws=1)
+    seen = changed(images, {i: (i, changes(i)) for i in shares})
+    rows = study.measure([replace(ORIGINAL, name="observed"), again], images=seen, models=[study.name])
+    return rows.assign(top=rows.sample_id.map(top), wrong=1 - scores.correct(rows)), table.gt(0).astype(int).assign(
+        top=top
+    )
 
 
-def rankings(rows: pd.DataFrame, seen: pd.DataFrame, annotations: pd.DataFrame, model: str) -> dict[str, np.ndarray]:
-    """Harm of every factor and its resamples, three ways: by intervention, by top label, and by taking that factor away."""
-    grid = losses(rows, model)
-    wrong = seen[seen.model == model].assign(wrong=lambda t: 1 - scores.correct(t)).pivot(index="sample_id", columns="condition", values="wrong")
-    top = annotations.top.loc[wrong.index].to_numpy()[:, None] == grid.columns.to_numpy()
-    kept = np.where(top, 1.0, np.nan)
-    gone = (wrong.observed - wrong.top_factor_removed).to_numpy()[:, None]
-    found = {"changed alone": grid.to_numpy(), "labelled": wrong.observed.to_numpy()[:, None] * kept, "taken away": gone * kept}
-    return {name: scores.column_means(values, seed=k) for k, (name, values) in enumerate(found.items())}
+def error_ratios(rows: pd.DataFrame, annotations: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Error ratio of every factor, by the top label alone and by all labels (column `labels`); see `error_ratio`."""
+    rows = rows[rows.sample_id.isin(annotations.index)]
+    of, wrong = annotations.loc[rows.sample_id], 1 - scores.correct(rows)
+    has = {(n, which): of.top == n if which == "top" else of[n] for which in ("top", "all") for n in names}
+    return pd.DataFrame(
+        [{"factor": n, "labels": w, **asdict(scores.error_ratio(wrong, h))} for (n, w), h in has.items()]
+    )
+
+
+def rankings(rows: pd.DataFrame, seen: pd.DataFrame, images: Dataset) -> dict[str, np.ndarray]:
+    """Harm of every factor and its resamples, by intervention, by top label and by taking that factor away."""
+    model, known = seen.model.iloc[0], factors_of(images)
+    alone = losses(rows, model)
+    whole = [n for n in known if known[n].mixed]  # which are there or not in observed pictures
+    alone[whole] = losses(rows, model, share=1.0)[whole]
+    wrong = seen.pivot(index=["sample_id", "top"], columns="condition", values="wrong").reset_index("top")
+    kept = np.where(wrong.top.to_numpy()[:, None] == alone.columns.to_numpy(), 1.0, np.nan)
+    gone = wrong.observed - wrong.top_factor_removed
+    found = {"changed alone": alone, "top label": wrong.observed, "taken away": gone}
+    values = {name: v.to_numpy() if v is alone else v.to_numpy()[:, None] * kept for name, v in found.items()}
+    return {name: scores.column_means(v, seed=k) for k, (name, v) in enumerate(values.items())}
+
+
+def ranked(means: Mapping[str, np.ndarray], images: Dataset) -> pd.DataFrame:
+    """Ranks of some of `rankings`, told apart by the column `by`."""
+    labels = [name.replace("_", " ") for name in factors_of(images)]
+    return pd.concat([scores.ranks(m, labels).assign(by=by) for by, m in means.items()], ignore_index=True)
+
+
+def errors_that_stay(seen: pd.DataFrame) -> scores.Estimate:
+    """Of the errors in pictures with a top label, the share that stays when that factor is taken away."""
+    wrong = seen[seen.top.notna()].pivot(index="sample_id", columns="condition", values="wrong")
+    charged = wrong[wrong.observed == 1].top_factor_removed
+    return scores.proportion(int(charged.sum()), len(charged)) if len(charged) else scores.not_measured()
+
+
+def strongest_in_words(lost: pd.DataFrame, ranks: pd.DataFrame, model: str) -> dict:
+    """Words about the losses of one model: the strongest factor, whether its place is sure, and how many cost accuracy."""
+    own, first = lost[lost.model == model], ranks.iloc[0]
+    sure = "its place is sure to 95 %" if first.high <= 1 else "which one is first is not decided"
+    found = {"first": own.condition.iloc[0].replace("_", " "), "loss": scores.estimate_of(own.iloc[0]), "verdict": sure}
+    return found | {"number": len(own), "decided": int(((own.p < 0.05) & (own.value > 0)).sum())}
+
+
+def beside_the_grid(halves: pd.DataFrame, images: Dataset) -> pd.DataFrame:
+    """Half doses as text, beside the largest dose; a bound or value beyond that is said to be."""
+    known = factors_of(images)
+    text = halves[["value", "low", "high"]].map(lambda v: f"{v:.2f}" if np.isfinite(v) else "beyond the grid")
+    text = text.where(halves.n.gt(0).to_numpy()[:, None], "one dose alone").set_index(halves.label)
+    return text.assign(largest=[f"{known[n].doses[-1]:g} {known[n].unit}" for n in halves.condition])
+
+
+def pairs_in_words(table: pd.DataFrame) -> str:
+    """How many pairs cost more or less than the sum."""
+    count = table.verdict.value_counts()
+    return (
+        f"Of {len(table)} pairs, {', '.join(f'{n} cost {v}' if 'sum' in v else f'{n} {v}' for v, n in count.items())}."
+    )
+
+
+def models_in_words(rows: pd.DataFrame, own: str) -> str:
+    """Where other models lose more or less than the chapter's own at the largest dose, Holm-corrected a model."""
+    if rows.model.nunique() == 1:
+        return "No other model was given to compare with."
+    said = []
+    for model, part in lost(rows, than=own).groupby("model", sort=False):
+        found = [
+            f"{r.condition.replace('_', ' ')} {scores.estimate_of(r):points}" for r in part[part.p < 0.05].itertuples()
+        ]
+        said.append(f"{markdown(model)}: {', '.join(found) or 'no difference that is decided'}")
+    return Markup(f"Accuracy lost beyond that of {markdown(own)}, one training run each: {'; '.join(said)}.")
+
+
+def imagenet_x_ratios(study: Study, number: int) -> pd.DataFrame | str:
+    """Error ratios by the labels of ImageNet-X where the data set is ImageNet; for others, why there are none."""
+    if study.parameters["dataset"] != "imagenet":
+        return f"ImageNet-X labels images of ImageNet, and this run saw {study.images.name}."
+    labels = imagenet_x()
+    images = load_dataset("imagenet").only(labels.index).subset(number, study.parameters["seed"])
+    rows = study.measure([replace(ORIGINAL, name="annotated")], images=images, models=[study.name])
+    return study.keep(error_ratios(rows, labels, FACTORS), "imagenet_x/error_ratio/{factor}_{labels}")
+
+
+def resampled(own: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    """Means of the losses at the largest dose and their resamples, and the names of the factors."""
+    wide = losses(own, own.model.iloc[0], share=1.0)
+    return scores.column_means(wide.to_numpy()), list(wide.columns)

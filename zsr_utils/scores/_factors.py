@@ -1,7 +1,7 @@
 """Factors and their doses: where half of the answers go, ranks and how sure they are, error ratios of annotations."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ def half_dose(doses: Sequence[float], kept: Float[np.ndarray, "n k"], *, unit: s
         >>> half_dose([1, 2], np.array([[1, 0], [1, 0]])).value
         1.5
     """
-    if not len(kept):
+    if not len(kept) or len(doses) < 2:
         return not_measured(unit)
     at, curves = (
         np.array([0, *doses], dtype=float),
@@ -63,7 +63,7 @@ def ranks(means: Float[np.ndarray, "r k"], names: Sequence[str]) -> pd.DataFrame
 def rank_agreement(one: Float[np.ndarray, "r k"], other: Float[np.ndarray, "r k"]) -> Estimate:
     """Spearman's correlation of two `column_means`; resamples add noise to ranks, so that its interval lies low."""
     rho = np.array([stats.spearmanr(a, b).statistic for a, b in zip(one, other)])
-    return summary(np.nan_to_num(rho), one.shape[1], "1")
+    return replace(summary(np.nan_to_num(rho), one.shape[1], "1"), interval="bootstrap 95 % (images, 1000)")
 
 
 def error_ratio(wrong: Float[np.ndarray, "n"], has: Float[np.ndarray, "n"]) -> Estimate:
