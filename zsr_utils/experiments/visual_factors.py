@@ -130,7 +130,7 @@ def factors_of(images: Dataset) -> dict[str, Factor]:
 def changed(images: Dataset, wanted: Mapping[str, tuple[str, Changes]]) -> Dataset:
     """Pictures of samples with some factors changed, by new ids: `{"new id": ("old id", (("darker", 0.5),))}`.
 
-    Raises: ValueError for a Tabletop picture of another split than `validation`, in whose scenes nothing hides a factor.
+    Raises: ValueError for a Tabletop picture of a split other than `validation`, where nothing hides a factor.
     """
     known, label_of = factors_of(images), {s.sample_id: s.label for s in images.samples}
     content = digest(images.fingerprint, dict(wanted), code("experiments/visual_factors"))
@@ -197,7 +197,7 @@ def examples(images: Dataset, shown: Sequence[Condition]) -> tuple[list[Image.Im
 
 
 def on_grids(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with `right` (1.0 or 0.0) and `share`, the dose over the largest; each factor has the unchanged images too."""
+    """Rows with `right` (1.0 or 0.0) and `share`, dose over largest; each factor has the unchanged images too."""
     rows = rows.assign(right=scores.correct(rows))
     unchanged, dosed = rows[rows.severity == 0], rows[rows.severity > 0]
     every = pd.concat([*(unchanged.assign(condition=n) for n in dosed.condition.unique()), dosed], ignore_index=True)
@@ -332,7 +332,7 @@ def errors_that_stay(seen: pd.DataFrame) -> scores.Estimate:
 
 
 def strongest_in_words(lost: pd.DataFrame, ranks: pd.DataFrame, model: str) -> dict:
-    """Words about the losses of one model: the strongest factor, whether its place is sure, and how many cost accuracy."""
+    """The strongest factor of a model, whether its place is sure, and how many factors cost accuracy."""
     own, first = lost[lost.model == model], ranks.iloc[0]
     sure = "its place is sure to 95 %" if first.high <= 1 else "which one is first is not decided"
     found = {"first": own.condition.iloc[0].replace("_", " "), "loss": scores.estimate_of(own.iloc[0]), "verdict": sure}
@@ -340,11 +340,11 @@ def strongest_in_words(lost: pd.DataFrame, ranks: pd.DataFrame, model: str) -> d
 
 
 def beside_the_grid(halves: pd.DataFrame, images: Dataset) -> pd.DataFrame:
-    """Half doses as text, beside the largest dose; a bound or value beyond that is said to be."""
-    known = factors_of(images)
-    text = halves[["value", "low", "high"]].map(lambda v: f"{v:.2f}" if np.isfinite(v) else "beyond the grid")
-    text = text.where(halves.n.gt(0).to_numpy()[:, None], "one dose alone").set_index(halves.label)
-    return text.assign(largest=[f"{known[n].doses[-1]:g} {known[n].unit}" for n in halves.condition])
+    """Half doses as text, beside the largest dose; a value or bound that lies beyond is said to, not made up."""
+    known, ends = factors_of(images), ["value", "low", "high"]
+    text = halves[halves.n > 0].set_index("label")
+    words = text[ends].map(lambda v: f"{v:.2f}" if np.isfinite(v) else "beyond the grid")
+    return words.assign(largest=[f"{known[n].doses[-1]:g} {known[n].unit}" for n in text.condition])
 
 
 def pairs_in_words(table: pd.DataFrame) -> str:

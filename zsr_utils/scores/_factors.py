@@ -41,7 +41,7 @@ def half_dose(doses: Sequence[float], kept: Float[np.ndarray, "n k"], *, unit: s
 
 
 def column_means(values: Float[np.ndarray, "n k"], *, seed: int = 0) -> Float[np.ndarray, "r k"]:
-    """Mean of every column over its numbers, then of 1,000 resamples of the rows; that of all columns where it has none."""
+    """Means of columns over their numbers, then of 1,000 resamples of rows; that of all columns where one has none."""
     here = np.isfinite(values)
     index, sums = redrawn(len(values), 1000, seed), np.where(here, values, 0.0)
     total, count = (np.stack([part[i].sum(0) for i in index]) for part in (sums, here))
