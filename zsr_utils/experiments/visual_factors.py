@@ -7,20 +7,18 @@ no scene. Factors have the names of ImageNet-X where it has them.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import cache, partial, reduce
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from zsr_utils import scores
 from zsr_utils._cache import code, digest
-from zsr_utils._text import markdown
 from zsr_utils.conditions import ORIGINAL, Batch, Condition
 from zsr_utils.datasets import FACTORS, Dataset, Sample, imagenet_x, load_dataset, rendered, tabletop_scenes
 from zsr_utils.study import Study
@@ -29,8 +27,6 @@ from zsr_utils.study import Study
 Changes = tuple[tuple[str, float], ...]  # factors and their doses
 EXCLUSIVE = {"smaller": "larger", "darker": "brighter"}  # a picture has one of the two at most
 GREY = (124, 116, 104)  # of what lies outside a picture: the mean of photographs
-
-
 BLAME = {
     "more": "more often than not the label blames what alone did not do it",
     "less": "more often than not the label blames what did it",
@@ -40,11 +36,10 @@ BLAME = {
 
 @dataclass(frozen=True)
 class Factor:
-    """One thing that can differ, and how far.
+    """One thing that can differ, and how far: `change(thing, dose, u)` takes a scene or a picture.
 
-    `change(thing, dose, u)` takes a scene or a picture, and a number in [0, 1) that a sample has for good: it chooses
-    among values and sides. A `mixed` change has no size: its dose is the share of the changed picture in a mix with the
-    unchanged one, which for colours and surfaces is what mixed paint would look like.
+    A sample's own `u` in [0, 1) chooses among values and sides. A `mixed` change has no size: its dose is the share of
+    the changed picture in a mix with the unchanged one, which for surfaces is what mixed paint would look like.
     """
 
     name: str
@@ -55,7 +50,7 @@ class Factor:
 
     @property
     def middle(self) -> float:
-        return self.doses[len(self.doses) // 2]
+        return float(self.doses[len(self.doses) // 2])
 
 
 def _other(values: Sequence[str], own: str, u: float) -> str:
@@ -81,7 +76,7 @@ def scene_factors() -> tuple[Factor, ...]:
 
     return (
         Factor("pose", (60, 120, 180), degrees, lambda s, d, u: replace(s, yaw=s.yaw + (d if u < 0.5 else -d))),
-        Factor("viewpoint", (15, 30, 45), degrees, lambda s, d, u: replace(s, camera_elevation=s.camera_elevation + d)),
+        Factor("viewpoint", (18, 36, 54), degrees, lambda s, d, u: replace(s, camera_elevation=s.camera_elevation + d)),
         Factor("background", mix, "share", lambda s, d, u: replace(s, setting=_other(("beach", "night"), "", u)), True),
         Factor("pattern", mix, "share", lambda s, d, u: replace(s, pattern=_other(painted, s.pattern, u)), True),
         Factor("texture", mix, "share", lambda s, d, u: replace(s, pattern=_other(made_of, s.pattern, u)), True),
@@ -92,7 +87,7 @@ def scene_factors() -> tuple[Factor, ...]:
         Factor("object_blocking", (0.2, 0.35, 0.5), "reach", lambda s, d, u: replace(s, occlusion=d)),
         Factor("multiple_objects", (0.4, 0.8, 1.2), "object heights", second),
         Factor("darker", (0.4, 0.6, 0.8), "of the light", _scaled("light_strength", -1)),
-        Factor("brighter", (0.7, 1.3, 2.0), "of the light", _scaled("light_strength", 1)),
+        Factor("brighter", (1.0, 2.0, 3.0), "of the light", _scaled("light_strength", 1)),
         Factor("style", (1.0,), "share", lambda s, d, u: replace(s, style=_other(("cartoon", "sketch"), "", u)), True),
     )
 
@@ -138,16 +133,16 @@ def changed(images: Dataset, wanted: Mapping[str, tuple[str, Changes]]) -> Datas
         how = {new: partial(_after, images.image, known, *given) for new, given in wanted.items()}
     else:
         scenes = tabletop_scenes()
-        if strange := [i for i, _ in wanted.values() if i not in scenes]:
-            raise ValueError(f"{strange[0]!r} cannot be changed, allowed are pictures of the split 'validation'.")
+        if strange := label_of.keys() - scenes:
+            raise ValueError(f"{min(strange)!r} cannot be changed, allowed are pictures of the split 'validation'.")
         after = {new: _after(scenes.get, known, *given) for new, given in wanted.items()}
         different = list(dict.fromkeys(after.values()))  # a mix is rendered once for all its doses
         made = rendered(images.name, {str(k): scene for k, scene in enumerate(different)})
         opens, content = dict(zip(different, (s.open for s in made.samples))), digest(made.content, content)
         how = {new: opens[scene] for new, scene in after.items()}
-        for new, (i, ((name, dose), *more)) in ((new, given) for new, given in wanted.items() if given[1]):
-            if known[name].mixed and dose < 1 and not more:
-                how[new] = partial(_mixed, images, i, how[new], dose)
+        for new, (i, changes) in wanted.items():
+            if len(changes) == 1 and known[changes[0][0]].mixed:
+                how[new] = lambda i=i, end=how[new], d=changes[0][1]: Image.blend(images.image(i), end(), d)
     samples = [Sample(new, label_of[i], how[new]) for new, (i, _) in wanted.items()]
     return Dataset(images.name, images.class_names, samples, images.templates, content)
 
@@ -158,14 +153,8 @@ def _number(sample_id: str) -> float:
 
 
 def _after(of: Callable[[str], object], known: Mapping[str, Factor], sample_id: str, changes: Changes):
-    thing = of(sample_id)
-    for name, dose in changes:
-        thing = known[name].change(thing, dose, _number(sample_id))
-    return thing
-
-
-def _mixed(images: Dataset, sample_id: str, after: Callable[[], Image.Image], dose: float) -> Image.Image:
-    return Image.blend(images.image(sample_id), after(), dose)
+    u = _number(sample_id)
+    return reduce(lambda thing, change: known[change[0]].change(thing, change[1], u), changes, of(sample_id))
 
 
 def _shown(made: Dataset, prefix: str, batch: Batch) -> Float[Tensor, "n 3 h w"]:
@@ -180,7 +169,7 @@ def conditions(images: Dataset, pairs: Sequence[str] = ()) -> list[Condition]:
     known = factors_of(images)
     wanted = {(n, float(d)): ((n, d),) for n, f in known.items() for d in f.doses}
     if len(pairs):
-        two = [(a, b) for a, b in combinations(pairs, 2) if EXCLUSIVE.get(a) != b and EXCLUSIVE.get(b) != a]
+        two = [pair for pair in combinations(pairs, 2) if set(pair) not in map(set, EXCLUSIVE.items())]
         wanted = {(f"{a}_and_{b}", 1.0): ((a, known[a].middle), (b, known[b].middle)) for a, b in two}
     ids = [s.sample_id for s in images.samples]
     made = changed(images, {f"{n}/{d:g}/{i}": (i, changes) for (n, d), changes in wanted.items() for i in ids})
@@ -189,10 +178,9 @@ def conditions(images: Dataset, pairs: Sequence[str] = ()) -> list[Condition]:
 
 def examples(images: Dataset, shown: Sequence[Condition]) -> tuple[list[Image.Image], list[str]]:
     """The first picture, and it under every factor in its largest dose, with captions."""
-    last, first = {c.name: c for c in shown}, images.samples[0].sample_id
-    pictures = [c.change.args[0].image(c.change.args[1] + first) for c in last.values()]
-    units = {n: f.unit for n, f in factors_of(images).items()}
-    captions = [f"{n.replace('_', ' ')}\n{c.severity:g} {units[n]}" for n, c in last.items()]
+    last, first, known = {c.name: c for c in shown}, images.samples[0].sample_id, factors_of(images)
+    pictures = [made.image(prefix + first) for made, prefix in (c.change.args for c in last.values())]
+    captions = [f"{n.replace('_', ' ')}\n{c.severity:g} {known[n].unit}" for n, c in last.items()]
     return [images.image(first), *pictures], ["unchanged", *captions]
 
 
@@ -228,47 +216,35 @@ def lost(rows: pd.DataFrame, column: str = "right", *, than: str = "") -> pd.Dat
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
-def half_of(images: Dataset) -> scores.Statistic:
-    """The dose of a factor that takes half of the right answers; see `half_dose`."""
-
-    def statistic(rows: pd.DataFrame) -> scores.Estimate:
-        f, right = (
-            factors_of(images)[rows.condition.iloc[0]],
-            rows.pivot(index="sample_id", columns="severity", values="right"),
-        )
-        return scores.half_dose(f.doses, right[right[0.0] == 1][list(f.doses)].to_numpy(), unit=f.unit)
-
-    return statistic
-
-
 def interactions(rows: pd.DataFrame, both: pd.DataFrame, images: Dataset) -> pd.DataFrame:
-    """Margin that two factors cost together beyond the sum of what each costs, in their middle doses, a row a pair.
+    """Margin that two factors cost beyond the sum of what each costs, in their middle doses, a row a pair.
 
     `verdict` is Holm-corrected; where accuracy under both is not above chance, nothing is concluded.
     """
-    known, by = factors_of(images), rows.set_index(["condition", "severity", "sample_id"]).margin
-    found = []
+    known, by, found = (
+        factors_of(images),
+        rows.set_index(["condition", "severity", "sample_id"]).margin.sort_index(),
+        [],
+    )
     for name, part in both.groupby("condition", sort=False):
         a, b = name.split("_and_")
-        alone = by[a, float(known[a].middle)] + by[b, float(known[b].middle)] - by[a, 0.0]
-        beyond = (alone - part.set_index("sample_id").margin).to_numpy()
-        chance = scores.accuracy(part).low <= 1 / len(images.class_names)
-        row = asdict(scores.paired_mean(beyond, unit="logits"))
-        found.append({"condition": name, **row, "p": np.nan if chance else scores.sign_flip(beyond)})
+        alone = by[a, known[a].middle] + by[b, known[b].middle] - by[a, 0.0]
+        beyond = alone - part.set_index("sample_id").margin
+        p = scores.sign_flip(beyond) if scores.accuracy(part).low > 1 / len(images.class_names) else np.nan
+        found.append({"condition": name, **asdict(scores.paired_mean(beyond, unit="logits")), "p": p})
     table = pd.DataFrame(found).assign(p=lambda t: scores.holm(t.p))
-    sign = np.where(table.value > 0, "more than the sum", "less than the sum")
-    verdict = np.where(table.p.isna(), "at chance, nothing concluded", np.where(table.p < 0.05, sign, "not decided"))
-    return table.assign(verdict=verdict)
+    sign = np.where(table.p > 0.05, "not decided", np.where(table.value > 0, "more than the sum", "less than the sum"))
+    return table.assign(verdict=np.where(table.p.isna(), "at chance, nothing concluded", sign))
 
 
-def observe(study: Study, *, number: int, present: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Pictures of a wide world, seen as they are (condition `observed`) and without their most unusual factor.
+def observe(study: Study, *, number: int, present: float) -> pd.DataFrame:
+    """Pictures of a wide world, a row each: whether the answer is wrong, and what perfect annotators would note.
 
-    Every factor is there with one probability, as far along its grid as may be, whatever else is there: the best case
-    for annotators. Pictures are other ones than the chapter's, if there are others.
+    Every factor is there with one probability, independent of all others, and as far along its grid as may be. Pictures
+    are other ones than the chapter's, if there are others.
 
-    Returns: Rows, and annotations as `imagenet_x` has them: 1 for every factor that is there, and `top`, the one that
-        is farthest along its grid; a mixed one is there or not, and how unusual it looks is drawn.
+    Returns: By sample id 1 for every factor that is there, `top`, the one farthest along its grid (a mixed one is there
+        or not, and how unusual it looks is drawn), and 1 where an answer is wrong, `observed` and `top_factor_removed`.
     """
     p, known, shares = study.parameters, factors_of(study.images), {}
     whole = load_dataset(p["dataset"], split=p["split"], classes=p["classes"], seed=p["seed"])
@@ -285,87 +261,38 @@ def observe(study: Study, *, number: int, present: float) -> tuple[pd.DataFrame,
         here = [n for n in known if shares[i][n] and n != without]
         return tuple((n, float(known[n].doses[-1] * (1 if known[n].mixed else shares[i][n]))) for n in here)
 
-    removed = changed(images, {f"removed/{i}": (i, changes(i, top[i])) for i in shares})
-    again = Condition("top_factor_removed", 1.0, partial(_shown, removed, "removed/"), draws=1)
-    seen = changed(images, {i: (i, changes(i)) for i in shares})
-    rows = study.measure([replace(ORIGINAL, name="observed"), again], images=seen, models=[study.name])
-    return rows.assign(top=rows.sample_id.map(top), wrong=1 - scores.correct(rows)), table.gt(0).astype(int).assign(
-        top=top
+    seen, removed = (
+        changed(images, {f"{prefix}{i}": (i, changes(i, without.get(i))) for i in shares})
+        for prefix, without in (("", {}), ("removed/", top))
     )
+    shown = [
+        replace(ORIGINAL, name="observed"),
+        Condition("top_factor_removed", 1.0, partial(_shown, removed, "removed/")),
+    ]
+    rows = study.measure(shown, images=seen, models=[study.name])
+    wrong = rows.assign(wrong=1 - scores.correct(rows)).pivot(index="sample_id", columns="condition", values="wrong")
+    return table.gt(0).astype(int).assign(top=top).join(wrong)
 
 
-def error_ratios(rows: pd.DataFrame, annotations: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Error ratio of every factor, by the top label alone and by all labels (column `labels`); see `error_ratio`."""
-    rows = rows[rows.sample_id.isin(annotations.index)]
-    of, wrong = annotations.loc[rows.sample_id], 1 - scores.correct(rows)
-    has = {(n, which): of.top == n if which == "top" else of[n] for which in ("top", "all") for n in names}
+def error_ratios(wrong: pd.Series, labels: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Error ratio of every factor by top labels alone and by all labels (column `labels`); see `error_ratio`."""
+    labels = labels.loc[wrong.index]
+    has = {(n, which): labels.top == n if which == "top" else labels[n] for n in names for which in ("top", "all")}
     return pd.DataFrame(
         [{"factor": n, "labels": w, **asdict(scores.error_ratio(wrong, h))} for (n, w), h in has.items()]
     )
 
 
 def rankings(rows: pd.DataFrame, seen: pd.DataFrame, images: Dataset) -> dict[str, np.ndarray]:
-    """Harm of every factor and its resamples, by intervention, by top label and by taking that factor away."""
-    model, known = seen.model.iloc[0], factors_of(images)
-    alone = losses(rows, model)
-    whole = [n for n in known if known[n].mixed]  # which are there or not in observed pictures
-    alone[whole] = losses(rows, model, share=1.0)[whole]
-    wrong = seen.pivot(index=["sample_id", "top"], columns="condition", values="wrong").reset_index("top")
-    kept = np.where(wrong.top.to_numpy()[:, None] == alone.columns.to_numpy(), 1.0, np.nan)
-    gone = wrong.observed - wrong.top_factor_removed
-    found = {"changed alone": alone, "top label": wrong.observed, "taken away": gone}
-    values = {name: v.to_numpy() if v is alone else v.to_numpy()[:, None] * kept for name, v in found.items()}
-    return {name: scores.column_means(v, seed=k) for k, (name, v) in enumerate(values.items())}
-
-
-def ranked(means: Mapping[str, np.ndarray], images: Dataset) -> pd.DataFrame:
-    """Ranks of some of `rankings`, told apart by the column `by`."""
-    labels = [name.replace("_", " ") for name in factors_of(images)]
-    return pd.concat([scores.ranks(m, labels).assign(by=by) for by, m in means.items()], ignore_index=True)
-
-
-def errors_that_stay(seen: pd.DataFrame) -> scores.Estimate:
-    """Of the errors in pictures with a top label, the share that stays when that factor is taken away."""
-    wrong = seen[seen.top.notna()].pivot(index="sample_id", columns="condition", values="wrong")
-    charged = wrong[wrong.observed == 1].top_factor_removed
-    return scores.proportion(int(charged.sum()), len(charged)) if len(charged) else scores.not_measured()
-
-
-def strongest_in_words(lost: pd.DataFrame, ranks: pd.DataFrame, model: str) -> dict:
-    """The strongest factor of a model, whether its place is sure, and how many factors cost accuracy."""
-    own, first = lost[lost.model == model], ranks.iloc[0]
-    sure = "its place is sure to 95 %" if first.high <= 1 else "which one is first is not decided"
-    found = {"first": own.condition.iloc[0].replace("_", " "), "loss": scores.estimate_of(own.iloc[0]), "verdict": sure}
-    return found | {"number": len(own), "decided": int(((own.p < 0.05) & (own.value > 0)).sum())}
-
-
-def beside_the_grid(halves: pd.DataFrame, images: Dataset) -> pd.DataFrame:
-    """Half doses as text, beside the largest dose; a value or bound that lies beyond is said to, not made up."""
-    known, ends = factors_of(images), ["value", "low", "high"]
-    text = halves[halves.n > 0].set_index("label")
-    words = text[ends].map(lambda v: f"{v:.2f}" if np.isfinite(v) else "beyond the grid")
-    return words.assign(largest=[f"{known[n].doses[-1]:g} {known[n].unit}" for n in text.condition])
-
-
-def pairs_in_words(table: pd.DataFrame) -> str:
-    """How many pairs cost more or less than the sum."""
-    count = table.verdict.value_counts()
-    return (
-        f"Of {len(table)} pairs, {', '.join(f'{n} cost {v}' if 'sum' in v else f'{n} {v}' for v, n in count.items())}."
-    )
-
-
-def models_in_words(rows: pd.DataFrame, own: str) -> str:
-    """Where other models lose more or less than the chapter's own at the largest dose, Holm-corrected a model."""
-    if rows.model.nunique() == 1:
-        return "No other model was given to compare with."
-    said = []
-    for model, part in lost(rows, than=own).groupby("model", sort=False):
-        found = [
-            f"{r.condition.replace('_', ' ')} {scores.estimate_of(r):points}" for r in part[part.p < 0.05].itertuples()
-        ]
-        said.append(f"{markdown(model)}: {', '.join(found) or 'no difference that is decided'}")
-    return Markup(f"Accuracy lost beyond that of {markdown(own)}, one training run each: {'; '.join(said)}.")
+    """Harm of every factor and draws of it: by intervention, by labels, and by taking the labelled factor away."""
+    alone, whole = losses(rows, rows.model.iloc[0]), [n for n, f in factors_of(images).items() if f.mixed]
+    alone[whole] = losses(rows, rows.model.iloc[0], share=1.0)[whole]  # as they are in observed pictures
+    top = np.where(seen.top.to_numpy()[:, None] == alone.columns.to_numpy(), 1.0, np.nan)
+    wrong, gone = seen.observed.to_numpy()[:, None], (seen.observed - seen.top_factor_removed).to_numpy()[:, None]
+    every = np.where(seen[list(alone)] == 1, 1.0, np.nan)
+    found = {"changed alone": (alone.to_numpy(), -1), "top label": (wrong * top, 0), "all labels": (wrong * every, 0)}
+    found["taken away"] = (gone * top, -1)
+    return {name: scores.column_means(v, low=low, seed=k) for k, (name, (v, low)) in enumerate(found.items())}
 
 
 def imagenet_x_ratios(study: Study, number: int) -> pd.DataFrame | str:
@@ -374,11 +301,8 @@ def imagenet_x_ratios(study: Study, number: int) -> pd.DataFrame | str:
         return f"ImageNet-X labels images of ImageNet, and this run saw {study.images.name}."
     labels = imagenet_x()
     images = load_dataset("imagenet").only(labels.index).subset(number, study.parameters["seed"])
-    rows = study.measure([replace(ORIGINAL, name="annotated")], images=images, models=[study.name])
-    return study.keep(error_ratios(rows, labels, FACTORS), "imagenet_x/error_ratio/{factor}_{labels}")
-
-
-def resampled(own: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
-    """Means of the losses at the largest dose and their resamples, and the names of the factors."""
-    wide = losses(own, own.model.iloc[0], share=1.0)
-    return scores.column_means(wide.to_numpy()), list(wide.columns)
+    rows = study.measure([replace(ORIGINAL, name="annotated")], images=images, models=[study.name]).set_index(
+        "sample_id"
+    )
+    ratios = error_ratios(pd.Series(1 - scores.correct(rows), rows.index), labels, FACTORS)
+    return study.keep(ratios, "imagenet_x/error_ratio/{factor}_{labels}")
