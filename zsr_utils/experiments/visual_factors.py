@@ -12,8 +12,7 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
@@ -27,11 +26,6 @@ from zsr_utils.study import Study
 Changes = tuple[tuple[str, float], ...]  # factors and their doses
 EXCLUSIVE = {"smaller": "larger", "darker": "brighter"}  # a picture has one of the two at most
 GREY = (124, 116, 104)  # of what lies outside a picture: the mean of photographs
-BLAME = {
-    "more": "more often than not the label blames what alone did not do it",
-    "less": "more often than not the label blames what did it",
-    "undecided": "whether the label is right more often than not is not decided",
-}
 
 
 @dataclass(frozen=True)
@@ -47,10 +41,6 @@ class Factor:
     unit: str
     change: Callable
     mixed: bool = False
-
-    @property
-    def middle(self) -> float:
-        return float(self.doses[len(self.doses) // 2])
 
 
 def _other(values: Sequence[str], own: str, u: float) -> str:
@@ -100,10 +90,9 @@ def picture_factors() -> tuple[Factor, ...]:
         x, how = round(shift * picture.width), {"interpolation": TF.InterpolationMode.BILINEAR, "fill": list(GREY)}
         return TF.affine(picture, angle if u < 0.5 else -angle, [x if u < 0.5 else -x, 0], scale, [0.0], **how)
 
-    def hidden(picture, dose, u):
-        width = round(dose * picture.width)
-        (copy := picture.copy()).paste(GREY, (0, 0, width, picture.height) if u < 0.5 else (picture.width - width, 0))
-        return copy
+    def hidden(p, dose, u):
+        x = round(dose * p.width)
+        return ImageOps.expand(p.crop((x, 0, *p.size)), (x, 0, 0, 0), GREY)
 
     return (
         Factor("pose", (30, 60, 90), "degrees in the plane", lambda p, d, u: moved(p, u, angle=d)),
@@ -157,7 +146,7 @@ def _after(of: Callable[[str], object], known: Mapping[str, Factor], sample_id: 
     return reduce(lambda thing, change: known[change[0]].change(thing, change[1], u), changes, of(sample_id))
 
 
-def _shown(made: Dataset, prefix: str, batch: Batch) -> Float[Tensor, "n 3 h w"]:
+def _shown(made: Dataset, prefix: str, batch: Batch) -> Tensor:
     return made.pixels([prefix + i for i in batch.sample_ids], batch.net.from_pil).to(batch.pixels.device)
 
 
@@ -170,7 +159,8 @@ def conditions(images: Dataset, pairs: Sequence[str] = ()) -> list[Condition]:
     wanted = {(n, float(d)): ((n, d),) for n, f in known.items() for d in f.doses}
     if len(pairs):
         two = [pair for pair in combinations(pairs, 2) if set(pair) not in map(set, EXCLUSIVE.items())]
-        wanted = {(f"{a}_and_{b}", 1.0): ((a, known[a].middle), (b, known[b].middle)) for a, b in two}
+        middle = {n: ((n, f.doses[len(f.doses) // 2]),) for n, f in known.items()}
+        wanted = {(f"{a}_and_{b}", 1.0): middle[a] + middle[b] for a, b in two}
     ids = [s.sample_id for s in images.samples]
     made = changed(images, {f"{n}/{d:g}/{i}": (i, changes) for (n, d), changes in wanted.items() for i in ids})
     return [Condition(n, d, partial(_shown, made, f"{n}/{d:g}/"), draws=1) for n, d in wanted]
@@ -185,35 +175,40 @@ def examples(images: Dataset, shown: Sequence[Condition]) -> tuple[list[Image.Im
 
 
 def on_grids(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with `right` (1.0 or 0.0) and `share`, dose over largest; each factor has the unchanged images too."""
+    """Rows with what an image `lost`, 1.0 where a right answer went, and `margin_lost`; `share` is dose over largest.
+
+    Each factor has the unchanged images too, at dose 0; `right` is 1.0 or 0.0.
+    """
     rows = rows.assign(right=scores.correct(rows))
     unchanged, dosed = rows[rows.severity == 0], rows[rows.severity > 0]
     every = pd.concat([*(unchanged.assign(condition=n) for n in dosed.condition.unique()), dosed], ignore_index=True)
-    return every.assign(share=every.severity / every.groupby("condition").severity.transform("max"))
+    before = every.join(
+        unchanged.set_index(["model", "sample_id"])[["right", "margin"]], ["model", "sample_id"], rsuffix="_0"
+    )
+    change = {"lost": before.right_0 - every.right, "margin_lost": before.margin_0 - every.margin}
+    return every.assign(share=every.severity / every.groupby("condition").severity.transform("max"), **change)
 
 
-def losses(rows: pd.DataFrame, model: str, column: str = "right", *, share: float | None = None) -> pd.DataFrame:
-    """What every image loses of a column by every factor, a column each: at a share of the grid, or on its average."""
-    own = rows[rows.model == model]
-    dosed = own[own.share > 0] if share is None else own[own.share == share]
-    wide = dosed.pivot_table(column, "sample_id", "condition", "mean", sort=False)
-    return wide.rsub(own[own.share == 0].drop_duplicates("sample_id").set_index("sample_id")[column], axis=0)
+def losses(rows: pd.DataFrame, model: str, *, share: float | None = None) -> pd.DataFrame:
+    """What every image lost by every factor, a column each: at a share of the grid, or on its average."""
+    part = rows[(rows.model == model) & (rows.share > 0 if share is None else rows.share == share)]
+    return part.pivot_table("lost", "sample_id", "condition", "mean", sort=False)
 
 
-def lost(rows: pd.DataFrame, column: str = "right", *, than: str = "") -> pd.DataFrame:
-    """Loss at the largest dose, a row a model and factor, image by image; strongest first.
+def lost(rows: pd.DataFrame, *, than: str = "") -> pd.DataFrame:
+    """Accuracy lost at the largest dose, a row a model and factor, image by image; strongest first.
 
     With `than`, it is the loss of the other models less that of this one. `p` is Holm's over all rows of a model.
     """
-    found, base = [], losses(rows, than, column, share=1.0) if than else 0
-    kind = {"bound": 2.0 if than else 1.0} if column == "right" else {"unit": "logits"}
-    for model in rows.model.unique():
-        if model != than:
-            wide = losses(rows, model, column, share=1.0) - base
-            each = [{**asdict(scores.paired_mean(v, **kind)), "p": scores.sign_flip(v)} for _, v in wide.items()]
-            part = pd.DataFrame(each).assign(condition=wide.columns, model=model)
-            found.append(part.assign(p=scores.holm(part.p)).sort_values("value", ascending=False, kind="stable"))
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    found, base = [], losses(rows, than, share=1.0) if than else 0
+    for model in rows.model[rows.model != than].unique():
+        wide = losses(rows, model, share=1.0) - base
+        each = [
+            asdict(scores.paired_mean(v, bound=2 if than else 1)) | {"p": scores.sign_flip(v)} for _, v in wide.items()
+        ]
+        part = pd.DataFrame(each).assign(condition=wide.columns, model=model, p=lambda t: scores.holm(t.p))
+        found.append(part.sort_values("value", ascending=False, kind="stable"))
+    return pd.concat(found, ignore_index=True)
 
 
 def interactions(rows: pd.DataFrame, both: pd.DataFrame, images: Dataset) -> pd.DataFrame:
@@ -221,15 +216,11 @@ def interactions(rows: pd.DataFrame, both: pd.DataFrame, images: Dataset) -> pd.
 
     `verdict` is Holm-corrected; where accuracy under both is not above chance, nothing is concluded.
     """
-    known, by, found = (
-        factors_of(images),
-        rows.set_index(["condition", "severity", "sample_id"]).margin.sort_index(),
-        [],
-    )
+    margins, found = rows.set_index(["condition", "severity", "sample_id"]).margin.sort_index(), []
+    middle = {n: margins[n, float(f.doses[len(f.doses) // 2])] for n, f in factors_of(images).items()}
     for name, part in both.groupby("condition", sort=False):
         a, b = name.split("_and_")
-        alone = by[a, known[a].middle] + by[b, known[b].middle] - by[a, 0.0]
-        beyond = alone - part.set_index("sample_id").margin
+        beyond = middle[a] + middle[b] - margins[a, 0.0] - part.set_index("sample_id").margin
         p = scores.sign_flip(beyond) if scores.accuracy(part).low > 1 / len(images.class_names) else np.nan
         found.append({"condition": name, **asdict(scores.paired_mean(beyond, unit="logits")), "p": p})
     table = pd.DataFrame(found).assign(p=lambda t: scores.holm(t.p))
@@ -240,11 +231,11 @@ def interactions(rows: pd.DataFrame, both: pd.DataFrame, images: Dataset) -> pd.
 def observe(study: Study, *, number: int, present: float) -> pd.DataFrame:
     """Pictures of a wide world, a row each: whether the answer is wrong, and what perfect annotators would note.
 
-    Every factor is there with one probability, independent of all others, and as far along its grid as may be. Pictures
-    are other ones than the chapter's, if there are others.
+    Factors are there with one probability, independent of each other, as far along their grids as may be; a mixed one
+    is there or not, and how unusual it looks is drawn. Pictures are other ones than the chapter's, if there are others.
 
-    Returns: By sample id 1 for every factor that is there, `top`, the one farthest along its grid (a mixed one is there
-        or not, and how unusual it looks is drawn), and 1 where an answer is wrong, `observed` and `top_factor_removed`.
+    Returns: By sample id 1 for every factor that is there, `top`, the one farthest along its grid, and 1 where an
+        answer is wrong, `observed` and `top_factor_removed`.
     """
     p, known, shares = study.parameters, factors_of(study.images), {}
     whole = load_dataset(p["dataset"], split=p["split"], classes=p["classes"], seed=p["seed"])
@@ -261,15 +252,10 @@ def observe(study: Study, *, number: int, present: float) -> pd.DataFrame:
         here = [n for n in known if shares[i][n] and n != without]
         return tuple((n, float(known[n].doses[-1] * (1 if known[n].mixed else shares[i][n]))) for n in here)
 
-    seen, removed = (
-        changed(images, {f"{prefix}{i}": (i, changes(i, without.get(i))) for i in shares})
-        for prefix, without in (("", {}), ("removed/", top))
-    )
-    shown = [
-        replace(ORIGINAL, name="observed"),
-        Condition("top_factor_removed", 1.0, partial(_shown, removed, "removed/")),
-    ]
-    rows = study.measure(shown, images=seen, models=[study.name])
+    seen = changed(images, {i: (i, changes(i)) for i in shares})
+    removed = changed(images, {f"removed/{i}": (i, changes(i, top[i])) for i in shares})
+    again = Condition("top_factor_removed", 1.0, partial(_shown, removed, "removed/"), draws=1)
+    rows = study.measure([replace(ORIGINAL, name="observed"), again], images=seen, models=[study.name])
     wrong = rows.assign(wrong=1 - scores.correct(rows)).pivot(index="sample_id", columns="condition", values="wrong")
     return table.gt(0).astype(int).assign(top=top).join(wrong)
 
@@ -278,9 +264,8 @@ def error_ratios(wrong: pd.Series, labels: pd.DataFrame, names: Sequence[str]) -
     """Error ratio of every factor by top labels alone and by all labels (column `labels`); see `error_ratio`."""
     labels = labels.loc[wrong.index]
     has = {(n, which): labels.top == n if which == "top" else labels[n] for n in names for which in ("top", "all")}
-    return pd.DataFrame(
-        [{"factor": n, "labels": w, **asdict(scores.error_ratio(wrong, h))} for (n, w), h in has.items()]
-    )
+    found = [asdict(scores.error_ratio(wrong, h)) for h in has.values()]
+    return pd.DataFrame(found, index=pd.MultiIndex.from_tuples(has, names=["factor", "labels"])).reset_index()
 
 
 def rankings(rows: pd.DataFrame, seen: pd.DataFrame, images: Dataset) -> dict[str, np.ndarray]:
@@ -299,10 +284,8 @@ def imagenet_x_ratios(study: Study, number: int) -> pd.DataFrame | str:
     """Error ratios by the labels of ImageNet-X where the data set is ImageNet; for others, why there are none."""
     if study.parameters["dataset"] != "imagenet":
         return f"ImageNet-X labels images of ImageNet, and this run saw {study.images.name}."
-    labels = imagenet_x()
+    labels = imagenet_x()  # without prototypes
     images = load_dataset("imagenet").only(labels.index).subset(number, study.parameters["seed"])
-    rows = study.measure([replace(ORIGINAL, name="annotated")], images=images, models=[study.name]).set_index(
-        "sample_id"
-    )
-    ratios = error_ratios(pd.Series(1 - scores.correct(rows), rows.index), labels, FACTORS)
+    rows = study.measure([replace(ORIGINAL, name="annotated")], images=images, models=[study.name])
+    ratios = error_ratios(pd.Series(1 - scores.correct(rows), rows.sample_id), labels, FACTORS)
     return study.keep(ratios, "imagenet_x/error_ratio/{factor}_{labels}")

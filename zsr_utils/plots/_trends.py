@@ -112,25 +112,12 @@ def paths(table: pd.DataFrame, *, x_title: str, y_title: str) -> go.Figure:
 
 
 def doses(table: pd.DataFrame, names: Sequence[str], *, x_title: str, y_title: str) -> go.Figure:
-    """Values over `share`, the dose over the largest, with a panel for each of some `condition`, a line a `model`."""
+    """Values over `share`, the dose over the largest: a panel for each `condition` named, a line a `model`."""
     shown = pd.concat([table[table["condition"] == name] for name in names])
-    up, down = shown["high"] - shown["value"], shown["value"] - shown["low"]
-    shown = shown.assign(
-        x=shown["share"], y=shown["value"], up=up, down=down, panel=shown["condition"].str.replace("_", " ")
-    )
-    labels, model = {"x": as_html(x_title), "y": as_html(y_title)}, "model" if "model" in table else None
-    figure = _facets(
-        shown,
-        model,
-        "panel",
-        4,
-        170,
-        draw=express.line,
-        markers=True,
-        error_y="up",
-        error_y_minus="down",
-        labels=labels,
-    )
+    ends = {"up": shown["high"] - shown["value"], "down": shown["value"] - shown["low"]}
+    shown = shown.assign(x=shown["share"], y=shown["value"], panel=shown["condition"].str.replace("_", " "), **ends)
+    options = {"error_y": "up", "error_y_minus": "down", "labels": {"x": as_html(x_title), "y": as_html(y_title)}}
+    figure = _facets(shown, "model", "panel", 4, 170, draw=express.line, markers=True, **options)
     return figure.update_yaxes(matches="y").update_traces(error_y={"thickness": 1, "width": 0}, marker_size=5)
 
 

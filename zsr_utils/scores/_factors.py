@@ -1,7 +1,7 @@
 """Factors and their doses: where half of the answers go, ranks and how sure they are, error ratios of annotations."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -56,9 +56,14 @@ def ranks(means: Mapping[str, Float[np.ndarray, "r k"]], names: Sequence[str]) -
 
 
 def rank_agreement(one: Float[np.ndarray, "r k"], other: Float[np.ndarray, "r k"]) -> Estimate:
-    """Spearman's correlation of two `column_means`; draws add noise to ranks, so that its interval lies low."""
-    rho = np.array([stats.spearmanr(a, b).statistic for a, b in zip(one, other)])
-    return replace(summary(np.nan_to_num(rho), one.shape[1], "1"), interval="bayesian bootstrap 95 %")
+    """Spearman's correlation of two `column_means`; its interval is the spread of the draws, put around it.
+
+    Draws add noise to ranks, so that they agree less than the ranks themselves do: they tell the width alone.
+    """
+    rho = np.nan_to_num([stats.spearmanr(a, b).statistic for a, b in zip(one, other)])
+    z = np.arctanh(np.clip(rho, -0.999, 0.999))  # Fisher's, on which a spread is the same everywhere
+    low, high = np.tanh(z[0] + np.quantile(z[1:], [0.025, 0.975]) - np.median(z[1:]))
+    return Estimate(float(rho[0]), float(low), float(high), "bayesian bootstrap 95 %", one.shape[1], "1")
 
 
 def error_ratio(wrong: Float[np.ndarray, "n"], has: Float[np.ndarray, "n"]) -> Estimate:
