@@ -18,7 +18,7 @@ RULES = (
      "adaptive_draws adaptive_pairs band_images batch_size budget_steps descent_steps draws family_images "
      "family_scenes max_steps model_pairs noisy_images observed pairs patterns per_class resamples shown spectra steps "
      "variant_images views"),
-    ("3 or more", lambda v: v >= 3, "cloud cloud_images compared fewest probes"),
+    ("3 or more", lambda v: v >= 3, "strongest cloud cloud_images compared fewest probes"),
     ("above 0", lambda v: v > 0, "adaptive_times attack_rms descent_step sigma sigmas sizes"),
     ("above 0 and below 1", lambda v: 0 < v < 1, "equal_accuracy least_accuracy margin present text_height"),
     ("0 to below 1", lambda v: 0 <= v < 1, "momentum"),
