@@ -1,14 +1,13 @@
 """Chapter 12: one thing changed at a time, in growing doses, and what annotations would make of it.
 
-A scene of Tabletop is rendered again with one factor changed; of other pictures those factors can be changed that need
-no scene. Factors have the names of ImageNet-X where it has them.
+Factors have the names of ImageNet-X where it has them.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial, reduce
+from functools import partial, reduce
 from itertools import combinations
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -51,18 +50,15 @@ def _scaled(field: str, sign: int) -> Callable:
     return lambda scene, dose, u: replace(scene, **{field: getattr(scene, field) * (1 + sign * dose)})
 
 
-@cache
 def scene_factors() -> tuple[Factor, ...]:
     """Factors of a Tabletop scene, by doses of which the last is far outside of what the family was trained on."""
-    from tabletop import KINDS
-    from tabletop.materials import COLORS
-
     mix, painted = (0.3, 0.6, 1.0), ("striped", "dotted", "checkered", "zigzag")
     made_of, degrees = ("wooden", "marble", "brick", "speckled", "camouflage"), "degrees"
+    colors, kinds = ("red", "yellow", "green", "blue", "white", "black"), ("mug", "bottle", "car", "house", "duck")
 
     def second(scene, dose, u):
         place = {"second_x": 0.65 if scene.x < 0 else -0.65, "second_z": dose - 0.8, "second_color": scene.color}
-        return replace(scene, second_kind=_other(KINDS, scene.kind, u), **place)
+        return replace(scene, second_kind=_other(kinds, scene.kind, u), **place)
 
     return (
         Factor("pose", (60, 120, 180), degrees, lambda s, d, u: replace(s, yaw=s.yaw + (d if u < 0.5 else -d))),
@@ -70,7 +66,7 @@ def scene_factors() -> tuple[Factor, ...]:
         Factor("background", mix, "share", lambda s, d, u: replace(s, setting=_other(("beach", "night"), "", u)), True),
         Factor("pattern", mix, "share", lambda s, d, u: replace(s, pattern=_other(painted, s.pattern, u)), True),
         Factor("texture", mix, "share", lambda s, d, u: replace(s, pattern=_other(made_of, s.pattern, u)), True),
-        Factor("color", mix, "share", lambda s, d, u: replace(s, color=_other(COLORS, s.color, u)), True),
+        Factor("color", mix, "share", lambda s, d, u: replace(s, color=_other(colors, s.color, u)), True),
         Factor("smaller", (0.25, 0.5, 0.75), "of the size", _scaled("size", -1)),
         Factor("larger", (0.4, 0.8, 1.2), "of the size", _scaled("size", 1)),
         Factor("partial_view", (0.5, 0.75, 1.0), "object heights", lambda s, d, u: replace(s, x=d if u < 0.5 else -d)),
@@ -82,7 +78,6 @@ def scene_factors() -> tuple[Factor, ...]:
     )
 
 
-@cache
 def picture_factors() -> tuple[Factor, ...]:
     """Factors of any picture, changed without a scene."""
 
@@ -136,13 +131,8 @@ def changed(images: Dataset, wanted: Mapping[str, tuple[str, Changes]]) -> Datas
     return Dataset(images.name, images.class_names, samples, images.templates, content)
 
 
-def _number(sample_id: str) -> float:
-    """A number in [0, 1) that a sample has for good."""
-    return int.from_bytes(hashlib.sha256(sample_id.encode()).digest()[:6], "big") / 2**48
-
-
 def _after(of: Callable[[str], object], known: Mapping[str, Factor], sample_id: str, changes: Changes):
-    u = _number(sample_id)
+    u = crc32(sample_id.encode()) / 2**32
     return reduce(lambda thing, change: known[change[0]].change(thing, change[1], u), changes, of(sample_id))
 
 
@@ -242,7 +232,7 @@ def observe(study: Study, *, number: int, present: float) -> pd.DataFrame:
     others = {s.sample_id for s in whole.samples} - {s.sample_id for s in study.images.samples}
     images = (whole.only(others) if others else whole).subset(number, p["seed"])
     for i in (s.sample_id for s in images.samples):
-        rng = np.random.default_rng([p["seed"], int(2**48 * _number(i))])
+        rng = np.random.default_rng([p["seed"], crc32(i.encode())])
         shares[i] = dict(zip(known, (1 - rng.random(len(known))) * (rng.random(len(known)) < present)))
         shares[i] |= {b: 0.0 for a, b in EXCLUSIVE.items() if shares[i][a]}
     table = pd.DataFrame(shares).T.rename_axis("sample_id")
