@@ -274,8 +274,9 @@ def imagenet_x_ratios(study: Study, number: int) -> pd.DataFrame | str:
     """Error ratios by the labels of ImageNet-X where the data set is ImageNet; for others, why there are none."""
     if study.parameters["dataset"] != "imagenet":
         return f"ImageNet-X labels images of ImageNet, and this run saw {study.images.name}."
-    labels = imagenet_x()  # without prototypes
-    images = load_dataset("imagenet").only(labels.index).subset(number, study.parameters["seed"])
+    labels, images = imagenet_x(), load_dataset("imagenet")
+    there = labels.index.intersection([s.sample_id for s in images.samples])
+    images = images.only(there).subset(number, study.parameters["seed"])
     rows = study.measure([replace(ORIGINAL, name="annotated")], images=images, models=[study.name])
     ratios = error_ratios(pd.Series(1 - scores.correct(rows), rows.sample_id), labels, FACTORS)
     return study.keep(ratios, "imagenet_x/error_ratio/{factor}_{labels}")
