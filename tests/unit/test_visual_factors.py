@@ -27,21 +27,16 @@ def dose_rows(right: list[list[int]], doses=(0.0, 1.0, 2.0, 3.0)) -> pd.DataFram
 
 def measured(margins: dict[tuple[str, float], np.ndarray], model="m") -> pd.DataFrame:
     """Rows of two classes whose answers follow the margins."""
-    rows = [
-        {"sample_id": f"s{i}", "condition": name, "severity": dose, "margin": v, "prediction": int(v < 0)}
-        for (name, dose), values in margins.items()
-        for i, v in enumerate(values)
-    ]
-    return pd.DataFrame(rows).assign(model=model, label=0)
+    rows = [(f"s{i}", *key, v, int(v < 0)) for key, values in margins.items() for i, v in enumerate(values)]
+    columns = ["sample_id", "condition", "severity", "margin", "prediction"]
+    return pd.DataFrame(rows, columns=columns).assign(model=model, label=0)
 
 
 def test_half_of_the_answers_go_between_the_doses_around_one_half():
     rows = dose_rows([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]])
     half = scores.half_dose(rows)  # 100, 100, 75, 25 % of the four that were right
     assert half.value == 2.5 and half.n == 4 and half.low <= 2.5
-
-
-def test_a_half_dose_beyond_the_grid_is_no_number_and_one_dose_is_no_curve():
+    # beyond the grid there is no number, and one dose is no curve
     assert np.isnan(scores.half_dose(dose_rows([[1, 1, 1, 1]] * 9)).value)
     few = scores.half_dose(dose_rows([[1, 1, 1, 0]] * 6 + [[1, 1, 1, 1]] * 4))
     assert few.value < 3 and few.low < few.value and np.isnan(few.high)  # some resamples do not reach it
@@ -54,10 +49,12 @@ def test_a_factor_that_does_nothing_loses_nothing_with_an_interval_of_some_width
     table = factors.lost(rows).set_index("condition")
     assert table.value.to_dict() == {"darker": 0.8, "pose": 0.0} and table.index[0] == "darker"
     assert table.low["pose"] < 0 < table.high["pose"] and table.p["pose"] == 1
-    assert rows[rows.severity == 0].groupby("condition").size().to_dict() == {"pose": 10, "darker": 10}
     other = factors.on_grids(measured({("original", 0.0): base, ("pose", 2.0): base, ("darker", 3.0): base}, "n"))
     beside = factors.lost(pd.concat([rows, other]), than="m").set_index("condition")
     assert set(beside.model) == {"n"} and beside.value.to_dict() == {"pose": 0.0, "darker": -0.8}
+    table = scores.estimates(pd.concat([rows, other]), ["condition", "share", "model"], scores.accuracy)
+    figure = plots.doses(table, ["pose", "darker"], x_title="x", y_title="y")
+    assert [n.text for n in figure.layout.annotations] == ["pose", "darker"] and len(figure.data) == 4
 
 
 @pytest.mark.parametrize(("extra", "word"), [(0, "not decided"), (1, "more than the sum"), (-1, "less than the sum")])
@@ -99,14 +96,14 @@ def test_ranks_are_sure_where_columns_are_far_apart_and_draws_always_vary():
 def test_annotations_have_one_top_factor_that_is_there_and_taking_it_away_is_seen(monkeypatch):
     """A model that is wrong wherever a picture is darker: only where that is the top label does the error go."""
     images, shown = token_pictures(400), []
+    ids = [s.sample_id for s in images.samples]
     monkeypatch.setattr(factors, "load_dataset", lambda *_, **__: images)
     monkeypatch.setattr(factors, "changed", lambda images, wanted: shown.append(wanted) or images)
 
     def measure(conditions, **_):
         dark = [[i.split("/")[-1] for i, (_, changes) in w.items() if "darker" in dict(changes)] for w in shown]
-        frames = [dict(sample_id=s.sample_id, label=0, condition=c.name, prediction=int(s.sample_id in set(d)))
-                  for c, d in zip(conditions, dark) for s in images.samples]  # fmt: skip
-        return pd.DataFrame(frames)
+        rows = [(i, c.name, int(i in set(d)), 0) for c, d in zip(conditions, dark) for i in ids]
+        return pd.DataFrame(rows, columns=["sample_id", "condition", "prediction", "label"])
 
     parameters = {"dataset": "noise", "split": "validation", "classes": 0, "seed": 0}
     study = SimpleNamespace(parameters=parameters, images=images.only(["s0"]), measure=measure, name="m")
@@ -121,7 +118,7 @@ def test_annotations_have_one_top_factor_that_is_there_and_taking_it_away_is_see
 
 def test_a_scene_is_changed_in_one_thing_and_surfaces_by_halves(module_cache):
     images = load_dataset("tabletop", limit=10)
-    i, scene = images.samples[0].sample_id, tabletop_scenes()[images.samples[0].sample_id]
+    scene = tabletop_scenes()[i := images.samples[0].sample_id]
     for f in factors.scene_factors():
         after = f.change(scene, f.doses[-1], 0.3)
         differ = {k for k, v in vars(scene).items() if vars(after)[k] != v}
@@ -132,13 +129,6 @@ def test_a_scene_is_changed_in_one_thing_and_surfaces_by_halves(module_cache):
     assert np.abs(half - (whole + none) / 2).max() <= 1.5 and np.abs(whole - none).max() > 20
     with pytest.raises(ValueError, match="cannot be changed, allowed are pictures of the split 'validation'"):
         factors.conditions(load_dataset("tabletop", split="sketch", limit=10))
-
-
-def test_doses_have_a_panel_a_factor_and_a_line_a_model():
-    table = pd.DataFrame([(c, m, s, 0.5, 0.4, 0.6) for c in "ab" for m in "xy" for s in (0, 1)])
-    table.columns = ["condition", "model", "share", "value", "low", "high"]
-    figure = plots.doses(table, ["b", "a"], x_title="x", y_title="y")
-    assert [note.text for note in figure.layout.annotations] == ["b", "a"] and len(figure.data) == 4
 
 
 def test_annotations_of_another_version_are_named(tmp_path):
@@ -156,9 +146,8 @@ def test_published_error_ratios_of_resnet_50_come_back():
     labels, log = imagenet_x(folder), pd.read_csv(LOG).set_index("file_name").predicted_class
     assert len(imagenet_x(folder, prototypes=True)) == 48_868 and len(labels) == 46_110
     assert labels.top.isna().sum() == 2 and labels.top.value_counts()[["pose", "larger"]].tolist() == [15_064, 150]
-    place = {wnid: k for k, wnid in enumerate(imagenet_classes())}
-    pairs = labels.index.str.split("/")
-    wrong = pd.Series([float(log[file] != place[wnid]) for wnid, file in pairs], labels.index)
+    place, names = {wnid: k for k, wnid in enumerate(imagenet_classes())}, labels.index.str.split("/")
+    wrong = pd.Series([float(log[file] != place[wnid]) for wnid, file in names], labels.index)
     table = factors.error_ratios(wrong, labels, FACTORS).query("labels == 'top'")
     expected = [0.695, 1.142, 0.771, 1.189, 1.497, 1.744, 1.132, 2.105, 2.394, 1.316]
     assert table.value.head(10).round(3).tolist() == expected and len(table) == 16
