@@ -87,6 +87,8 @@ def of_profile(profile: str = "", chapters: str = "", model: str = "", dataset: 
     given = {path.stem: read_parameters([path], []) for path in folder.glob("*.yaml")} if profile else {}
     known = read_chapters()
     own = {name: given.get(name, {}) for name in chosen(chapters, known)}
+    left = not_for(profile, chapters, dataset)
+    own = {name: its for name, its in own.items() if name not in left}
     common = given.get("common", {})
     usual = defaults(ROOT / "notebooks" / f"{next(iter(own))}.ipynb") | common
     try:
@@ -109,6 +111,17 @@ def of_profile(profile: str = "", chapters: str = "", model: str = "", dataset: 
         ],
     }
     return grid | ({"results": profile} if profile else {})
+
+
+def not_for(profile: str = "", chapters: str = "", dataset: str = "", **_) -> list[str]:
+    """Chapters that nobody asked for by name, and whose question the data set has no pictures for."""
+    common = ROOT / "profiles" / profile / "common.yaml"
+    known = read_chapters()
+    if chapters:
+        return []
+    usual = read_parameters([common], []) if profile and common.is_file() else {}
+    name = dataset or usual.get("dataset") or "tabletop"
+    return [chapter for chapter, entry in known.items() if name not in entry.get("datasets", [name])]
 
 
 def jobs(grid: dict) -> list[Job]:

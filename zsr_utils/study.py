@@ -12,9 +12,9 @@ from markupsafe import Markup
 
 from zsr_utils._text import markdown, unknown
 from zsr_utils.conditions import Condition, Head
-from zsr_utils.datasets import Dataset, load_dataset
+from zsr_utils.datasets import Dataset, imagenet_classes, imagenet_templates, load_dataset
 from zsr_utils.measure import Embedded, Pixels, embed, measure
-from zsr_utils.models import Model, load_model, seed_everything
+from zsr_utils.models import Model, SupervisedModel, load_model, seed_everything
 from zsr_utils.parameters import DEFAULTS, check_parameters
 from zsr_utils.prompts import prompt_set
 from zsr_utils.records import Run, parameters
@@ -81,8 +81,16 @@ class Study:
         said = [f"{models}; {len(self.images)} images, {classes} classes", self.run.caution, *self.images.notes]
         print(*filter(None, said), sep="\n")
 
-    def head(self, net: Model, templates: Sequence[str] | None = None) -> Head:
-        """The zero-shot classifier of a model for this data set's classes."""
+    def head(self, net: Model, templates: Sequence[str] | None = None, *, merged: bool | None = None) -> Head:
+        """The zero-shot classifier of a model for this data set's classes.
+
+        Args:
+            merged: Whether it answers with ImageNet's 1,000 classes, of which each class of the data set is several; by
+                default only where a model was trained with labels.
+        """
+        if self.images.merged and (isinstance(net, SupervisedModel) if merged is None else merged):
+            every = net.classifier(list(imagenet_classes().values()), imagenet_templates())
+            return Head(every, self.names, self.images.merged)
         return Head(net.classifier(self.names, templates or self.templates), self.names)
 
     def _prompts(self, name: str) -> tuple[str, ...]:
@@ -93,13 +101,14 @@ class Study:
     def measure(
         self, conditions: Sequence[Condition] | Callable[[Model], Sequence[Condition]], *,
         images: Dataset | Pixels | None = None, models: Sequence[str] | None = None, prompts: str | None = None,
-        keep: bool = True, **options,
+        merged: bool | None = None, keep: bool = True, **options,
     ) -> pd.DataFrame:  # fmt: skip
         """Rows of conditions for every model, in a column `model`; they become the chapter's rows.
 
         Args:
             conditions: Or a function that makes them for a model, such as those of its own aligned images.
             images, prompts: In place of the chapter's data set and prompt set (or `OWN_PROMPTS`).
+            merged: As for `head`.
             keep: Whether the rows are among those that the chapter leaves behind.
             options: `draws` and `detail`, as `measure.measure` takes them.
         """
@@ -108,7 +117,8 @@ class Study:
         for name in models or self.nets:
             net = self.nets[name]
             shown = conditions(net) if callable(conditions) else conditions
-            head = self.head(net, templates) if templates else self.heads[name]
+            own = not templates and merged is None
+            head = self.heads[name] if own else self.head(net, templates, merged=merged)
             rows = measure(
                 net, images or self.images, head, shown,
                 seed=self.parameters["seed"], batch_size=self.parameters["batch_size"], **options,

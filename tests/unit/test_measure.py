@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from tiny import tiny_images, tiny_model, token_model, token_pictures
 
 import zsr_utils.experiments
@@ -21,9 +22,12 @@ from zsr_utils.conditions import (
     filters,
     gaussian_noise,
     made_before,
+    without_cue,
 )  # fmt: skip
 from zsr_utils.conditions.alignment import Settings
+from zsr_utils.datasets import Dataset, Sample
 from zsr_utils.experiments import pairs, representation_drift, visual_factors
+from zsr_utils.experiments.shape_bias import Surface
 from zsr_utils.measure import COLUMNS, Pixels, embed, measure
 
 
@@ -43,6 +47,9 @@ CONTRACT = {
     "noise_detection": lambda net, images: [ORIGINAL, *gaussian_noise([2, 30], conversion="round")],
     "embedding_alignment": lambda net, images: [aligned(net, images, noise=0.0)],
     "model_trends": lambda net, images: in_balls(net, images),
+    "shape_bias": lambda net, images: [
+        ORIGINAL, *without_cue([10], [2], [2, 3]), Condition("patterned_surface", 0.5, Surface(grey(images), 0.5)),
+    ],
     "adaptive_alignment": lambda net, images: [aligned(net, images, noise=8 / 255)],
 }  # fmt: skip
 
@@ -50,6 +57,12 @@ CONTRACT = {
 def aligned(net, images, noise: float) -> Condition:
     settings = Settings(max_steps=5, noise=noise, draws=2)
     return pairs.aligned_pairs(net, images, settings, per_class=1, number=5).condition()
+
+
+def grey(images) -> Dataset:
+    """A grey picture for every sample."""
+    samples = [Sample(s.sample_id, s.label, lambda: Image.new("RGB", (96, 96), "grey")) for s in images.samples]
+    return Dataset("grey", images.class_names, samples)
 
 
 def in_balls(net, images) -> list[Condition]:

@@ -212,7 +212,7 @@ def test_chapters_that_others_wait_for_come_first():
 
 def test_a_profile_has_results_of_its_own_and_a_file_only_for_what_differs():
     found = {job.chapter: job for job in grid.jobs(grid.of_profile("imagenette", model="ViT-B-32@laion2b_s34b_b79k"))}
-    assert found.keys() == read_chapters().keys()
+    assert found.keys() == read_chapters().keys() - set(grid.not_for("imagenette"))
     first = found["01-zero-shot-baseline"]
     assert first.folder.parent == ROOT / "results" / "imagenette" / "ViT-B-32@laion2b_s34b_b79k@imagenette"
     assert first.parameters["batch_size"] == 256 and first.parameters["dataset"] == "imagenette"
@@ -282,3 +282,13 @@ def test_results_of_other_parameters_are_kept_and_run_again(small, tmp_path, mon
     (said,) = grid.make_room([job, other])
     assert said.startswith(f"{job.pair}: an earlier {job.chapter} is kept in") and not grid.differs(job)
     assert len(list(job.folder.glob("earlier/*/provenance.json"))) == 1 and (other.folder / "provenance.json").is_file()
+
+
+def test_a_chapter_without_pictures_for_its_question_is_left_out_but_for_those_who_name_it():
+    def run(**words):
+        return [job.chapter for job in grid.jobs(grid.of_profile(**words))]
+
+    shape = "13-shape-bias"
+    assert shape in run() and shape not in run(dataset="imagenet-v2") and shape not in run(profile="imagenette")
+    assert shape in grid.not_for(dataset="imagenet-v2") and not grid.not_for()
+    assert run(dataset="imagenet-v2", chapters="13") == [shape]

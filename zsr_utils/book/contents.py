@@ -19,7 +19,7 @@ LAST = ("Reference", [f"book/{page}" for page in REFERENCE.split()])
 
 
 def read_chapters(root: Path = ROOT) -> dict[str, dict]:
-    """The chapters in order, each with `numbers` and `figure`, and `needs`, `minutes`, `per_model` where given."""
+    """The chapters in order, each with `numbers` and `figure`, and what else `chapters.yaml` gives it."""
     known = read_yaml(root / "chapters.yaml")
     valid(known, SCHEMA, "chapters.yaml")
     notebooks = {path.stem for path in (root / "notebooks").glob("*.ipynb")}

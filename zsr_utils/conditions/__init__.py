@@ -7,6 +7,7 @@ from zsr_utils.conditions._bands import (
 from zsr_utils.conditions._condition import (
     ORIGINAL, Batch, Condition, Head, Seen, drift_between, made_before, margin_of, unchanged, unit_noise,
 )  # fmt: skip
+from zsr_utils.conditions._cues import without_cue
 from zsr_utils.conditions._families import PAPER, VARIANTS, Views, as_conditions, families
 from zsr_utils.conditions._geometry import Perturbation, View
 from zsr_utils.conditions._noise import gaussian_noise, random_control, sizes

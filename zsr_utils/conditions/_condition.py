@@ -44,12 +44,14 @@ class Head:
 
     weights: Float[Tensor, "k d"]  # rows of `Model.classifier`
     class_names: tuple[str, ...]  # K
+    merged: tuple[tuple[int, ...], ...] = ()  # rows of each class, K, where a class is several of them
 
     def __post_init__(self):
         if len(self.class_names) < 2:
             raise ValueError(f"{len(self.class_names)} class given, zero-shot classification needs at least two.")
-        if len(self.weights) != len(self.class_names):
-            raise ValueError(f"classifier has {len(self.weights)} rows, there are {len(self.class_names)} class names.")
+        rows = len(self.merged or self.weights)
+        if rows != len(self.class_names):
+            raise ValueError(f"classifier has {rows} rows, there are {len(self.class_names)} class names.")
 
     @torch.no_grad()
     def see(self, net: Model, pixels: Float[Tensor, "n 3 h w"], *, detail: str = "answers") -> Seen:
@@ -60,9 +62,13 @@ class Head:
 
     @torch.no_grad()
     def scores(self, net: Model, features: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        """Logits of raw embeddings, float64 on the CPU."""
+        """Logits of raw embeddings, float64 on the CPU; of merged classes the logarithm of their mean probability."""
         net.check_classifier(self.weights, features.shape[1])
-        return net.logits_of(features.to(net.device).float(), self.weights.to(net.device)).cpu().double()
+        logits = net.logits_of(features.to(net.device).float(), self.weights.to(net.device)).cpu().double()
+        if not self.merged:
+            return logits
+        each = logits.log_softmax(1)
+        return torch.stack([each[:, list(rows)].logsumexp(1) - math.log(len(rows)) for rows in self.merged], 1)
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,10 @@ SOURCES = {
         by_hand="make it from ImageNet with the code at https://github.com/rgeirhos/Stylized-ImageNet and put its "
         "folder val there",
     ),
+    "cue-conflict": Source(
+        "cue-conflict",
+        by_hand="get https://github.com/rgeirhos/texture-vs-shape and put what its folder stimuli holds there",
+    ),
 }
 NAMES = ("tabletop", *SOURCES)
 

@@ -65,6 +65,7 @@ class Dataset:
     class_names: Sequence[str]  # in label order
     samples: Sequence[Sample]
     templates: tuple[str, ...] = ("a photo of a {}",)  # default prompts
+    merged: tuple[tuple[int, ...], ...] = ()  # ImageNet's classes of each class, where a class is several of them
     content: str = ""  # how pictures are read, and what they are if they lie in no files
     left_out: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # how many by the reason, and the first
     links: int = 0  # to folders, that were followed
@@ -165,7 +166,8 @@ class Dataset:
         label_of = {old: new for new, old in enumerate(kept)}
         few = self._at([row for row, sample in enumerate(self.samples) if sample.label in label_of])
         relabelled = [replace(sample, label=label_of[sample.label]) for sample in few.samples]
-        return replace(few, samples=relabelled, class_names=[names[old] for old in kept])
+        merged = tuple(self.merged[old] for old in kept if self.merged)
+        return replace(few, samples=relabelled, class_names=[names[old] for old in kept], merged=merged)
 
     def _at(self, rows: Sequence[int]) -> "Dataset":
         samples, positions = [self.samples[row] for row in rows], [self._slot(row) for row in rows]

@@ -33,6 +33,13 @@ def tabletop_scenes(split: str = "validation") -> dict[str, "Scene"]:
     return {sample_id: Scene(**row) for sample_id, row in zip(factors.index, rows)}
 
 
+def typical_patterns() -> dict[str, str]:
+    """The surface pattern that is typical of every kind of `tabletop`; `plain` names none."""
+    from tabletop.materials import TYPICAL_PATTERN
+
+    return dict(TYPICAL_PATTERN)
+
+
 def rendered(name: str, scenes: Mapping[str, "Scene"], *, size: int = 64) -> Dataset:
     """A data set of rendered scenes, kept on disk: labels are those of `tabletop`, by the kind of object.
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from zsr_utils._text import one_of, unknown
 from zsr_utils.datasets._catalogue import EMBEDDED, HUB, NAMES, SOURCES, folder_of
+from zsr_utils.datasets._cue_conflict import cue_conflict
 from zsr_utils.datasets._dataset import Dataset, Sample
 from zsr_utils.datasets._embedded import tabletop
 from zsr_utils.datasets._folders import folder_dataset, readable
@@ -31,7 +32,7 @@ def load_dataset(
             - `tabletop`, which is part of the project;
             - `imagenette`, `imagenette-320`, `imagenette-160`, `cifar10`, `cifar100`;
             - `imagenet`, `imagenet-v2` (matched frequency), `imagenet-a`, `imagenet-r`, `imagenet-sketch`,
-              `objectnet`, `imagenet-c`, `stylized-imagenet`;
+              `objectnet`, `imagenet-c`, `stylized-imagenet`, `cue-conflict`;
             - `wds:` and a folder, or a data set of the Hugging Face hub such as `clip-benchmark/wds_imagenetv2`,
               in the layout of CLIP_benchmark;
             - a folder with one sub-folder of images a class (a WordNet id is translated), such folders in a folder
@@ -63,6 +64,8 @@ def _whole(name: str, split: str, asked: Sequence[str]) -> Dataset:
         return _cifar(name, split)
     if name == "objectnet":
         return objectnet(split)
+    if name == "cue-conflict":
+        return cue_conflict(split)
     if name in SOURCES:
         return imagenet(name, split)
     folder = Path(name.removeprefix("wds:"))
