@@ -37,7 +37,7 @@ class Factor:
 
     name: str
     doses: tuple[float, ...]  # growing
-    unit: str
+    unit: str  # empty for a mixed one
     change: Callable
     mixed: bool = False
 
@@ -63,10 +63,10 @@ def scene_factors() -> tuple[Factor, ...]:
     return (
         Factor("pose", (60, 120, 180), degrees, lambda s, d, u: replace(s, yaw=s.yaw + (d if u < 0.5 else -d))),
         Factor("viewpoint", (18, 36, 54), degrees, lambda s, d, u: replace(s, camera_elevation=s.camera_elevation + d)),
-        Factor("background", mix, "share", lambda s, d, u: replace(s, setting=_other(("beach", "night"), "", u)), True),
-        Factor("pattern", mix, "share", lambda s, d, u: replace(s, pattern=_other(painted, s.pattern, u)), True),
-        Factor("texture", mix, "share", lambda s, d, u: replace(s, pattern=_other(made_of, s.pattern, u)), True),
-        Factor("color", mix, "share", lambda s, d, u: replace(s, color=_other(colors, s.color, u)), True),
+        Factor("background", mix, "", lambda s, d, u: replace(s, setting=_other(("beach", "night"), "", u)), True),
+        Factor("pattern", mix, "", lambda s, d, u: replace(s, pattern=_other(painted, s.pattern, u)), True),
+        Factor("texture", mix, "", lambda s, d, u: replace(s, pattern=_other(made_of, s.pattern, u)), True),
+        Factor("color", mix, "", lambda s, d, u: replace(s, color=_other(colors, s.color, u)), True),
         Factor("smaller", (0.25, 0.5, 0.75), "of the size", _scaled("size", -1)),
         Factor("larger", (0.4, 0.8, 1.2), "of the size", _scaled("size", 1)),
         Factor("partial_view", (0.5, 0.75, 1.0), "object heights", lambda s, d, u: replace(s, x=d if u < 0.5 else -d)),
@@ -74,7 +74,7 @@ def scene_factors() -> tuple[Factor, ...]:
         Factor("multiple_objects", (0.4, 0.8, 1.2), "object heights", second),
         Factor("darker", (0.4, 0.6, 0.8), "of the light", _scaled("light_strength", -1)),
         Factor("brighter", (1.0, 2.0, 3.0), "of the light", _scaled("light_strength", 1)),
-        Factor("style", (1.0,), "share", lambda s, d, u: replace(s, style=_other(("cartoon", "sketch"), "", u)), True),
+        Factor("style", (1.0,), "", lambda s, d, u: replace(s, style=_other(("cartoon", "sketch"), "", u)), True),
     )
 
 
@@ -160,7 +160,8 @@ def examples(images: Dataset, shown: Sequence[Condition]) -> tuple[list[Image.Im
     """The first picture, and it under every factor in its largest dose, with captions."""
     last, first, known = {c.name: c for c in shown}, images.samples[0].sample_id, factors_of(images)
     pictures = [made.image(prefix + first) for made, prefix in (c.change.args for c in last.values())]
-    captions = [f"{n.replace('_', ' ')}\n{c.severity:g} {known[n].unit}" for n, c in last.items()]
+    doses = {n: f"\n{c.severity:g} {known[n].unit}" * (known[n].unit != "") for n, c in last.items()}
+    captions = [name.replace("_", " ") + dose for name, dose in doses.items()]
     return [images.image(first), *pictures], ["unchanged", *captions]
 
 
