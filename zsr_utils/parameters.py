@@ -13,16 +13,16 @@ DEFAULTS = {
 }  # fmt: skip
 # of a parameter, or of every item of a list: what it must be, a rule for numbers, and whose
 RULES = (
-    ("0 or more", lambda v: v >= 0, "budget_pairs budgets classes few_pairs limit number seed"),
+    ("0 or more", lambda v: v >= 0, "annotated budget_pairs budgets classes few_pairs limit number seed"),
     ("1 or more", lambda v: v >= 1,
      "adaptive_draws adaptive_pairs band_images batch_size budget_steps descent_steps draws family_images "
-     "family_scenes max_steps model_pairs noisy_images pairs patterns per_class resamples shown spectra steps "
+     "family_scenes max_steps model_pairs noisy_images observed pairs patterns per_class resamples shown spectra steps "
      "variant_images views"),
     ("above 1", lambda v: v > 1, "resolutions tiles"),
     ("0 to below 1", lambda v: 0 <= v < 1, "momentum surface"),
-    ("3 or more", lambda v: v >= 3, "cloud cloud_images compared fewest probes"),
+    ("3 or more", lambda v: v >= 3, "strongest cloud cloud_images compared fewest probes"),
     ("above 0", lambda v: v > 0, "blurs adaptive_times attack_rms descent_step sigma sigmas sizes"),
-    ("above 0 and below 1", lambda v: 0 < v < 1, "equal_accuracy least_accuracy margin text_height"),
+    ("above 0 and below 1", lambda v: 0 < v < 1, "equal_accuracy least_accuracy margin present text_height"),
     ("above -1 and below 1", lambda v: -1 < v < 1, "cosine text_cosine"),
 )  # fmt: skip
 ALLOWED = {name: (words, rule) for words, rule, names in RULES for name in names.split()}

@@ -60,7 +60,7 @@ def test_tabletop_knows_nothing_of_the_package():
         assert not any(m.startswith("zsr_utils") for m in imports(path)), path
 
 
-def test_only_the_registries_reach_into_tabletop():
+def test_only_the_registries_of_models_and_data_sets_reach_into_tabletop():
     users = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "zsr_utils").rglob("*.py")

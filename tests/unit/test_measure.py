@@ -26,7 +26,7 @@ from zsr_utils.conditions import (
 )  # fmt: skip
 from zsr_utils.conditions.alignment import Settings
 from zsr_utils.datasets import Dataset, Sample
-from zsr_utils.experiments import pairs, representation_drift
+from zsr_utils.experiments import pairs, representation_drift, visual_factors
 from zsr_utils.experiments.shape_bias import Surface
 from zsr_utils.measure import COLUMNS, Pixels, embed, measure
 
@@ -39,6 +39,9 @@ CONTRACT = {
     "representation_drift": lambda net, images: [
         *representation_drift.views(["scale", "scale_pad", "rotation", "text_random"], text_height=0.1)[::5],
         *filters([0.0, 0.3, 1.0]), *band_noise([0, 8]), *band_attacks([8], steps=2),
+    ],
+    "visual_factors": lambda net, images: [
+        *visual_factors.conditions(images)[::5], *visual_factors.conditions(images, ["pose", "color", "darker"]),
     ],
     "jacobian_spectra": lambda net, images: [ORIGINAL, aligned(net, images, noise=0.0)],
     "noise_detection": lambda net, images: [ORIGINAL, *gaussian_noise([2, 30], conversion="round")],

@@ -90,12 +90,13 @@ def objectnet(split: str) -> Dataset:
     return class_folders(root / "images", label_of, border=BORDER, templates=imagenet_templates(), **attributes)
 
 
-def imagenet_x(path: str | Path | None = None) -> pd.DataFrame:
+def imagenet_x(path: str | Path | None = None, *, prototypes: bool = False) -> pd.DataFrame:
     """ImageNet-X: how each ImageNet validation image differs from typical images of its class.
 
     Args:
-        path: Folder with the authors' files; None is `imagenet-x` in the data folder. Typical images that the
-            annotators saw for comparison are left out, as the authors do, if `prototypical_paths.csv` is there.
+        path: Folder with the authors' files; None is `imagenet-x` in the data folder.
+        prototypes: Whether to keep the typical images that annotators saw for comparison; else they are left out, as
+            the authors do, if `prototypical_paths.csv` is there.
 
     Returns:
         A frame indexed by `sample_id`, as in the data set `imagenet`: a column of 0 and 1 for each of the 16 `FACTORS`,
@@ -106,9 +107,9 @@ def imagenet_x(path: str | Path | None = None) -> pd.DataFrame:
     folder = Path(path) if path else data_folder() / "imagenet-x"
     rows, top = (_annotations(folder / f"imagenet_x_val_{which}_factor.jsonl") for which in ("multi", "top"))
     rows["top"] = top.idxmax(axis=1).where(top.any(axis=1)).reindex(rows.index)
-    prototypes = folder / "prototypical_paths.csv"
-    if prototypes.is_file():
-        shown = set(pd.read_csv(prototypes)["file_name"])
+    typical = folder / "prototypical_paths.csv"
+    if typical.is_file() and not prototypes:
+        shown = set(pd.read_csv(typical)["file_name"])
         rows = rows[[sample_id.split("/")[1] not in shown for sample_id in rows.index]]
     return rows
 
@@ -135,5 +136,9 @@ def _annotations(path: Path) -> pd.DataFrame:
             "https://github.com/facebookresearch/imagenetx."
         )
     rows, wnids = pd.read_json(path, lines=True), list(imagenet_classes())
+    if missing := {"file_name", "class", *FACTORS} - set(rows):
+        raise ValueError(
+            f"{str(path)!r} has no {min(missing)!r}: it is not the ImageNet-X of 16 factors that is known."
+        )
     ids = [f"{wnids[label]}/{file}" for label, file in zip(rows["class"], rows["file_name"])]
     return rows[list(FACTORS)].astype(int).set_index(pd.Index(ids, name="sample_id"))

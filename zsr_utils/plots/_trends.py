@@ -111,6 +111,16 @@ def paths(table: pd.DataFrame, *, x_title: str, y_title: str) -> go.Figure:
     return figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.03])
 
 
+def doses(table: pd.DataFrame, names: Sequence[str], *, x_title: str, y_title: str) -> go.Figure:
+    """Values over `share`, the dose over the largest: a panel for each `condition` named, a line a `model`."""
+    shown = pd.concat([table[table["condition"] == name] for name in names])
+    ends = {"up": shown["high"] - shown["value"], "down": shown["value"] - shown["low"]}
+    shown = shown.assign(x=shown["share"], y=shown["value"], panel=shown["condition"].str.replace("_", " "), **ends)
+    options = {"error_y": "up", "error_y_minus": "down", "labels": {"x": as_html(x_title), "y": as_html(y_title)}}
+    figure = _facets(shown, "model", "panel", 4, 170, draw=express.line, markers=True, **options)
+    return figure.update_yaxes(matches="y").update_traces(error_y={"thickness": 1, "width": 0}, marker_size=5)
+
+
 def _facets(
     table: pd.DataFrame, group: str | None, panel: str, columns: int, height: int, baseline: str = "",
     draw: Callable[..., go.Figure] = express.scatter, **options,
