@@ -449,6 +449,11 @@ def lettering(word: str) -> np.ndarray:
 CARD_HEIGHT, CARD_PER_PIXEL, CARD_Z = 0.335, 0.335 / 23, 0.80
 
 
+def card_width(word: str) -> float:
+    """How wide a card with a word is, in object heights: a blank card of that `card_width` is as large."""
+    return lettering(word).shape[1] * CARD_PER_PIXEL
+
+
 def _card(scenes, eye, rays, light, layers) -> None:
     """A label that stands in front of the object and faces the camera."""
     device = eye.device
@@ -456,7 +461,7 @@ def _card(scenes, eye, rays, light, layers) -> None:
         if scene.card is None:
             continue
         ink = torch.from_numpy(lettering(scene.card)).to(device)
-        print_half = ink.shape[1] * CARD_PER_PIXEL / 2
+        print_half = card_width(scene.card) / 2
         half = max(print_half, scene.card_width / 2)
         tilt = 0.35  # leans back, like an easel card
         t = (CARD_Z - eye[i, 2] - tilt * eye[i, 1]) / (rays[i, ..., 2] + tilt * rays[i, ..., 1])

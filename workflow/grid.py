@@ -209,15 +209,6 @@ def check_place(found: Sequence[Job], *, local: bool = True) -> None:
             )
 
 
-def check_names(found: Iterable[Job]) -> None:
-    """Refuse models and data sets that nobody knows.
-
-    Raises:
-        ValueError: With the nearest known names.
-    """
-    check_addresses(job.parameters for job in found)
-
-
 def differs(job: Job) -> bool:
     """Whether the result that is there is damaged, or of other parameters."""
     if not (job.folder / "provenance.json").is_file():
@@ -289,7 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         grid = json.load(sys.stdin) if str(options.grid) == "-" else read_yaml(options.grid)
         found = jobs(grid)
-        check_names(found)
+        check_addresses(job.parameters for job in found)
         if str(options.grid) != "-":  # the Snakefile has checked the place, and knows its executor
             check_place(found, local=False)
     except (ValueError, OSError) as error:

@@ -6,6 +6,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import cached_property
+from math import isnan
 
 import pandas as pd
 from markupsafe import Markup
@@ -21,6 +22,7 @@ from zsr_utils.records import Run, parameters
 from zsr_utils.scores import Estimate, Statistic, decide, estimates
 
 
+NOTHING = "nothing was measured that could decide it"
 OWN_PROMPTS = "own prompts of the data set"
 
 
@@ -179,7 +181,11 @@ class Study:
         return _Recorded(self.run.metrics, {})[name]
 
     def decide(self, name: str, reference: float = 0.0, *, margin: float | None = None, **words: str) -> str:
-        """The words that fit a number by `scores.decide`: `more`, `less`, `undecided`, and `same` with a margin."""
+        """The words that fit a number by `scores.decide`: `more`, `less`, `undecided`, and `same` with a margin.
+
+        A number that was not measured decides nothing, and says so whatever the words.
+        """
+        words = dict.fromkeys(words, NOTHING) if isnan(self[name].value) else words
         return words[decide(self[name], reference, margin=margin)]
 
     def say(self, text: str, **words) -> None:

@@ -67,9 +67,8 @@ def dark():
 
 @pytest.fixture(scope="module")
 def rows(images, dark):
-    made = [
-        trends.member(make(), images, {"dark": dark}, ["a {}"], **OPTIONS).assign(model=n) for n, make in MODELS.items()
-    ]
+    sets = {"dark": dark, "card": dark, "blank_card": pictures("bright", 12)}
+    made = [trends.member(make(), images, sets, ["a {}"], **OPTIONS).assign(model=n) for n, make in MODELS.items()]
     return pd.concat(made, ignore_index=True)
 
 
@@ -160,6 +159,29 @@ def test_flips_words_and_drifts_are_those_of_the_views(case):
     stayed = views[(views.family == "rotation") & ~views.flip]
     expected = stayed.groupby("sample_id").drift.mean() / views.unrelated.iloc[0]
     assert found.loc["drift/rotation"].set_index("sample_id").value.to_dict() == pytest.approx(expected.to_dict())
+
+
+def test_what_a_word_does_is_less_than_a_card_without_it_scene_by_scene(case, values):
+    _, rows, found = case
+    shown = rows[rows.condition == "original"].assign(right=lambda r: (r.prediction == r.label).astype(float))
+    word, blank = (shown[shown.part == part].set_index("sample_id") for part in ("card", "blank_card"))
+    told = trends.beyond_blank(values, 0.05).set_index(["member", "measurement"])
+    for measurement, column in zip(trends.BLANK, ("right", "margin")):
+        expected = word[column] - blank[column]
+        assert found.loc[measurement].set_index("sample_id").value.to_dict() == pytest.approx(expected.to_dict())
+        assert told.value[rows.model.iloc[0], measurement] == pytest.approx(expected.mean())
+    assert (word.margin != blank.margin).any()
+
+
+def test_a_word_is_told_from_its_card_by_the_signs_of_its_scenes():
+    values = table(always={trends.BLANK[0]: [-1] * 12, trends.BLANK[1]: [-3.0] * 12}, never={trends.BLANK[0]: [0] * 12})
+    values = pd.concat([values, table(never={trends.BLANK[1]: [0.5, -0.5] * 6})])
+    found = trends.beyond_blank(values, 0.05)
+    assert found.seen.tolist() == ["lower", "lower", "not decided", "not decided"]  # of no width is no interval
+    assert found.unit.tolist() == ["fraction", "logits"] * 2
+    words = trends.of_cards(found)
+    assert (words["name"], words["accuracy"].value, words["logits"].value) == ("always", -1, -3)
+    assert (words["a"]["lower"], words["m"]["not_decided"], words["a"]["n"]) == (1, 1, 2)
 
 
 def test_pairs_that_leave_no_clean_image_are_refused():

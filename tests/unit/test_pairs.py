@@ -1,5 +1,7 @@
 """The pairs that several chapters share, and what is particular to the chapter that aligns them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ from tiny import tiny_images, tiny_model
 
 from zsr_utils.conditions import Head, Settings, _steps
 from zsr_utils.conditions.alignment import Aligned, saved_as_png
-from zsr_utils.experiments import embedding_alignment, pairs
+from zsr_utils.experiments import embedding_alignment, jacobian_spectra, pairs
 from zsr_utils.measure import Embedded, measure
 
 
@@ -131,14 +133,54 @@ def test_what_the_pairs_are_compared_with():
     assert torch.equal(pair[0][1], saved_as_png(made_of["aligned"].pixels[0])) and len(pair[0]) == len(pair[1]) == 6
 
 
+def test_a_change_that_did_not_reach_its_goal_has_no_cost():
+    ids, reached = [f"s{i}" for i in range(8)], np.array([True] * 7 + [False])
+    rows = pd.DataFrame({"sample_id": ids, "model": "m", "condition": "aligned", "rms": [3.0] * 7 + [0.0]})
+    rows = rows.assign(**dict.fromkeys(embedding_alignment.MEASURES, rows.rms), reached=reached)
+    still = rows.assign(condition="blended", reached=False)
+    found = {}
+
+    def estimate(rows, name, statistic, by):
+        return found.setdefault(name, {k: statistic(part) for k, part in rows.groupby("condition")})
+
+    study = SimpleNamespace(name="m", estimate=estimate, number=found.__setitem__)
+    sizes = embedding_alignment.costs(study, pd.concat([rows, still], ignore_index=True))
+    assert (sizes["aligned"].value, sizes["aligned"].n) == (3, 7) and f"{sizes['blended']}" == "not measured"
+    assert found["closeness/blended_beyond_aligned"].n == 0
+
+
 def test_pairs_of_classes_that_were_not_drawn_are_blank():
     rows = pd.DataFrame({"label": [0, 0, 2], "target_label": [1, 1, 0], "rms": [1.0, 3.0, 5.0]})
     found = embedding_alignment.by_class(rows, "rms", 3)
     assert found[0, 1] == 2 and found[2, 0] == 5 and np.isnan(found).sum() == 7
 
 
-@pytest.mark.parametrize(("values", "where"), [([1, 0.4, 0.1], "falls below one half at 4"), ([1, 0.9, 0.6], "stays")])
-def test_where_half_of_the_names_are_lost(values, where):
+@pytest.mark.parametrize(
+    ("values", "half", "where"),
+    [
+        ([1, 0.4, 0.1], 0.05, "falls below one half at 4"),
+        ([1, 0.4, 0.1], 0.2, "falls below one half at 8"),  # at 4 it is not decided
+        ([1, 0.9, 0.6], 0.05, "stays above"),
+        ([1, 0.9, 0.4], 0.2, "is not decided"),
+    ],
+)
+def test_where_half_of_the_names_are_lost_is_decided_by_intervals(values, half, where):
     table = pd.DataFrame({"severity": [2.0, 4.0, 8.0], "value": values, "n": 9, "unit": "fraction", "interval": ""})
-    words = embedding_alignment.in_bounds(table.assign(low=0, high=1), table.assign(low=0, high=1))
+    table = table.assign(low=table.value - half, high=table.value + half)
+    words = embedding_alignment.in_bounds(table, table)
     assert words["where"].startswith(where) and words["last"].value == values[-1] and words["budget"] == 8
+
+
+def test_images_that_no_search_could_name_as_the_target_are_not_just_named():
+    net, found, counts = tiny_model(), made(), []
+    target = dict(zip(pairs.pair_names(found.table), found.table.target_label))
+    for steps in (1, 20):
+        given = {"batch_size": 8, "momentum": 0.3, "max_steps": steps}
+        study = SimpleNamespace(net=net, name="tiny", heads={"tiny": head(net)}, parameters=given)
+        shown = jacobian_spectra.tested(study, found)
+        assert torch.equal(shown["original"].pixels, found.sources)
+        moved = shown["just named"]
+        named = head(net).scores(net, net.encode_image(moved.pixels)).argmax(1)
+        assert named.tolist() == [target[name] for name in moved.sample_ids]
+        counts.append(len(moved))
+    assert counts[0] < counts[1] <= len(found.table)

@@ -188,6 +188,8 @@ def test_drift_ratio_in_closed_form():
     by_model = pd.concat([control.assign(model="m"), control.assign(model="other", distance=9.0)])
     assert scores.relative_to(by_model)(FOUR.assign(model="m")).value == scores.relative_to(control)(FOUR).value
     assert scores.relative_to(control.assign(sample_id=["x", "y"]))(FOUR).n == 0
+    none = FOUR.assign(model="m").head(0)  # as of changed answers where all stayed
+    assert scores.relative_to(by_model)(none).n == 0
 
 
 def test_views_that_change_the_answer_are_compared_within_images():

@@ -43,6 +43,14 @@ def changed(gained: int, lost: int, n: int) -> scores.Estimate:
     return scores.paired_difference(before, after)
 
 
+def test_a_median_of_fewer_than_six_images_has_no_interval():
+    """All of n images lie on one side of the median with a chance of 2 / 2^n: below 5 % from six on."""
+    rows = pd.DataFrame({"sample_id": list("aabcdef"), "rms": [1.0, 9.0, 2.0, 3.0, 4.0, 5.0, 6.0]})
+    five, six = (scores.median_of("rms", "grey levels")(part) for part in (rows.head(6), rows))
+    assert five.value == 3.5 and "no interval" in f"{five}" and scores.decide(five) == "undecided"
+    assert six.low < six.value == 4 < six.high
+
+
 def test_paired_interval_is_narrower_than_the_unpaired_one():
     rng = np.random.default_rng(1)
     before = (rng.random(400) < 0.7).astype(float)
@@ -116,8 +124,8 @@ def test_bootstrap_of_a_mean_agrees_with_the_normal_interval():
 
 def test_a_bootstrap_draws_as_many_as_there_are():
     """Two values: the mean of n draws is a binomial count, whose quantiles are known; of n - 1 draws it is another."""
-    e = scores.bootstrap(np.mean, np.array([0.0, 1.0] * 2), resamples=20_000)
-    low, high = stats.binom.ppf([0.025, 0.975], 4, 0.5) / 4
+    e = scores.bootstrap(np.mean, np.array([0.0, 1.0] * 3), resamples=20_000)
+    low, high = stats.binom.ppf([0.025, 0.975], 6, 0.5) / 6
     assert (e.low, e.high) == (low, high)
     spread = []
     scores.bootstrap(lambda v: spread.append(len(v)) or 0.0, np.arange(7.0), resamples=3, unit="number")
@@ -225,6 +233,8 @@ def test_what_no_sample_tells_is_not_measured():
     ]
     for estimate in missing:
         assert f"{estimate:pct}" == "not measured" and scores.decide(estimate) == "undecided" and estimate.n == 0
+    still = scores.bootstrap(np.mean, np.zeros(20), unit="grey levels")  # resamples of one value have no width
+    assert f"{still:.1f}" == "0.0 [no interval, n = 20]"
     one = scores.mean_of("x", "grey levels")(rows)
     assert (one.value, f"{one:.1f}", scores.decide(one)) == (1, "1.0 [no interval, n = 1]", "undecided")
 

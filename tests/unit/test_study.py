@@ -99,6 +99,8 @@ def test_sentences_take_recorded_numbers_and_words_chosen_by_a_rule(open_tiny, m
         study.say("{a/b:pct} of {n}: {verdict}", n=10, verdict=study.decide("a/b", reference, **words))
         assert said[-1] == f"20.0 % [{100 * low:.1f}, {100 * high:.1f}] of 10: {expected}"
     assert study.decide("a/b", margin=1, same="the same", **words) == "the same"
+    study.number("a/none", scores.not_measured())
+    assert study.decide("a/none", **words) == "nothing was measured that could decide it"
     with pytest.raises(ValueError, match="Unknown recorded number 'a/c': nearest known names are a/b"):
         study.say("{a/c:pct}")
 

@@ -155,7 +155,7 @@ def test_a_results_folder_that_cannot_be_written_is_told_before_anything_runs(sm
 
 def test_the_grid_that_comes_with_the_project_is_right():
     found = grid.jobs(read_yaml(ROOT / "workflow" / "sweep.yaml"))
-    grid.check_names(found)
+    grid.check_addresses(job.parameters for job in found)
     assert [job.folder.relative_to(ROOT / "results").as_posix() for job in found] == [
         f"sweep/{model}@tabletop/01-zero-shot-baseline" for model in ("tabletop-base", "tabletop-conv")
     ]
@@ -183,7 +183,7 @@ def test_a_grid_file_that_cannot_be_read_is_one_sentence(tmp_path, capsys):
 )
 def test_unknown_names_are_told_with_the_nearest_ones(small, changes, words):
     with pytest.raises(ValueError, match=words):
-        grid.check_names(grid.jobs(small | changes))
+        grid.check_addresses(job.parameters for job in grid.jobs(small | changes))
 
 
 def test_the_book_of_the_defaults_is_every_chapter_with_one_model():

@@ -10,5 +10,5 @@ from zsr_utils.conditions._condition import (
 from zsr_utils.conditions._cues import without_cue
 from zsr_utils.conditions._families import PAPER, VARIANTS, Views, as_conditions, families
 from zsr_utils.conditions._geometry import Perturbation, View
-from zsr_utils.conditions._noise import gaussian_noise, random_control, sizes
+from zsr_utils.conditions._noise import gaussian_noise, random_control, rms, sizes
 from zsr_utils.conditions._steps import Settings

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -49,10 +50,15 @@ def gaussian_noise(sigmas: Sequence[float], *, conversion: str = "float") -> lis
     return [Condition("gaussian_noise", sigma, Noise(float(sigma), conversion).change) for sigma in sigmas]
 
 
+def rms(before: Float[Tensor, "n 3 h w"], after: Float[Tensor, "n 3 h w"]) -> Float[np.ndarray, "n"]:
+    """RMS of the change of every image, in grey levels."""
+    return (255 * (after - before).flatten(1).double()).square().mean(1).sqrt().cpu().numpy()
+
+
 def sizes(batch: Batch, seen: Seen) -> dict:
     """Facts of a change of pixels: `rms` and `linf`, in grey levels."""
     change = 255 * (seen.pixels - batch.pixels).flatten(1).double()
-    return {"rms": change.square().mean(1).sqrt().cpu().numpy(), "linf": change.abs().amax(1).cpu().numpy()}
+    return {"rms": rms(batch.pixels, seen.pixels), "linf": change.abs().amax(1).cpu().numpy()}
 
 
 def random_control(

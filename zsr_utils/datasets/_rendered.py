@@ -1,7 +1,7 @@
 """Tabletop scenes, changed and rendered when they are asked for: the same still life with one thing different."""
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,14 @@ def tabletop_scenes(split: str = "validation") -> dict[str, "Scene"]:
     names = [f.name for f in fields(Scene) if f.name in factors]
     rows = factors[names].astype(object).where(factors[names].notna(), None).to_dict("records")
     return {sample_id: Scene(**row) for sample_id, row in zip(factors.index, rows)}
+
+
+def blank_cards(ids: Sequence[str]) -> Dataset:
+    """Pictures of the split `card` once more, by their ids, with nothing on the card: what a word does beyond it."""
+    from tabletop.render import card_width
+
+    scenes = tabletop_scenes("card")
+    return rendered("blank_card", {i: replace(s := scenes[i], card="", card_width=card_width(s.card)) for i in ids})
 
 
 def typical_patterns() -> dict[str, str]:

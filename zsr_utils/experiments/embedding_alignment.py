@@ -21,7 +21,11 @@ from zsr_utils.scores import Estimate, decide, estimate_of, mean_of, median_of, 
 
 
 INVISIBLE = 8.0  # grey levels: the bound on every pixel of a change that attacks usually call invisible
-VISIBILITY = {"more": "beyond", "less": "within", "undecided": "about"}
+VISIBILITY = {
+    "more": "beyond the 8 that are usually called invisible",
+    "less": "within the 8 that are usually called invisible",
+    "undecided": "whether that is within the 8 that are usually called invisible is not decided",
+}
 DIRECTION = {"more": "the direction counts", "less": "it does more", "undecided": "what counts is not decided"}
 SHORTER = {
     "more": "alignment goes less far",
@@ -119,9 +123,11 @@ def shares(study, originals: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def costs(study, rows: pd.DataFrame) -> pd.DataFrame:
-    """Median size of every change but the random one, which is as large as the aligned one; all are kept as numbers."""
-    rows, by = rows[rows.condition != "random_direction"], ["condition"]
-    own = [rows[(rows.model == study.name) & (rows.condition == way)] for way in ("aligned", "blended")]
+    """Median size of every change that met its goal, but the random one, as large as the aligned; kept as numbers."""
+    rows, by = rows[rows.condition != "random_direction"].copy(), ["condition"]
+    rows.loc[~rows.reached, list(MEASURES)] = np.nan
+    met = rows[(rows.model == study.name) & rows.reached]
+    own = [met[met.condition == way] for way in ("aligned", "blended")]
     study.number("closeness/blended_beyond_aligned", paired_change(*own, "rms", unit="grey levels"))
     tables = {m: study.estimate(rows, f"closeness/{m}", median_of(m, unit), by) for m, unit in MEASURES.items()}
     return tables["rms"]
@@ -163,8 +169,10 @@ def by_class(rows: pd.DataFrame, column: str, classes: int) -> Float[np.ndarray,
 
 def in_bounds(kept: pd.DataFrame, hit: pd.DataFrame) -> dict:
     """Words for shares of pairs by bound: where fewer than half keep their name, and what the largest bound does."""
-    below = kept.severity[kept.value < 0.5]
-    where = f"falls below one half at {below.min():g} grey levels" if len(below) else "stays above one half"
+    sides = [decide(estimate_of(row), 0.5) for row in kept.sort_values("severity").itertuples()]
+    below = kept.severity.sort_values()[[side == "less" for side in sides]]
+    where = "stays above one half" if set(sides) == {"more"} else "is not decided to fall below one half"
+    where = f"falls below one half at {below.min():g} grey levels" if len(below) else where
     last, named = (estimate_of(table.loc[table.severity.idxmax()]) for table in (kept, hit))
     return {"where": where, "budget": kept.severity.max(), "last": last, "named": named}
 

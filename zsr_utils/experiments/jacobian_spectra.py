@@ -1,6 +1,7 @@
 """Chapter 03: singular values of the encoder's Jacobian, and where its linear account ends."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -108,32 +109,40 @@ def reaches(errors: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([found, still], ignore_index=True) if len(still) else found
 
 
-def just_named(study: Study, pairs: Pairs) -> Float[Tensor, "n 3 h w"]:
-    """The sources moved until they are just named as the target: where noise decides, a prediction can fail."""
+def tested(study: Study, pairs: Pairs) -> dict[str, Pixels]:
+    """The sources, and those that could be moved until they are just named as the target: there a prediction can fail.
+
+    None is `just named` where the search reached no other answer.
+    """
     goal = Answer(study.net, study.heads[study.name].weights, torch.tensor(pairs.table.target_label.to_numpy()))
-    names, size, settings = pair_names(pairs.table), study.parameters["batch_size"], settings_of(study)
-    return saved_as_png(align(study.net, pairs.sources, goal, settings, names=names, batch_size=size, keep=True).pixels)
+    names, size = pair_names(pairs.table), study.parameters["batch_size"]
+    settings = replace(settings_of(study), eight_bit=True)
+    ends = align(study.net, pairs.sources, goal, settings, names=names, batch_size=size, keep=True)
+    every = {"original": (pairs.sources, np.arange(len(names)))}
+    every["just named"] = saved_as_png(ends.pixels), np.flatnonzero(ends.reached)
+    labels = pairs.table.label.to_numpy()
+    return {k: Pixels([names[i] for i in at], labels[at], pixels[at]) for k, (pixels, at) in every.items() if len(at)}
 
 
 def flips_by_noise(
-    study: Study, pairs: Pairs, images: Mapping[str, Float[Tensor, "n 3 h w"]], sigmas: Sequence[float], draws: int,
-    probes: int,
+    study: Study, images: Mapping[str, Pixels], known: Mapping[str, jacobian.Spectra], sigmas: Sequence[float],
+    draws: int, probes: int,
 ) -> pd.DataFrame:  # fmt: skip
     """How often noise changes the answer: predicted to first and to second order, and measured, image by image.
 
-    Images are given by kind, one a pair. Rows have `sample_id`, `kind`, `sigma` (grey levels), `measured`, and for each
-    of `scores.ACCOUNTS` a row with that `account`, `predicted` (lower bound) and `at_most` (upper bound).
+    Images are given by kind, spectra that are `known` too. Rows have `sample_id`, `kind`, `sigma` (grey levels),
+    `measured`, and one for each of `scores.ACCOUNTS`, with that `account`, `predicted` (lower bound) and `at_most`.
     """
-    net, head, frames = study.net, study.heads[study.name], []
-    names, levels = pair_names(pairs.table), [s / 255 for s in sigmas]
-    for kind, pixels in images.items():
-        shown = Pixels(names[: len(pixels)], pairs.table.label.to_numpy()[: len(pixels)], pixels)
+    net, head, frames, levels = study.net, study.heads[study.name], [], [s / 255 for s in sigmas]
+    for kind, shown in images.items():
+        pixels = shown.pixels
         rows = study.measure(gaussian_noise(sigmas), images=shown, models=[study.name], draws=draws, keep=False)
         flips = (rows.prediction != rows.clean_prediction).groupby([rows.sample_id, rows.severity]).mean()
-        options, gram = {"sample_ids": shown.sample_ids}, jacobian.spectra(net, pixels).gram
+        spectra, options = known.get(kind) or jacobian.spectra(net, pixels), {"sample_ids": shown.sample_ids}
+        gram = spectra.gram[: len(shown)]
         curvature = jacobian.second_order(net, pixels, probes, seed=study.parameters["seed"], **options)
-        for account, known in zip(scores.ACCOUNTS, (None, curvature)):
-            found = jacobian.flip_prediction(net, pixels, gram, head.weights, levels, curvature=known, **options)
+        for account, second in zip(scores.ACCOUNTS, (None, curvature)):
+            found = jacobian.flip_prediction(net, pixels, gram, head.weights, levels, curvature=second, **options)
             found["sigma"] = np.tile([float(s) for s in sigmas], len(pixels))
             found["measured"] = [flips[row.sample_id, row.sigma] for row in found.itertuples()]
             found = found.rename(columns={"flip": "predicted", "flip_at_most": "at_most"})
@@ -159,12 +168,6 @@ def medians(study: Study, rows: pd.DataFrame) -> None:
     for quantity in QUANTITIES:
         unit = scores.JACOBIAN_UNITS.get(quantity, "ratio")
         study.estimate(own, f"jacobian/{quantity}", scores.median_of(quantity, unit), ["condition"])
-
-
-def attack_size(pairs: Pairs) -> scores.Estimate:
-    """Median RMS of the change that aligns, in grey levels."""
-    rms = 255 * (pairs.pixels - pairs.sources).flatten(1).double().square().mean(1).sqrt().numpy()
-    return scores.median_of("rms", "grey levels")(pd.DataFrame({"sample_id": pairs.table.sample_id, "rms": rms}))
 
 
 def how_linear(study: Study) -> str:

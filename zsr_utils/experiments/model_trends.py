@@ -15,12 +15,20 @@ from zsr_utils._progress import progress
 from zsr_utils._text import markdown
 from zsr_utils.conditions import ORIGINAL, Head, gaussian_noise, made_before
 from zsr_utils.conditions.alignment import Settings, saved_as_png
-from zsr_utils.datasets import PUBLISHED_IMAGES, Dataset, claims, published
+from zsr_utils.datasets import (
+    PUBLISHED_IMAGES,
+    Dataset,
+    blank_cards,
+    claims,
+    load_dataset,
+    published,
+    tabletop_splits,
+)  # fmt: skip
 from zsr_utils.experiments import representation_drift as drift
 from zsr_utils.experiments.pairs import aligned_pairs, in_balls
 from zsr_utils.measure import Pixels, measure
 from zsr_utils.models import Model, load_model, resolve_device, training
-from zsr_utils.scores import Estimate, decide, holm, paired_changes, proportion, trends
+from zsr_utils.scores import Estimate, decide, estimate_of, holm, paired_changes, proportion, trends
 
 
 SHIFTS = {
@@ -36,14 +44,16 @@ CEILING = 0.98  # shares that both lie above it, or as near to 0, leave no room 
 DRIFTS = ("scale_pad", "rotation", "text_semantic")  # families of which the drift is kept
 UNITS = {
     "alignment/rms": "grey levels", "jacobian/sensitivity": "ratio", "jacobian/effective_rank": "directions",
-    "margin/validation": "logits", **{f"drift/{family}": "ratio" for family in DRIFTS},
+    "margin/validation": "logits", "word_beyond_blank/margin": "logits",
+    **{f"drift/{family}": "ratio" for family in DRIFTS},
 }  # fmt: skip
 DUPLICATES = {
     "more": "room for near-duplicates to carry a part of it",
     "less": "no sign that near-duplicates of test images carry it",
     "undecided": "no decision whether near-duplicates carry a tenth of it",
 }
-DIFFERENCE = "stability/word_beyond_box"  # a measurement that is itself a difference of shares
+BLANK = "word_beyond_blank/accuracy", "word_beyond_blank/margin"  # a wrong name on a card, less a blank card
+DIFFERENCES = ("stability/word_beyond_box", BLANK[0])  # measurements that are themselves differences of shares
 
 
 class Published:
@@ -224,6 +234,12 @@ def by_words(words: Mapping[str, str]) -> str:
     )
 
 
+def shifted_sets(limit: int, seed: int) -> dict[str, Dataset]:
+    """The shifted sets of Tabletop, so many scenes each, and `blank_card`: the scenes of `card` without the word."""
+    sets = {s: load_dataset("tabletop", split=s, limit=limit, seed=seed) for s in tabletop_splits()[1:]}
+    return sets | {"blank_card": blank_cards([sample.sample_id for sample in sets["card"].samples])}
+
+
 def member(
     net: Model, images: Dataset, shifted: Mapping[str, Dataset], templates: Sequence[str], *,
     pairs: int = 16, budgets: Sequence[float] = (4,), steps: int = 8, spectra: int = 2, sigma: float = 4,
@@ -309,11 +325,14 @@ def measurements(rows: pd.DataFrame) -> pd.DataFrame:
     - `noise/auroc`: share of clean images that drift less under noise than this aligned one;
     - `stability/flips`: share of an image's views whose answer changed, and `stability/word_beyond_box`, the share
       under a written name less that under the empty box in its place;
+    - `word_beyond_blank/accuracy` and `word_beyond_blank/margin`: under a wrong name on a card (set `card`), less under
+      a blank card of its size (set `blank_card`);
     - `drift/<family>`: drift of views with unchanged answer over the mean distance of unrelated images.
     """
     right, flip = rows.prediction == rows.label, rows.prediction != rows.clean_prediction
     original, views, spectra = rows.condition == "original", rows.part == "views", rows.part == "jacobian"
     word = rows.family.map({"text_semantic": 2, "text_empty": -2})  # as many views each: their mean is the difference
+    card = rows.part.map({"card": 2, "blank_card": -2})
     parts = [
         (original, "accuracy/" + rows.part, right),
         (original & (rows.part == "validation"), "margin/" + rows.part, rows.margin),
@@ -323,7 +342,9 @@ def measurements(rows: pd.DataFrame) -> pd.DataFrame:
         (spectra, "jacobian/effective_rank", rows.effective_rank),
         (rows.part == "noise_aligned", "noise/auroc", _below(rows)),
         (views, "stability/flips", flip),
-        (views & word.notna(), DIFFERENCE, word * flip),
+        (views & word.notna(), DIFFERENCES[0], word * flip),
+        (card.notna(), BLANK[0], card * right),
+        (card.notna(), BLANK[1], card * rows.margin),
         (views & ~flip & rows.family.isin(DRIFTS), "drift/" + rows.family.astype(str), rows.drift / rows.unrelated),
     ]
     keys = ["model", "measurement", "sample_id"]
@@ -356,7 +377,7 @@ def changes(values: pd.DataFrame, margin: float) -> pd.DataFrame:
     keys = ["member", "measurement"]
     means = values.groupby([*keys, "model"]).value.mean()
     runs = means.groupby(keys).agg(runs="count", between_runs="std")
-    bounds = dict.fromkeys(set(values.measurement) - set(UNITS), 1.0) | {DIFFERENCE: 2.0}
+    bounds = dict.fromkeys(set(values.measurement) - set(UNITS), 1.0) | dict.fromkeys(DIFFERENCES, 2.0)
     (default, base), *others = values.groupby("member", sort=False)
     tables = [paired_changes(base, other, "measurement", bounds=bounds).assign(member=name) for name, other in others]
     table = pd.concat(tables, ignore_index=True).join(runs, on=keys)
@@ -365,6 +386,23 @@ def changes(values: pd.DataFrame, margin: float) -> pd.DataFrame:
     both = [(means[member, m], means[default, m]) for member, m in zip(table.member, table.measurement)]
     table[["run_low", "run_high", "run_p"]] = [_between_runs(*pair) for pair in both]
     return _seen(table, margin)
+
+
+def beyond_blank(values: pd.DataFrame, margin: float) -> pd.DataFrame:
+    """What a wrong name does beyond a blank card, in every model by itself, scene by scene: a table as of `changes`."""
+    some = [(m, v) for m, v in values[values.measurement.isin(BLANK)].groupby("model", sort=False)]
+    bounds = {BLANK[0]: 1.0}
+    found = [paired_changes(v.assign(value=0.0), v, "measurement", bounds=bounds).assign(member=m) for m, v in some]
+    table = pd.concat(found, ignore_index=True)
+    return _seen(table.assign(unit=table.measurement.map(UNITS).fillna("fraction")), margin)
+
+
+def of_cards(table: pd.DataFrame) -> dict:
+    """Words for `beyond_blank`: the first model's two differences, and how many models have which."""
+    parts = [table[table.measurement == measurement] for measurement in BLANK]
+    accuracy, logits = (estimate_of(part.iloc[0]) for part in parts)
+    a, m = (counts(part.seen) for part in parts)
+    return {"name": table.member.iloc[0], "accuracy": accuracy, "logits": logits, "a": a, "m": m}
 
 
 def _between_runs(other: pd.Series, base: pd.Series) -> tuple[float, float, float]:
@@ -379,7 +417,7 @@ def _seen(table: pd.DataFrame, margin: float) -> pd.DataFrame:
     """Differences with the `p_holm` of this table, and what is seen."""
     both, share = table[["base", "other"]], table.unit == "fraction"
     ends = (both.min(axis=1) >= CEILING) | (both.max(axis=1) <= 1 - CEILING)
-    full = share & (table.measurement != DIFFERENCE) & ends
+    full = share & ~table.measurement.isin(DIFFERENCES) & ends
     table = table.assign(p_holm=holm(table.p.mask(full)))
     same, sure = share & (table.low > -margin) & (table.high < margin), table.p_holm < 0.05
     cases = [full, same, sure & (table.low > 0), sure & (table.high < 0)]

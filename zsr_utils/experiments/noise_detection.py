@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zsr_utils import jacobian, scores
 from zsr_utils._text import markdown, one_of
-from zsr_utils.conditions import Batch, Condition, Seen, gaussian_noise, random_control
+from zsr_utils.conditions import Batch, Condition, Seen, gaussian_noise, random_control, rms
 from zsr_utils.conditions.alignment import Answer, Match, Settings, align, saved_as_png
 from zsr_utils.datasets import Dataset
 from zsr_utils.experiments.pairs import Pairs, pair_names
@@ -42,14 +42,15 @@ DRIFTS = {
     "undecided": "aligned images are not told from clean ones by their drift",
 }
 MADE = {
-    "named": "moved only until they are named as another class",
-    "aligned": "given the embedding of an image of another class",
+    "named": "moved only to be named as another class",
+    "aligned": "moved to the embedding of an image of another class",
 }
+HARDLY = 0.05  # of a share: so much more often than clean images are flagged, at most
 EVADES = {
     "more": "who averages over noise is found more often",
     "less": "who averages over noise is found less often",
     "undecided": "whether averaging over noise hides a change is not decided",
-    "nothing": "the plain attacker is found no more often than clean images are flagged: there was nothing to hide",
+    "nothing": "the plain attacker is found hardly more often than clean images are flagged: there is nothing to hide",
     "unclear": "that the plain attacker is found more often than clean images are flagged is not decided",
 }
 NORMAL = {
@@ -117,7 +118,7 @@ def control(study: Study, kind: Kind) -> Kind:
     """The sources of a kind, each changed as much as there, in a random direction."""
     sources, seed = study.images.pixels(kind.known.source_id, study.net.from_pil), study.parameters["seed"]
     pixels = random_control(kind.images.sample_ids, sources, kind.images.pixels, seed=seed)
-    known = kind.known.assign(rms=_rms(sources, pixels))
+    known = kind.known.assign(rms=rms(sources, pixels))
     return Kind("random control", replace(kind.images, pixels=pixels), known)
 
 
@@ -194,7 +195,7 @@ def evades(evasion: Estimate, excess: Estimate) -> str:
     """The words that fit a difference in the share found, where plain images may not be found at all."""
     outcome = decide(evasion)
     if outcome != "more" and decide(excess) != "more":
-        outcome = "unclear" if excess.value > 0 else "nothing"
+        outcome = "nothing" if excess.high < HARDLY else "unclear"
     return EVADES[outcome]
 
 
@@ -253,9 +254,5 @@ def models_in_words(table: pd.DataFrame) -> str:
 def _kind(name: str, ids: Sequence[str], table: pd.DataFrame, sources: Tensor, pixels: Tensor) -> Kind:
     """`table` has a row an image: `sample_id` (of its source), `label`, `target_label`."""
     shown = saved_as_png(pixels)
-    known = table[["target_label"]].assign(source_id=table.sample_id, rms=_rms(saved_as_png(sources), shown))
+    known = table[["target_label"]].assign(source_id=table.sample_id, rms=rms(saved_as_png(sources), shown))
     return Kind(name, Pixels(list(ids), np.array(table.label), shown), known.set_index(pd.Index(ids)))
-
-
-def _rms(sources: Tensor, pixels: Tensor) -> np.ndarray:
-    return (255 * (pixels - sources).flatten(1).double()).square().mean(1).sqrt().numpy()

@@ -9,6 +9,7 @@ import scipy
 
 
 Z = float(scipy.stats.norm.ppf(0.975))
+FEW = 6  # 2 / 2^n is below 5 % from here on
 AT_ONCE = 2**22  # numbers of a column drawn at once
 
 
@@ -122,7 +123,8 @@ def bootstrap(
     The rows are drawn together, so a difference between two columns is a paired difference. With `groups`, whole groups
     are drawn, such as all pairs of one source image. Without, a statistic that has a parameter `axis`, as those of
     numpy, sees many resamples at once. A column of fractions that are all the same gives resamples no width: its
-    interval is Wilson's for as many trials as there are draws. Of a single draw anything else has no interval.
+    interval is Wilson's for as many trials as there are draws. Anything else that is all the same has no interval, nor
+    have fewer than six draws: all of them lie on one side of what is true with a chance above 5 %.
 
     Source: Efron (1979).
     """
@@ -156,8 +158,8 @@ def bootstrap(
     trials = n if members is None else len(members)
     if same and unit == "fraction" and 0 <= value <= 1:
         (low, high), label = wilson(value, trials), f"wilson 95 % of {trials}, no variation"
-    elif trials == 1:
-        low, high, label = np.nan, np.nan, "none of a single draw"
+    elif trials < FEW or same:
+        low, high, label = np.nan, np.nan, f"none of fewer than {FEW} or without variation"
     return Estimate(value, float(low), float(high), label, n, unit)
 
 
@@ -167,7 +169,7 @@ def paired_difference(before: np.ndarray, after: np.ndarray, *, seed: int = 0, u
     For fractions that are 0 or 1 the interval is Tango's, which has width even if no sample changed; otherwise it is a
     paired bootstrap. If all samples change by the same number, a bootstrap has no width: then the interval is Tango's
     for as many samples without a change, times the largest change there can be: 1 for fractions, else the range of the
-    values and 0. Only where every value is 0 of an unknown scale, no width is left.
+    values and 0. Only where every value is 0 of an unknown scale, there is no interval.
 
     Source: Tango (1998) for the score interval of paired shares; its use without variation is this project's.
     """
@@ -184,6 +186,7 @@ def paired_difference(before: np.ndarray, after: np.ndarray, *, seed: int = 0, u
         return found
     largest = 1.0 if shares else float(np.ptp([0, *both]))
     low, high = (max(-largest, min(largest, found.value + largest * end)) for end in _tango(0, 0, n))
+    low, high = (low, high) if largest else (np.nan, np.nan)
     return replace(found, low=low, high=high, interval=f"tango 95 % of {n}, no variation (paired)")
 
 

@@ -132,14 +132,19 @@ def mean_of(column: str, unit: str) -> Statistic:
 
 
 def median_of(column: str, unit: str) -> Statistic:
-    """Median of a column over all rows; the interval draws images.
+    """Median of a column over all rows that have a number; the interval draws images.
 
     Examples:
         >>> rows = pd.DataFrame({"sample_id": list("aab"), "rms": [1.0, 3.0, 4.0]})
         >>> median_of("rms", "grey levels")(rows).value
         3.0
     """
-    return lambda rows: bootstrap(np.median, rows[column].to_numpy(float), groups=rows.sample_id, unit=unit)
+
+    def median(rows: pd.DataFrame) -> Estimate:
+        rows = rows[rows[column].notna()]
+        return bootstrap(np.median, rows[column].to_numpy(float), groups=rows.sample_id, unit=unit)
+
+    return median
 
 
 def paired_change(one: pd.DataFrame, other: pd.DataFrame, column: str, *, unit: str = "fraction") -> Estimate:
@@ -177,8 +182,8 @@ def _flips(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 def _matched(rows: pd.DataFrame, control: pd.DataFrame, drift: str) -> tuple[np.ndarray, np.ndarray]:
     for column in ("model", "layer"):
-        if column in control and column in rows and len(rows):
-            control = control[control[column] == rows[column].iloc[0]]
+        if column in control and column in rows:
+            control = control[control[column].isin(rows[column])]
     means = rows.groupby("sample_id", sort=False)[drift].mean()
     both = pd.concat([means, control.set_index("sample_id").distance], axis=1, join="inner").dropna()
     return both[drift].to_numpy(), both.distance.to_numpy()
