@@ -1,6 +1,6 @@
-"""The corruptions of ImageNet-C and the sequences of ImageNet-P, drawn on the fly for any image.
+"""The corruptions of ImageNet-C and the sequences of ImageNet-P, made on the fly for any image.
 
-All of it works on whole batches; what is random comes from a generator for every sample id, the same at every severity.
+Whole batches are changed at once; what is random comes from a generator for every sample id.
 """
 
 import io
@@ -17,64 +17,24 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from zsr_utils._text import one_of
+from zsr_utils._text import one_of, read_yaml
 from zsr_utils.conditions._condition import Batch, Condition, generator, unchanged
 
 
+# by name, size in pixels and severity
+PARAMETERS = read_yaml(Path(__file__).resolve().parents[2] / "data" / "published" / "corruptions.yaml")
+CORRUPTIONS = tuple(PARAMETERS)
 SEVERITIES = (1, 2, 3, 4, 5)
-# parameters of severities 1 to 5: Tiny-ImageNet-C's at 64 px, ImageNet-C's at 224 px
-PUBLISHED = {
-    "gaussian_noise": {64: (0.04, 0.08, 0.12, 0.15, 0.18), 224: (0.08, 0.12, 0.18, 0.26, 0.38)},  # std
-    "shot_noise": {64: (250, 100, 50, 30, 15), 224: (60, 25, 12, 5, 3)},  # photons
-    "impulse_noise": {64: (0.01, 0.02, 0.05, 0.08, 0.14), 224: (0.03, 0.06, 0.09, 0.17, 0.27)},  # share
-    "defocus_blur": {  # radius, blur of the disk's edge
-        64: ((0.5, 0.6), (1, 0.1), (1.5, 0.1), (2.5, 0.01), (3, 0.1)),
-        224: ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
-    },
-    "glass_blur": {  # sigma, reach, rounds
-        64: ((0.1, 1, 1), (0.5, 1, 1), (0.6, 1, 2), (0.7, 2, 1), (0.9, 2, 2)),
-        224: ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
-    },
-    "motion_blur": {  # radius, sigma
-        64: ((10, 1), (10, 1.5), (10, 2), (10, 2.5), (12, 3)),
-        224: ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
-    },
-    "zoom_blur": {  # number of zooms, step
-        64: ((6, 0.01), (11, 0.01), (16, 0.01), (21, 0.01), (26, 0.01)),
-        224: ((11, 0.01), (16, 0.01), (11, 0.02), (13, 0.02), (11, 0.03)),
-    },
-    "snow": {  # mean and std of the flakes, their size, threshold, radius and sigma of the motion, what stays
-        64: ((0.1, 0.2, 1, 0.6, 8, 3, 0.8), (0.1, 0.2, 1, 0.5, 10, 4, 0.8), (0.15, 0.3, 1.75, 0.55, 10, 4, 0.7),
-             (0.25, 0.3, 2.25, 0.6, 12, 6, 0.65), (0.3, 0.3, 1.25, 0.65, 14, 12, 0.6)),
-        224: ((0.1, 0.3, 3, 0.5, 10, 4, 0.8), (0.2, 0.3, 2, 0.5, 12, 4, 0.7), (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
-              (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65), (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55)),
-    },
-    "frost": {  # weights of picture and ice
-        64: ((1, 0.3), (0.9, 0.4), (0.8, 0.45), (0.75, 0.5), (0.7, 0.55)),
-        224: ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),
-    },
-    "fog": {  # weight, decay
-        64: ((0.4, 3), (0.7, 3), (1, 2.5), (1.5, 2), (2, 1.75)),
-        224: ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
-    },
-    "brightness": dict.fromkeys((64, 224), (0.1, 0.2, 0.3, 0.4, 0.5)),
-    "contrast": dict.fromkeys((64, 224), (0.4, 0.3, 0.2, 0.1, 0.05)),
-    "elastic_transform": {  # strength and smoothness of the field, reach of the affine map, in sides; 244 is published
-        64: ((0, 0, 0.08), (0.05, 0.3, 0.06), (0.1, 0.08, 0.06), (0.1, 0.03, 0.03), (0.16, 0.03, 0.02)),
-        224: tuple(tuple(244 / 224 * v for v in c) for c in (
-            (2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))),
-    },
-    "pixelate": {64: (0.9, 0.8, 0.7, 0.6, 0.5), 224: (0.6, 0.5, 0.4, 0.3, 0.25)},
-    "jpeg_compression": {64: (65, 58, 50, 40, 25), 224: (25, 18, 15, 10, 7)},
-}  # fmt: skip
-CORRUPTIONS = tuple(PUBLISHED)
-SEQUENCES = (
-    "gaussian_noise", "shot_noise", "motion_blur", "zoom_blur", "snow", "brightness", "translate", "rotate", "tilt",
-    "scale",
-)  # fmt: skip
 FRAMES = 31
+NOISES = ("gaussian_noise", "shot_noise")  # of the sequences: every frame is drawn anew, and compared with the first
+SEQUENCES = (*NOISES, "motion_blur", "zoom_blur", "snow", "brightness", "translate", "rotate", "tilt", "scale")
+# of the sequences by size: noise, photons, motion (radius, sigma, degrees a frame), snow as for `PARAMETERS`
+MILD = {
+    64: (0.025, 500, (14, 3, 5), (0.05, 0.28, 2, 0.5, 10, 2.5, 0.85)),
+    224: (0.03, 300, (10, 3, 4), (0.05, 0.3, 3, 0.5, 14, 4, 0.85)),
+}
 GREY = (0.299, 0.587, 0.114)
-ICE = (-0.08, 0.01, 0.05)  # what red, green and blue of frost are beyond their mean
+ICE = (-0.08, 0.01, 0.05)  # what red, green and blue of drawn ice are beyond its mean
 
 
 def corruptions(
@@ -88,19 +48,36 @@ def corruptions(
         frost: A folder with the pictures of frost that the authors lay over images; without, ice is drawn.
 
     Source: Hendrycks & Dietterich (2019), formulas and parameters of their `make_imagenet_c` and `make_tinyimagenet_c`.
-        Different are: the drawn ice; no JPEG compression or rounding of what comes out; one draw for all severities of
-        an image; motion by whole pixels, as in `imagecorruptions`. The shuffle of glass copies pixels and does not swap
-        them, which is what the authors' code does.
+        Different are: the drawn ice; no rounding and no JPEG compression of what comes out; one draw for all severities
+        of an image; motion in whole pixels, as in `imagecorruptions`. The shuffle of glass copies pixels and does not
+        swap them, which is what the authors' code does.
     """
-    ice = _pictures(Path(frost)) if frost and "frost" in names else ()
     found = []
     for name in names:
         one_of("corruption", name, CORRUPTIONS)
+        ice = _pictures(Path(frost)) if frost and name == "frost" else ()
         for severity in severities:
             one_of(f"severity of {name}", severity, (0, *SEVERITIES))
-            change = Corrupted(name, int(severity), ice if name == "frost" else ()).change if severity else unchanged
+            published = tuple((size, values[severity - 1]) for size, values in PARAMETERS[name].items())
+            change = Corrupted(name, published, ice).change if severity else unchanged
             found.append(Condition(name, severity, change, draws=1))
     return found
+
+
+def sequences(names: Sequence[str] = SEQUENCES) -> list[Condition]:
+    """The sequences of ImageNet-P, a condition a frame: its severity is its number, from 1 to 31.
+
+    Source: Hendrycks & Dietterich (2019), `make_imagenet_p` and `make_tinyimagenet_p`. Simpler than theirs: frames are
+        made of the pixels that the model sees (where theirs are cut from a larger picture, the edge is repeated) and
+        are not compressed as a video; a translation has 31 frames at every size.
+    """
+    for name in names:
+        one_of("sequence", name, SEQUENCES)
+    return [
+        Condition(f"{name}_sequence", number, Frame(name, number - 1).change, draws=1)
+        for name in names
+        for number in range(1, FRAMES + 1)
+    ]
 
 
 def published_size(side: int) -> int:
@@ -118,17 +95,44 @@ class Corrupted:
     """The change of one corruption at one severity."""
 
     name: str
-    severity: int
+    published: tuple[tuple[int, float | list], ...]  # parameters by size
     ice: tuple[Image.Image, ...] = ()
 
     def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
         chance = [generator(i, (batch.seed, batch.draw, self.name)) for i in batch.sample_ids]
-        c = PUBLISHED[self.name][published_size(batch.pixels.shape[-1])][self.severity - 1]
-        more = {"ice": self.ice} if self.name == "frost" else {}
-        return CHANGES[self.name](batch.pixels, c, chance, **more).clamp(0, 1).to(batch.pixels)
+        c = dict(self.published)[published_size(batch.pixels.shape[-1])]
+        more = (self.ice,) if self.name == "frost" else ()
+        return CHANGES[self.name](batch.pixels, c, chance, *more).clamp(0, 1).to(batch.pixels)
 
 
-def _drawn(x: Tensor, chance, draw: Callable) -> Tensor:
+@dataclass(frozen=True)
+class Frame:
+    """The change of one frame of a sequence, counted from 0."""
+
+    name: str
+    k: int
+
+    def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
+        x, k, name = batch.pixels, self.k, self.name
+        key = (batch.seed, batch.draw, f"{name} sequence", k if name in NOISES else 0)
+        chance = [generator(i, key) for i in batch.sample_ids]
+        noise, photons, (radius, sigma, turn), flakes = MILD[published_size(x.shape[-1])]
+        if name in NOISES:
+            made = x if k == 0 else CHANGES[name](x, noise if name == "gaussian_noise" else photons, chance)
+        elif name == "motion_blur":
+            made = _moved(x, radius, sigma, torch.full((len(x),), turn * (k - 30.0)))
+        elif name == "zoom_blur":
+            made = sum(_zoomed(x, 1 + 0.004 * j) for j in range(k + 1)) / (k + 1)
+        elif name == "snow":
+            made = snow(x, flakes, chance, torch.full((len(x),), 4 * k - 150.0))
+        elif name == "brightness":
+            made = brightness(x, (k - 15) / 50, chance)
+        else:
+            made = _seen_by(x, _camera(name, k, *x.shape[2:]), "zeros" if name == "scale" else "border")
+        return made.clamp(0, 1).to(x)
+
+
+def _drawn(x: Tensor, chance: Sequence[np.random.Generator], draw: Callable) -> Tensor:
     """What `draw` makes of every image's generator, on the device of the images."""
     return torch.from_numpy(np.stack([draw(g) for g in chance])).to(x)
 
@@ -195,13 +199,18 @@ def zoom_blur(x, c, chance):
     return (x + sum(zooms)) / (number + 1)
 
 
-def snow(x, c, chance):
+def snow(x, c, chance, angles=None):
     mean, std, size, threshold, radius, sigma, stays = c
-    flakes = _drawn(x, chance, lambda g: g.standard_normal((1, *x.shape[2:]), dtype=np.float32))
-    return _snowed(x, mean + std * flakes, size, threshold, radius, sigma, stays, _angles(x, chance, -135, -45))
+    layer = _drawn(x, chance, lambda g: g.standard_normal((1, *x.shape[2:]), dtype=np.float32))
+    layer = _zoomed(mean + std * layer, size)
+    layer = torch.where(layer < threshold, 0.0, layer).clamp(0, 1)
+    angles = _drawn(x, chance, lambda g: g.uniform(-135, -45)) if angles is None else angles
+    layer = _moved(layer, radius, sigma, angles)
+    pale = torch.einsum("nchw,c->nhw", x, torch.tensor(GREY).to(x))[:, None] * 1.5 + 0.5
+    return stays * x + (1 - stays) * torch.maximum(x, pale) + layer + layer.rot90(2, (2, 3))
 
 
-def frost(x, c, chance, *, ice=()):
+def frost(x, c, chance, ice=()):
     if not ice:
         return c[0] * x + c[1] * _ice(x, chance)
     factor = 0.3 if published_size(x.shape[-1]) == 64 else 1.0
@@ -258,18 +267,15 @@ def elastic_transform(x, c, chance):
     ones = torch.ones(n, 3, 1).to(x)
     moved = torch.cat([corners + _uniform(x, chance, 3, 2, reach=reach), ones], 2)
     back = torch.linalg.solve(moved.double(), corners.double().expand(n, -1, -1)).to(x)  # where a pixel comes from
-    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-    grid = torch.stack([columns, rows, torch.ones(h, w)], -1).to(x)
-    x = _sampled(x, torch.einsum("hwi,nij->nhwj", grid, back), mirror=False)
+    x = _sampled(x, torch.einsum("hwi,nij->nhwj", _places(x), back))
     if not strength:
         return x
-    field = strength * _blurred(_uniform(x, chance, 2, h, w), sigma, mode="reflect", truncate=3)
-    return _sampled(x, grid[..., :2] + field.permute(0, 2, 3, 1), mirror=True)
+    field = strength * _blurred(_uniform(x, chance, 2, h, w), sigma, "reflect", 3)
+    return _sampled(x, _places(x)[..., :2] + field.permute(0, 2, 3, 1), outer=True)
 
 
 def pixelate(x, c, chance):
-    rows, columns = (_resized(int(side * c), side) @ _resized(side, int(side * c)) for side in x.shape[2:])
-    return rows.to(x) @ x @ columns.to(x).T
+    return _filtered(x, lambda side: _boxes(int(side * c), side) @ _boxes(side, int(side * c)))
 
 
 def jpeg_compression(x, c, chance):
@@ -283,17 +289,6 @@ def jpeg_compression(x, c, chance):
 
 
 CHANGES = {name: globals()[name] for name in CORRUPTIONS}
-
-
-def _angles(x, chance, low, high):
-    return _drawn(x, chance, lambda g: g.uniform(low, high))
-
-
-def _snowed(x, flakes, size, threshold, radius, sigma, stays, angles):
-    layer = _zoomed(flakes, size)
-    layer = _moved(torch.where(layer < threshold, 0.0, layer).clamp(0, 1), radius, sigma, angles)
-    pale = torch.einsum("nchw,c->nhw", x, torch.tensor(GREY).to(x))[:, None] * 1.5 + 0.5
-    return stays * x + (1 - stays) * torch.maximum(x, pale) + layer + layer.rot90(2, (2, 3))
 
 
 def _moved(x: Tensor, radius: int, sigma: float, angles: Tensor) -> Tensor:
@@ -312,47 +307,72 @@ def _moved(x: Tensor, radius: int, sigma: float, angles: Tensor) -> Tensor:
     return out
 
 
-def _blurred(x: Tensor, sigma: float, mode: str = "nearest", truncate: float = 4) -> Tensor:
-    rows, columns = (_gauss(side, sigma, mode, truncate).to(x) for side in x.shape[2:])
+def _filtered(x: Tensor, line: Callable[[int], Tensor]) -> Tensor:
+    """Rows and columns through the matrix of a line of pixels."""
+    rows, columns = (line(side).to(x) for side in x.shape[2:])
     return rows @ x @ columns.T
+
+
+def _blurred(x: Tensor, sigma: float, mode: str = "nearest", truncate: float = 4) -> Tensor:
+    return _filtered(x, lambda side: _gauss(side, sigma, mode, truncate))
+
+
+def _zoomed(x: Tensor, factor: float) -> Tensor:
+    return _filtered(x, lambda side: _zoom(side, factor))
 
 
 @cache
 def _gauss(side: int, sigma: float, mode: str, truncate: float) -> Tensor:
-    """The Gaussian filter of a line of pixels, as a matrix."""
     return torch.from_numpy(ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0, mode=mode, truncate=truncate))
-
-
-def _zoomed(x: Tensor, factor: float) -> Tensor:
-    rows, columns = (_zoom(side, factor).to(x) for side in x.shape[2:])
-    return rows @ x @ columns.T
 
 
 @cache
 def _zoom(side: int, factor: float) -> Tensor:
     """The middle of a line of pixels, drawn larger by linear interpolation to its own length again."""
     cut = int(np.ceil(side / factor))
-    first, large = (side - cut) // 2, round(cut * factor)
+    large = round(cut * factor)
+    middle = np.eye(side)[(side - cut) // 2 :][:cut]
     at = np.linspace(0, cut - 1, large)[(large - side) // 2 :][:side]
-    below = np.minimum(np.floor(at).astype(int), cut - 1)
-    matrix, rows = np.zeros((side, side)), np.arange(side)
-    matrix[rows, first + below] += 1 - (at - below)
-    matrix[rows, first + np.minimum(below + 1, cut - 1)] += at - below
-    return torch.from_numpy(matrix)
+    return torch.from_numpy(ndimage.map_coordinates(middle, np.meshgrid(at, np.arange(side), indexing="ij"), order=1))
 
 
 @cache
-def _resized(here: int, there: int) -> Tensor:
-    """A line of pixels brought from one length to another by the mean over boxes, as a matrix (there, here) of Pillow."""
+def _boxes(here: int, there: int) -> Tensor:
+    """A line of pixels brought to another length by means over boxes, as Pillow does: (there, here)."""
     line = Image.fromarray(np.eye(here, dtype=np.float32)).resize((here, max(1, there)), Image.Resampling.BOX)
     return torch.from_numpy(np.array(line, dtype=np.float64))
 
 
-def _sampled(x: Tensor, at: Float[Tensor, "n h w 2"], *, mirror: bool, padding: str = "reflection") -> Tensor:
-    """Pixels at places (x, y), by linear interpolation; beyond the edge the image is mirrored at it, or at its pixels."""
+def _sampled(x: Tensor, at: Float[Tensor, "n h w 2"], *, padding: str = "reflection", outer: bool = False) -> Tensor:
+    """Pixels at places (x, y), linearly interpolated; mirrored at the outermost pixels, or at their outer edge."""
     size = torch.tensor([x.shape[3], x.shape[2]]).to(x)
-    grid = (2 * at + 1) / size - 1 if mirror else 2 * at / (size - 1) - 1
-    return F.grid_sample(x, grid, padding_mode=padding, align_corners=not mirror)
+    grid = (2 * at + 1) / size - 1 if outer else 2 * at / (size - 1) - 1
+    return F.grid_sample(x, grid, padding_mode=padding, align_corners=not outer)
+
+
+def _places(x: Tensor) -> Float[Tensor, "h w 3"]:
+    """Homogeneous coordinates (x, y, 1) of the pixels."""
+    rows, columns = torch.meshgrid(*(torch.arange(side) for side in x.shape[2:]), indexing="ij")
+    return torch.stack([columns, rows, torch.ones_like(rows)], -1).to(x)
+
+
+def _camera(name: str, k: int, h: int, w: int) -> np.ndarray:
+    """The map of a frame, (3, 3), from places in the image to places in the frame, about the middle."""
+    turn, far = np.deg2rad(k - 15), np.hypot(h, w)
+    c, s = np.cos(turn), np.sin(turn)
+    return {
+        "translate": np.array([[1, 0, k - 15], [0, 1, 0], [0, 0, 1.0]]),
+        "rotate": np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]),
+        "scale": np.diag([0.4 + 0.025 * k, 0.4 + 0.025 * k, 1]),
+        "tilt": np.array([[far * c, 0, 0], [-far * s * s, far * c, 0], [c * s, s, far]]),
+    }[name]
+
+
+def _seen_by(x: Tensor, camera: np.ndarray, padding: str) -> Tensor:
+    middle = torch.tensor([(x.shape[3] - 1) / 2, (x.shape[2] - 1) / 2, 0]).to(x)
+    source = (_places(x) - middle) @ torch.from_numpy(np.linalg.inv(camera)).to(x).T
+    at = source[..., :2] / source[..., 2:] + middle[:2]
+    return _sampled(x, at.expand(len(x), -1, -1, -1), padding=padding)
 
 
 def _ice(x: Tensor, chance) -> Tensor:
