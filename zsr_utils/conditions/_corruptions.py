@@ -160,9 +160,10 @@ def defocus_blur(x, c, chance):
     reach = max(8, int(radius))
     steps = np.arange(-reach, reach + 1)
     disk = (steps[:, None] ** 2 + steps**2 <= radius**2).astype(float)
+    disk /= disk.sum()
     edge = np.exp(-(np.arange(-(k := 1 if radius <= 8 else 2), k + 1) ** 2) / (2 * blur**2))
     for axis in (0, 1):
-        disk = ndimage.convolve1d(disk / disk.sum(), edge / edge.sum(), axis, mode="mirror")
+        disk = ndimage.convolve1d(disk, edge / edge.sum(), axis, mode="mirror")
     kept = np.flatnonzero(disk.max(0) > 1e-6)
     kernel = torch.from_numpy(disk[kept[0] : kept[-1] + 1, kept[0] : kept[-1] + 1]).to(x)
     flat = F.pad(x.flatten(0, 1)[:, None], [len(kernel) // 2] * 4, mode="reflect")
@@ -384,7 +385,7 @@ def _ice(x: Tensor, chance) -> Tensor:
     def drawn(g):
         arms = np.exp(2 * np.cos(6 * np.arctan2(up, across) + g.uniform(0, 2 * np.pi)))
         field = np.fft.irfft2(np.fft.rfft2(g.standard_normal((h, w))) * fall * arms, s=(h, w))
-        light = g.uniform(0.35, 0.75) + 0.12 * (field - field.mean()) / field.std()
+        light = g.uniform(0.45, 0.85) + 0.11 * (field - field.mean()) / field.std()
         return np.float32(light + np.array(ICE)[:, None, None])
 
     return _drawn(x, chance, drawn).clamp(0, 1)
