@@ -81,9 +81,10 @@ class Study:
         said = [f"{models}; {len(self.images)} images, {classes} classes", self.run.caution, *self.images.notes]
         print(*filter(None, said), sep="\n")
 
-    def head(self, net: Model, templates: Sequence[str] | None = None) -> Head:
-        """The zero-shot classifier of a model for this data set's classes."""
-        return Head(net.classifier(self.names, templates or self.templates), self.names)
+    def head(self, net: Model, templates: Sequence[str] | None = None, names: Sequence[str] | None = None) -> Head:
+        """The zero-shot classifier of a model for this data set's classes, or those of these names."""
+        names = tuple(names or self.names)
+        return Head(net.classifier(names, templates or self.templates), names)
 
     def _prompts(self, name: str) -> tuple[str, ...]:
         templates = self.images.templates if name == OWN_PROMPTS else prompt_set(name)
@@ -99,7 +100,8 @@ class Study:
 
         Args:
             conditions: Or a function that makes them for a model, such as those of its own aligned images.
-            images, prompts: In place of the chapter's data set and prompt set (or `OWN_PROMPTS`).
+            images, prompts: In place of the chapter's data set and prompt set (or `OWN_PROMPTS`). Images of other classes
+                are asked for those, and no others are answers.
             keep: Whether the rows are among those that the chapter leaves behind.
             options: `draws` and `detail`, as `measure.measure` takes them.
         """
@@ -108,7 +110,9 @@ class Study:
         for name in models or self.nets:
             net = self.nets[name]
             shown = conditions(net) if callable(conditions) else conditions
-            head = self.head(net, templates) if templates else self.heads[name]
+            asked = getattr(images, "class_names", self.names)
+            other = templates or asked != self.names
+            head = self.head(net, templates, asked) if other else self.heads[name]
             rows = measure(
                 net, images or self.images, head, shown,
                 seed=self.parameters["seed"], batch_size=self.parameters["batch_size"], **options,

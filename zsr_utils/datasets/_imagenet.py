@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -88,6 +89,34 @@ def objectnet(split: str) -> Dataset:
     attributes = {"name": "objectnet", "class_names": [label_of_folder[folder].lower() for folder in shared]}
     label_of = {folder: label for label, folder in enumerate(shared)}
     return class_folders(root / "images", label_of, border=BORDER, templates=imagenet_templates(), **attributes)
+
+
+def objectnet_classes(class_names: Sequence[str], root: Path) -> tuple[list[str], dict[int, int]]:
+    """ObjectNet's names of the classes it shares with ImageNet, and the label among them of ImageNet labels.
+
+    Args:
+        class_names: Those of the ImageNet images, all or some of them.
+
+    Raises: ValueError for a map that names a class ImageNet has not, or one that leaves all of these out.
+
+    Source: Barbu et al. (2019), `mappings/`; several ImageNet classes are one of ObjectNet's.
+    """
+    from timm.data import ImageNetInfo
+
+    path = root / "mappings" / "objectnet_to_imagenet_1k.json"
+    described = dict(zip(ImageNetInfo("imagenet-1k").label_descriptions(), imagenet_classes().values()))
+    overlap = json.loads(path.read_text("utf-8"))
+    names, label_of = sorted(overlap), {}
+    for label, name in enumerate(names):
+        for description in overlap[name].split("; "):
+            if description not in described:
+                raise ValueError(f"{str(path)!r} maps {name!r} to {description!r}, which is no class of ImageNet.")
+            if described[description] in class_names:
+                label_of[list(class_names).index(described[description])] = label
+    if missing := set(range(len(names))) - set(label_of.values()):
+        few = f"{len(missing)} of its {len(names)} classes, such as {names[min(missing)]!r}"
+        raise ValueError(f"{str(path)!r} leaves the ImageNet images without {few}: take all of ImageNet's classes.")
+    return [name.lower() for name in names], label_of
 
 
 def imagenet_x(path: str | Path | None = None) -> pd.DataFrame:
