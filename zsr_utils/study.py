@@ -100,8 +100,8 @@ class Study:
 
         Args:
             conditions: Or a function that makes them for a model, such as those of its own aligned images.
-            images, prompts: In place of the chapter's data set and prompt set (or `OWN_PROMPTS`). Images of other classes
-                are asked for those, and no others are answers.
+            images, prompts: In place of the chapter's data set and prompt set (or `OWN_PROMPTS`). The classes of such
+                images are the answers then.
             keep: Whether the rows are among those that the chapter leaves behind.
             options: `draws` and `detail`, as `measure.measure` takes them.
         """

@@ -18,12 +18,14 @@ from zsr_utils.conditions import (
     Head,
     band_attacks,
     band_noise,
+    corruptions,
     filters,
     gaussian_noise,
     made_before,
+    sequences,
 )  # fmt: skip
 from zsr_utils.conditions.alignment import Settings
-from zsr_utils.experiments import pairs, representation_drift
+from zsr_utils.experiments import distribution_shifts, pairs, representation_drift
 from zsr_utils.measure import COLUMNS, Pixels, embed, measure
 
 
@@ -40,6 +42,9 @@ CONTRACT = {
     "noise_detection": lambda net, images: [ORIGINAL, *gaussian_noise([2, 30], conversion="round")],
     "embedding_alignment": lambda net, images: [aligned(net, images, noise=0.0)],
     "model_trends": lambda net, images: in_balls(net, images),
+    "distribution_shifts": lambda net, images: [
+        *corruptions(severities=[0, 3]), *sequences()[4::14], *distribution_shifts.seen("v2"),
+    ],
     "adaptive_alignment": lambda net, images: [aligned(net, images, noise=8 / 255)],
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The distribution shifts of a data set: what is shown, beside what its accuracy without the shift is measured on."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,7 +75,7 @@ def tabletop_shifts(ids: Sequence[str], split: str, seed: int) -> dict[str, dict
 
 
 def altered(scene: "Scene", how: str, rng: np.random.Generator) -> "Scene":
-    """A scene as ObjectNet would stage it, in another kind's pattern (`stylized`), or `hard`: all of that and a style."""
+    """A scene staged as for `objectnet`, in another kind's pattern (`stylized`), or with all of it (`hard`)."""
     from tabletop.data import SETTINGS, VALIDATION
     from tabletop.materials import TYPICAL_PATTERN
 

@@ -1,7 +1,7 @@
 """Robustness to shifts: drops, errors relative to a normaliser, flips of sequences, and what lies off a line."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -45,6 +45,7 @@ def corruption_error(errors: Float[np.ndarray, "n c s"], reference: Float[np.nda
     """Mean corruption error (mCE), in percent: 100 is the normaliser's.
 
     The errors of every corruption are summed over severities and divided by those of the normaliser, and then averaged.
+    Where the normaliser makes none, it counts as half an error.
 
     Args:
         errors, reference: By image, corruption and severity, of the same images, which are drawn together; shares over
@@ -57,14 +58,12 @@ def corruption_error(errors: Float[np.ndarray, "n c s"], reference: Float[np.nda
 
     Source: Hendrycks & Dietterich (2019), mCE; the interval is ours.
     """
-    return bootstrap(_relative, errors, reference, unit="percent")
+    return bootstrap(partial(_relative, least=0.5), errors, reference, unit="percent")
 
 
-def _relative(errors: np.ndarray, reference: np.ndarray) -> float:
+def _relative(errors: np.ndarray, reference: np.ndarray, least: float) -> float:
     own, its = (e.sum((0, 2)) for e in (errors, reference))
-    if (its == 0).any():
-        return float("nan")
-    return float(100 * (own / its).mean())
+    return float(100 * (own / np.maximum(its, least)).mean())
 
 
 def flips(rows: pd.DataFrame, *, noise: bool) -> Float[np.ndarray, "n"]:
@@ -80,7 +79,7 @@ def flips(rows: pd.DataFrame, *, noise: bool) -> Float[np.ndarray, "n"]:
 
 def flip_rates(own: Float[np.ndarray, "n p"], reference: Float[np.ndarray, "n p"]) -> Estimate:
     """Mean flip rate (mFR), in percent of the normaliser's, from the flips of every image and sequence."""
-    return bootstrap(_relative, own[:, :, None], reference[:, :, None], unit="percent")
+    return bootstrap(partial(_relative, least=1 / 60), own[:, :, None], reference[:, :, None], unit="percent")
 
 
 def around_anchors(rows: pd.DataFrame) -> dict[str, Estimate]:
