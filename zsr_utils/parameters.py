@@ -15,8 +15,8 @@ DEFAULTS = {
 RULES = (
     ("0 or more", lambda v: v >= 0, "budget_pairs budgets classes few_pairs limit number seed"),
     ("1 or more", lambda v: v >= 1,
-     "adaptive_draws adaptive_pairs band_images batch_size budget_steps descent_steps draws family_images "
-     "family_scenes max_steps model_pairs noisy_images pairs patterns per_class resamples shown spectra steps "
+     "adaptive_draws adaptive_pairs anchors band_images batch_size budget_steps descent_steps draws family_images "
+     "family_scenes filters max_steps model_pairs noisy_images pairs patterns per_class pool resamples scenes sequence_images shown spectra steps "
      "variant_images views"),
     ("3 or more", lambda v: v >= 3, "cloud cloud_images compared fewest probes"),
     ("above 0", lambda v: v > 0, "adaptive_times attack_rms descent_step sigma sigmas sizes"),
@@ -26,6 +26,7 @@ RULES = (
 )  # fmt: skip
 ALLOWED = {name: (words, rule) for words, rule, names in RULES for name in names.split()}
 GROWING = ("adaptive_draws", "adaptive_times", "attack_rms", "budgets", "sigmas", "sizes")  # lists
+MAY_BE_EMPTY = ("models", "shifts", "videos")  # lists
 CHOICES = {"adaptive_goals": ("named", "aligned"), "units": ("relative", "pixels")}  # and lists of them
 
 
@@ -58,7 +59,7 @@ def check_parameters(given: Mapping, **least: float) -> None:
                 one_of(name, item, CHOICES[name])
             if rule and not (type(item) in (int, float) and rule(item)):
                 raise ValueError(f"{name} is {item!r}, allowed is {words}.")
-        if not items and name != "models":
+        if not items and name not in MAY_BE_EMPTY:
             raise ValueError(f"{name} is empty, allowed is one value or more.")
         if name in GROWING and any(b <= a for a, b in pairwise(items)):
             raise ValueError(f"{name} is {value}, allowed are growing numbers.")

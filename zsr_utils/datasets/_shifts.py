@@ -3,14 +3,15 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from zsr_utils.datasets._catalogue import folder_of
 from zsr_utils.datasets._dataset import Dataset, Sample
-from zsr_utils.datasets._decode import open_bytes
 from zsr_utils.datasets._imagenet import objectnet_classes
 from zsr_utils.datasets._rendered import rendered, tabletop_scenes
 from zsr_utils.datasets._sources import load_dataset
@@ -144,16 +145,16 @@ def pm_sets(folder: str | Path, *, reach: int = REACH) -> dict[str, dict[int, Pa
     return found
 
 
-def video_frames(folder: str | Path, class_names: Sequence[str], *, reach: int = REACH) -> Dataset:
-    """The frames of `pm_sets` as a data set; `labels.json` says the class of every anchor."""
+def video_frames(folder: str | Path) -> Dataset:
+    """The frames of `pm_sets` as a data set, `<anchor>#<offset>`; `labels.json` has the class name of every anchor."""
     labels = json.loads((Path(folder) / "labels.json").read_text("utf-8"))
-    samples = []
-    for anchor, frames in pm_sets(folder, reach=reach).items():
-        if labels.get(anchor) not in class_names:
-            raise ValueError(f"labels.json gives {anchor!r} the class {labels.get(anchor)!r}, which is none of them.")
-        label = list(class_names).index(labels[anchor])
-        samples += [Sample(f"{anchor}#{k}", label, lambda p=p: open_bytes(p.read_bytes())) for k, p in frames.items()]
-    return Dataset(Path(folder).name, class_names, samples)
+    names, samples = sorted(set(labels.values())), []
+    for anchor, frames in pm_sets(folder).items():
+        if anchor not in labels:
+            raise ValueError(f"{str(folder)!r}: labels.json has no class for the anchor {anchor!r}.")
+        label = names.index(labels[anchor])
+        samples += [Sample(f"{anchor}#{k}", label, partial(Image.open, path)) for k, path in frames.items()]
+    return Dataset(Path(folder).name, names, samples)
 
 
 def _number(name: str) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zsr_utils import scores
-from zsr_utils.conditions import NOISES, ORIGINAL, SEVERITIES, Condition, Head, unchanged
-from zsr_utils.datasets import Dataset, Shift, hard_scenes, published, rendered
+from zsr_utils.conditions import NOISES, ORIGINAL, SEVERITIES, Batch, Condition, Head, published_size, unchanged
+from zsr_utils.datasets import (
+    Dataset,
+    Shift,
+    hard_scenes,
+    natural_shifts,
+    published,
+    rendered,
+    tabletop_frames,
+    video_frames,
+)
 from zsr_utils.measure import measure
 from zsr_utils.models import Model, SupervisedModel, load_model, training
 from zsr_utils.scores import Estimate, trends
@@ -28,6 +38,19 @@ ALEXNET = {
     "fog": 0.819324, "brightness": 0.564592, "contrast": 0.853204, "elastic_transform": 0.646056,
     "pixelate": 0.717840, "jpeg_compression": 0.606500,
 }  # fmt: skip
+
+
+def known_shifts(study: Study, folders: Sequence[str], *, pool: int) -> dict[str, Shift]:
+    """The shifts of the data set by name; says where none is known."""
+    p = study.parameters
+    found = natural_shifts(study.images, folders, split=p["split"], seed=p["seed"])
+    if study.images.name == "tabletop":
+        found["a"] = what_the_twin_gets_wrong(pool, seed=p["seed"])
+    if not found:
+        study.say(
+            "No shifted counterpart of {name} is known: only corruptions and sequences follow.", name=study.images.name
+        )
+    return found
 
 
 def what_the_twin_gets_wrong(number: int, *, seed: int = 0) -> Shift:
@@ -122,7 +145,7 @@ def standard_models(images: Dataset, *, filters: Sequence[int], scenes: Sequence
     return nets | {name: load_model(name) for name in STANDARD}
 
 
-def points(shown: pd.DataFrame, clean: pd.DataFrame, group: str) -> pd.DataFrame:
+def points(shown: pd.DataFrame, clean: pd.DataFrame, group: str = "") -> pd.DataFrame:
     """Every model of the rows on every shift: `name`, `group`, `shift`, `x` and `y`, clipped, and y's interval."""
     found = []
     for (name, shift), part in shown.groupby(["model", "shift"], sort=False):
@@ -184,6 +207,21 @@ def above(shown: pd.DataFrame, clean: pd.DataFrame, lines: Mapping[str, trends.L
     return pd.DataFrame(found)
 
 
+def examples(shifts: Mapping[str, Shift], images: Dataset) -> tuple[list, list[str]]:
+    """The first picture, and the first one of every shift, with captions."""
+    first = [(images, "clean"), *((s.shown, name) for name, s in shifts.items())]
+    return [next(iter(shown))[1] for shown, _ in first], [name.replace("_", " ") for _, name in first]
+
+
+def changed(study: Study, conditions: Sequence[Condition]) -> tuple[list, list[str]]:
+    """The first picture under some conditions, as the model sees it, with captions."""
+    sample = study.images.samples[0]
+    pixels = study.images.pixels([sample.sample_id], study.net.from_pil).to(study.net.device)
+    clean = study.heads[study.name].see(study.net, pixels)
+    batch = Batch(study.net, study.heads[study.name], [sample.sample_id], torch.tensor([sample.label]), clean)
+    return [c.change(batch)[0].cpu() for c in conditions], [c.name.replace("_", " ") for c in conditions]
+
+
 def curves_of(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
     """Accuracy by severity: the mean over corruptions of every model, and the own model's worst and mildest one."""
     right = rows.assign(right=scores.correct(rows))
@@ -197,16 +235,44 @@ def curves_of(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def normalised(study: Study, rows: pd.DataFrame) -> tuple[str, dict[str, Estimate]]:
-    """Who normalises mCE here, and the mCE of every other model: the twin on Tabletop, AlexNet's table on ImageNet."""
-    errors = {m: scores.by_cell(part) for m, part in rows.groupby("model", sort=False)}
+def right(rows: pd.DataFrame) -> Estimate:
+    """Share of right answers over several views of the images; the interval counts images."""
+    return scores.share_of("right")(rows.assign(right=scores.correct(rows)))
+
+
+def videos_of(study: Study, folders: Sequence[str], anchors: int) -> pd.DataFrame:
+    """pm-0, pm-10 and their mean of every model on videos: rendered ones on Tabletop, and those of folders."""
+    few = [s.sample_id for s in study.images.subset(anchors, study.parameters["seed"]).samples]
+    sets = {Path(folder).name: video_frames(folder) for folder in folders}
+    if study.images.name == "tabletop":
+        sets |= {name: tabletop_frames(few, study.parameters["split"], name) for name in ("youtube-bb", "vid")}
+    found = [
+        {"model": model, "video": name, "counted": counted, **asdict(estimate)}
+        for name, frames in sets.items()
+        for model, rows in study.measure(seen(name), images=frames).groupby("model", sort=False)
+        for counted, estimate in scores.around_anchors(rows).items()
+    ]
+    return study.keep(pd.DataFrame(found), "videos/{video}/{counted}") if found else pd.DataFrame()
+
+
+def relative_error_in_words(study: Study, rows: pd.DataFrame) -> str:
+    """Keeps the mCE of every model but the normaliser, the twin on Tabletop and AlexNet's table on ImageNet."""
+    errors, found = {m: scores.by_cell(part) for m, part in rows.groupby("model", sort=False)}, {}
     if study.images.name == "tabletop" and TWIN in errors:
-        return TWIN, {m: scores.corruption_error(e, errors[TWIN]) for m, e in errors.items() if m != TWIN}
-    names = sorted(rows.condition.unique())
-    if study.images.name == "imagenet" and study.net.image_size >= 200:
-        table = np.array([[ALEXNET[n]] * len(SEVERITIES) for n in names])
-        return "AlexNet", {m: scores.corruption_error(e, np.broadcast_to(table, e.shape)) for m, e in errors.items()}
-    return "", {}
+        found = {m: scores.corruption_error(e, errors[TWIN]) for m, e in errors.items() if m != TWIN}
+    elif study.images.name == "imagenet" and published_size(study.net.image_size) == 224:
+        alexnet = np.array([[ALEXNET[name]] * len(SEVERITIES) for name in sorted(rows.condition.unique())])
+        found = {m: scores.corruption_error(e, np.broadcast_to(alexnet, e.shape)) for m, e in errors.items()}
+    if not found:
+        return "no normaliser is known for these images, so there is no mCE"
+    reference = TWIN if study.images.name == "tabletop" else "AlexNet's published errors"
+    for model, estimate in found.items():
+        study.number("corruptions/mce" + (f"/{model}" if model != study.name else ""), estimate)
+    return (
+        f"its mCE, relative to {reference}, is {found[study.name]:.0f}"
+        if study.name in found
+        else f"{reference} normalises"
+    )
 
 
 def flipped(rows: pd.DataFrame) -> pd.DataFrame:
@@ -220,12 +286,40 @@ def flipped(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def flip_ratio(table: pd.DataFrame, model: str, reference: str) -> Estimate:
-    """mFR of one model against another."""
-    wide = (
-        table[table.model == m].pivot(index="sample_id", columns="sequence", values="flip") for m in (model, reference)
-    )
-    return scores.flip_rates(*(w.to_numpy() for w in wide))
+def flip_ratio_in_words(study: Study, table: pd.DataFrame) -> str:
+    """Keeps the mFR of every model but the twin, where that was measured."""
+    wide = {
+        m: t.pivot(index="sample_id", columns="sequence", values="flip").to_numpy() for m, t in table.groupby("model")
+    }
+    if TWIN not in wide or study.name == TWIN:
+        return "AlexNet's flip rates are not published, so there is no mFR"
+    for model in set(wide) - {TWIN}:
+        ratio = scores.flip_rates(wide[model], wide[TWIN])
+        study.number("sequences/mfr" + (f"/{model}" if model != study.name else ""), ratio)
+    return f"its mFR, relative to {TWIN}, is {study['sequences/mfr']:.0f}"
+
+
+def drawn(standard: pd.DataFrame, shown: pd.DataFrame, clean: pd.DataFrame, lines: Mapping) -> tuple:
+    """Standard models and those of the study as points, and the lines with their bands, for `plots.trend`."""
+    own = points(shown, clean).assign(group=lambda t: t.name)
+    own = pd.concat([standard, own[~own.group.isin(STANDARD)]])
+    every = own[own["shift"].isin(lines)].replace({"shift": {"_": " "}}, regex=True)
+    return every, bands(lines, every)
+
+
+def above_in_words(study: Study, table: pd.DataFrame) -> str:
+    """Where the model is above or below the line, beyond both intervals."""
+    if table.empty:
+        return f"Fewer than {trends.FEWEST} standard models are known for these shifts, so there is no line."
+    own = table[table.model == study.name]
+    sides = {k: own[[scores.decide(scores.estimate_of(r)) == k for r in own.itertuples()]] for k in ("more", "less")}
+    said = [
+        f"{where} the line under {', '.join(sides[k]['shift'])}"
+        for k, where in (("more", "above"), ("less", "below"))
+        if len(sides[k])
+    ]
+    said = " and ".join(said) or "not told from the line under any shift"
+    return f"{study.name} is {said}; these intervals are not corrected for their number."
 
 
 def _tuples(value):
