@@ -1,7 +1,7 @@
 """Chapter 07: what natural and artificial shifts of the images take away, and what of it accuracy alone foretells."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,10 +74,16 @@ def seen(name: str) -> list[Condition]:
 
 
 def measured(study: Study, shifts: Mapping[str, Shift]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of the shifted images and of their clean counterparts, of every model, with the column `shift`."""
+    """Rows of the shifted images and of their clean counterparts, of every model, with the column `shift`.
+
+    Those of the twin on what it chose itself are left out.
+    """
+    if not shifts:
+        return pd.DataFrame(), pd.DataFrame()
     shown = [study.measure(seen(name), images=s.shown).assign(shift=name) for name, s in shifts.items()]
     clean = [study.measure([ORIGINAL], images=s.clean, keep=False).assign(shift=n) for n, s in shifts.items()]
-    return pd.concat(shown, ignore_index=True), pd.concat(clean, ignore_index=True)
+    both = (pd.concat(parts, ignore_index=True) for parts in (shown, clean))
+    return tuple(rows[(rows.model != TWIN) | (rows["shift"] != "a")] for rows in both)
 
 
 def drops(shown: pd.DataFrame, clean: pd.DataFrame, shifts: Mapping[str, Shift]) -> pd.DataFrame:
@@ -200,9 +206,12 @@ def bands(lines: Mapping[str, trends.Line], every: pd.DataFrame) -> pd.DataFrame
 def above(shown: pd.DataFrame, clean: pd.DataFrame, lines: Mapping[str, trends.Line]) -> pd.DataFrame:
     """Effective robustness of every model under every shift with a line."""
     found = []
+    if not lines:
+        return pd.DataFrame()
     for (model, shift), part in shown[shown["shift"].isin(lines)].groupby(["model", "shift"], sort=False):
         before = clean[(clean.model == model) & (clean["shift"] == shift)]
         x, y = scores.clipped(int(scores.correct(before).sum()), len(before)), scores.accuracy(part)
+        x = replace(x, low=max(x.low, 0.5 / x.n), high=min(x.high, 1 - 0.5 / x.n))
         found.append({"model": model, "shift": shift, **asdict(scores.effective_robustness(lines[shift], x, y))})
     return pd.DataFrame(found)
 
@@ -303,7 +312,7 @@ def drawn(standard: pd.DataFrame, shown: pd.DataFrame, clean: pd.DataFrame, line
     """Standard models and those of the study as points, and the lines with their bands, for `plots.trend`."""
     own = points(shown, clean).assign(group=lambda t: t.name)
     own = pd.concat([standard, own[~own.group.isin(STANDARD)]])
-    every = own[own["shift"].isin(lines)].replace({"shift": {"_": " "}}, regex=True)
+    every = own[own["shift"].isin(lines)]
     return every, bands(lines, every)
 
 

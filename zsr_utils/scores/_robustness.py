@@ -1,6 +1,6 @@
 """Robustness to shifts: drops, errors relative to a normaliser, flips of sequences, and what lies off a line."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -9,7 +9,6 @@ from jaxtyping import Float
 from scipy import stats
 
 from zsr_utils.scores._intervals import Estimate, bootstrap, proportion, unpaired_difference
-from zsr_utils.scores._paired import sign_flip
 from zsr_utils.scores._rows import accuracy, accuracy_against, correct
 from zsr_utils.scores.trends import Line, summary
 
@@ -27,7 +26,9 @@ def drop(clean: pd.DataFrame, shown: pd.DataFrame, *, paired: bool) -> dict:
     """
     if paired:
         both = pd.concat([pd.Series(correct(r), list(r.sample_id)) for r in (clean, shown)], axis=1, join="inner")
-        return asdict(accuracy_against(clean)(shown)) | {"p": sign_flip((both[1] - both[0]).to_numpy())}
+        gained, lost = (int((both[1] - both[0] == way).sum()) for way in (1, -1))
+        p = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+        return asdict(accuracy_against(clean)(shown)) | {"p": float(p)}
     right = [(int(correct(r).sum()), len(r)) for r in (clean, shown)]
     table = [[k, n - k] for k, n in right]
     return asdict(unpaired_difference(*map(accuracy, (clean, shown)))) | {"p": float(stats.fisher_exact(table).pvalue)}
@@ -45,7 +46,8 @@ def corruption_error(errors: Float[np.ndarray, "n c s"], reference: Float[np.nda
     """Mean corruption error (mCE), in percent: 100 is the normaliser's.
 
     The errors of every corruption are summed over severities and divided by those of the normaliser, and then averaged.
-    Where the normaliser makes none, it counts as half an error.
+    Corruptions under which the normaliser makes no error are left out (and half an error is taken where the bootstrap
+    draws none).
 
     Args:
         errors, reference: By image, corruption and severity, of the same images, which are drawn together; shares over
@@ -58,12 +60,13 @@ def corruption_error(errors: Float[np.ndarray, "n c s"], reference: Float[np.nda
 
     Source: Hendrycks & Dietterich (2019), mCE; the interval is ours.
     """
-    return bootstrap(partial(_relative, least=0.5), errors, reference, unit="percent")
+    kept = reference.sum((0, 2)) > 0
+    return bootstrap(partial(_relative, least=0.5), errors[:, kept], reference[:, kept], unit="percent")
 
 
 def _relative(errors: np.ndarray, reference: np.ndarray, least: float) -> float:
     own, its = (e.sum((0, 2)) for e in (errors, reference))
-    return float(100 * (own / np.maximum(its, least)).mean())
+    return float(100 * (own / np.maximum(its, least)).mean()) if len(its) else float("nan")
 
 
 def flips(rows: pd.DataFrame, *, noise: bool) -> Float[np.ndarray, "n"]:
@@ -79,7 +82,9 @@ def flips(rows: pd.DataFrame, *, noise: bool) -> Float[np.ndarray, "n"]:
 
 def flip_rates(own: Float[np.ndarray, "n p"], reference: Float[np.ndarray, "n p"]) -> Estimate:
     """Mean flip rate (mFR), in percent of the normaliser's, from the flips of every image and sequence."""
-    return bootstrap(partial(_relative, least=1 / 60), own[:, :, None], reference[:, :, None], unit="percent")
+    kept = reference.sum(0) > 0
+    own, reference = own[:, kept, None], reference[:, kept, None]
+    return bootstrap(partial(_relative, least=1 / 60), own, reference, unit="percent")
 
 
 def around_anchors(rows: pd.DataFrame) -> dict[str, Estimate]:
@@ -118,8 +123,10 @@ def clipped(right: int, n: int) -> Estimate:
 def effective_robustness(line: Line, clean: Estimate, shifted: Estimate) -> Estimate:
     """Accuracy under a shift less what the line through standard models expects of the accuracy without it.
 
-    The interval holds the images under the shift and the models of the line; that of the clean accuracy is left out.
+    The interval holds the images of both accuracies, taken as independent, and the models of the line.
 
-    Source: Taori et al. (2020), effective robustness ρ.
+    Source: Taori et al. (2020), effective robustness ρ; the interval is ours.
     """
-    return unpaired_difference(summary(line(np.array([clean.value])).T[0], line.n), shifted)
+    low, at, high = (summary(draws, line.n) for draws in line(np.array([clean.low, clean.value, clean.high])).T)
+    expected = replace(at, low=min(low.low, high.low), high=max(low.high, high.high))
+    return unpaired_difference(expected, shifted)
