@@ -30,6 +30,7 @@ IMAGENETTE_CLASSES = {
     "n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03425413": "gas pump",
     "n03445777": "golf ball", "n03888257": "parachute",
 }  # fmt: skip
+V2_FOLDERS = [f"imagenetv2-{kind}-format-val" for kind in ("matched-frequency", "threshold0.7", "top-images")]
 BORDER = 2  # pixels of red around every ObjectNet image
 
 
@@ -42,12 +43,12 @@ def imagenet_templates() -> tuple[str, ...]:
 
 
 def imagenet(name: str, split: str) -> Dataset:
-    """ImageNet, a shifted set or Imagenette, in the folders their authors give: by WordNet id, but for `imagenet-v2`.
+    """ImageNet, a shifted set or Imagenette, in the folders their authors give: by WordNet id, but for ImageNetV2.
 
     Labels index the classes of the set: ImageNet's 1,000, the 200 of ImageNet-A and -R, or Imagenette's ten, among
     which alone a model then chooses, as their authors evaluate.
 
-    Source: Russakovsky et al. (2015); Recht et al. (2019), matched frequency; Hendrycks et al. (2021a) for A, (2021b)
+    Source: Russakovsky et al. (2015); Recht et al. (2019), V2; Hendrycks et al. (2021a) for A, (2021b)
         for R; Wang et al. (2019), Sketch; Hendrycks and Dietterich (2019), C; Geirhos et al. (2019), Stylized.
     """
     ten = name.startswith("imagenette")
@@ -60,8 +61,8 @@ def imagenet(name: str, split: str) -> Dataset:
         folder = split_folder(folder_of(name), split)
     else:
         one_of("split", split, ["validation"])
-        folder = folder_of(name, name, "sketch", "imagenetv2-matched-frequency-format-val")
-    if name == "imagenet-v2":  # folders 0 to 999, of which sorting as text would make 0, 1, 10, 100
+        folder = folder_of(name, name, "sketch", *V2_FOLDERS)
+    if name.startswith("imagenet-v2"):  # folders 0 to 999, of which sorting as text would make 0, 1, 10, 100
         classes = {str(label): class_name for label, class_name in enumerate(classes.values())}
     known_folders(folder, classes, f"the {len(classes):,} classes of {name}")
     label_of = {class_folder: label for label, class_folder in enumerate(classes)}
