@@ -31,6 +31,7 @@ from zsr_utils.study import Study
 
 TWIN = "tabletop-supervised"  # normalises mCE and mFR on Tabletop, and says what is hard
 STANDARD = (TWIN, "tabletop-conv-supervised")  # members of the family that are trained on labels alone
+PIVOT = {"imagenet-a": 0.9186}  # ResNet-50's accuracy on those classes of ImageNet: it chose the images
 # Errors of AlexNet, means over the five severities, as published with ImageNet-C: the normaliser of its mCE.
 ALEXNET = {
     "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880,
@@ -157,7 +158,9 @@ def points(shown: pd.DataFrame, clean: pd.DataFrame, group: str = "") -> pd.Data
     for (name, shift), part in shown.groupby(["model", "shift"], sort=False):
         before = clean[(clean.model == name) & (clean["shift"] == shift)]
         x, y = (scores.clipped(int(scores.correct(rows).sum()), len(rows)) for rows in (before, part))
-        found.append({"name": name, "group": group, "shift": shift, "x": x.value, "y": y.value, **_ends(y)})
+        found.append(
+            {"name": name, "group": group, "shift": shift, "x": x.value, "y": y.value, "low": y.low, "high": y.high}
+        )
     return pd.DataFrame(found)
 
 
@@ -188,7 +191,7 @@ def standard_points(study: Study, shifts: Mapping[str, Shift], **options) -> pd.
 def lines_through(standard: pd.DataFrame, *, seed: int = 0) -> dict[str, trends.Line]:
     """The line of every shift that enough standard models were measured on."""
     return {
-        shift: trends.fit_line(part.x, part.y, seed=(seed, k))
+        shift: trends.fit_line(part.x, part.y, pivot=PIVOT.get(shift, np.inf), seed=(seed, k))
         for k, (shift, part) in enumerate(standard.groupby("shift", sort=False) if len(standard) else ())
         if len(part) >= trends.FEWEST
     }
@@ -233,10 +236,9 @@ def changed(study: Study, conditions: Sequence[Condition]) -> tuple[list, list[s
 
 def curves_of(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
     """Accuracy by severity: the mean over corruptions of every model, and the own model's worst and mildest one."""
-    right = rows.assign(right=scores.correct(rows))
-    every = study.estimate(right, "corruptions/by_severity", scores.share_of("right"), ["severity"])
-    own = right[right.model == study.name]
-    order = own.groupby("condition").right.mean().sort_values().index
+    every = study.estimate(rows, "corruptions/by_severity", right, ["severity"])
+    own = rows[rows.model == study.name]
+    order = scores.estimates(own, ["condition"], right).sort_values("value").condition.tolist()
     parts = [every.assign(group=every.model + ", all")]
     for corruption, word in ((order[0], "worst"), (order[-1], "mildest")):
         part = scores.estimates(own[own.condition == corruption], ["severity"], scores.accuracy)
@@ -264,24 +266,16 @@ def videos_of(study: Study, folders: Sequence[str], anchors: int) -> pd.DataFram
     return study.keep(pd.DataFrame(found), "videos/{video}/{counted}") if found else pd.DataFrame()
 
 
-def relative_error_in_words(study: Study, rows: pd.DataFrame) -> str:
-    """Keeps the mCE of every model but the normaliser, the twin on Tabletop and AlexNet's table on ImageNet."""
-    errors, found = {m: scores.by_cell(part) for m, part in rows.groupby("model", sort=False)}, {}
+def corruption_errors(study: Study, rows: pd.DataFrame) -> str:
+    """Keeps the mCE of every model, and says the own one: relative to the twin on Tabletop, to AlexNet on ImageNet."""
+    errors = {m: scores.by_cell(part) for m, part in rows.groupby("model", sort=False)}
     if study.images.name == "tabletop" and TWIN in errors:
-        found = {m: scores.corruption_error(e, errors[TWIN]) for m, e in errors.items() if m != TWIN}
-    elif study.images.name == "imagenet" and published_size(study.net.image_size) == 224:
-        alexnet = np.array([[ALEXNET[name]] * len(SEVERITIES) for name in sorted(rows.condition.unique())])
-        found = {m: scores.corruption_error(e, np.broadcast_to(alexnet, e.shape)) for m, e in errors.items()}
-    if not found:
-        return "no normaliser is known for these images, so there is no mCE"
-    reference = TWIN if study.images.name == "tabletop" else "AlexNet's published errors"
-    for model, estimate in found.items():
-        study.number("corruptions/mce" + (f"/{model}" if model != study.name else ""), estimate)
-    return (
-        f"its mCE, relative to {reference}, is {found[study.name]:.0f}"
-        if study.name in found
-        else f"{reference} normalises"
-    )
+        return _relative(study, "corruptions/mce", errors, scores.corruption_error, errors[TWIN], TWIN)
+    if study.images.name == "imagenet" and published_size(study.net.image_size) == 224:
+        table = np.array([[ALEXNET[name]] * len(SEVERITIES) for name in sorted(rows.condition.unique())])
+        table = np.broadcast_to(table, errors[study.name].shape)
+        return _relative(study, "corruptions/mce", errors, scores.corruption_error, table, "AlexNet's published errors")
+    return "no normaliser is known for these images, so there is no mCE"
 
 
 def flipped(rows: pd.DataFrame) -> pd.DataFrame:
@@ -295,17 +289,25 @@ def flipped(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def flip_ratio_in_words(study: Study, table: pd.DataFrame) -> str:
-    """Keeps the mFR of every model but the twin, where that was measured."""
-    wide = {
-        m: t.pivot(index="sample_id", columns="sequence", values="flip").to_numpy() for m, t in table.groupby("model")
-    }
-    if TWIN not in wide or study.name == TWIN:
-        return "AlexNet's flip rates are not published, so there is no mFR"
-    for model in set(wide) - {TWIN}:
-        ratio = scores.flip_rates(wide[model], wide[TWIN])
-        study.number("sequences/mfr" + (f"/{model}" if model != study.name else ""), ratio)
-    return f"its mFR, relative to {TWIN}, is {study['sequences/mfr']:.0f}"
+def flip_rates(study: Study, table: pd.DataFrame) -> str:
+    """Keeps the mFR of every model where the twin was measured, and says the own one."""
+    models = table.groupby("model", sort=False)
+    wide = {m: t.pivot(index="sample_id", columns="sequence", values="flip").to_numpy() for m, t in models}
+    if study.images.name == "tabletop" and TWIN in wide:
+        return _relative(study, "sequences/mfr", wide, scores.flip_rates, wide[TWIN], TWIN)
+    return "no normaliser is known, since AlexNet's flip rates are not published, so there is no mFR"
+
+
+def _relative(study: Study, name: str, measured: Mapping, statistic, reference: np.ndarray, whose: str) -> str:
+    for model, values in measured.items():
+        if model != whose:
+            study.number(name + (f"/{model}" if model != study.name else ""), statistic(values, reference))
+    short = f"m{name[-2:].upper()}"
+    return (
+        f"it is the one that {short} is relative to"
+        if study.name == whose
+        else f"its {short}, relative to {whose}, is {study[name]:.0f}"
+    )
 
 
 def drawn(standard: pd.DataFrame, shown: pd.DataFrame, clean: pd.DataFrame, lines: Mapping) -> tuple:
@@ -322,18 +324,11 @@ def above_in_words(study: Study, table: pd.DataFrame) -> str:
         return f"Fewer than {trends.FEWEST} standard models are known for these shifts, so there is no line."
     own = table[table.model == study.name]
     sides = {k: own[[scores.decide(scores.estimate_of(r)) == k for r in own.itertuples()]] for k in ("more", "less")}
-    said = [
-        f"{where} the line under {', '.join(sides[k]['shift'])}"
-        for k, where in (("more", "above"), ("less", "below"))
-        if len(sides[k])
-    ]
+    words = {"more": "above", "less": "below"}
+    said = [f"{words[k]} the line under {', '.join(t['shift'])}" for k, t in sides.items() if len(t)]
     said = " and ".join(said) or "not told from the line under any shift"
     return f"{study.name} is {said}; these intervals are not corrected for their number."
 
 
 def _tuples(value):
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _ends(e: Estimate) -> dict:
-    return {"low": e.low, "high": e.high}
