@@ -84,7 +84,7 @@ def test_words_name_what_is_decided_after_the_correction():
     table = pd.DataFrame(
         {"model": "m", "shift": ["v_2", "r", "s"], "value": [0.1, -0.5, -0.1], "p": [0.01, 0.001, 0.2]}
     )
-    assert dist.in_words(table, "m") == "r lower its accuracy; v 2 raise its accuracy; for s it is not decided"
+    assert dist.in_words(table, "m") == "r lower its accuracy; v 2 raise its accuracy; not decided: s"
 
 
 @present

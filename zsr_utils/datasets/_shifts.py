@@ -36,11 +36,13 @@ class Shift:
     paired: bool = False
 
 
-def natural_shifts(images: Dataset, folders: Sequence[str] = (), *, split: str = "validation", seed: int = 0) -> dict:
+def natural_shifts(
+    images: Dataset, folders: Sequence[str] = (), *, split: str = "validation", limit: int = 0, seed: int = 0
+) -> dict[str, Shift]:
     """What is known as a shift of a data set: a `Shift` by name, none where nothing is known.
 
     For `tabletop` they are rendered; for `imagenet` they are the sets that lie in the data folder. `folders` with
-    classes in common are added for any data set, under the folder's name.
+    classes in common are added for any data set, under the folder's name. `limit` is that of every set.
     """
     found: dict[str, Shift] = {}
     if images.name == "tabletop":
@@ -48,7 +50,7 @@ def natural_shifts(images: Dataset, folders: Sequence[str] = (), *, split: str =
             found[name] = Shift(rendered(name, scenes), images, paired=name != "v2")
     for name in (*(IMAGENET_SHIFTS if images.name == "imagenet" else ()), *folders):
         try:
-            shown = load_dataset(name)
+            shown = load_dataset(name, limit=limit, seed=seed)
         except FileNotFoundError:
             continue
         if name == "objectnet":

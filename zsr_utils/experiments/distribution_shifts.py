@@ -44,7 +44,7 @@ ALEXNET = {
 def known_shifts(study: Study, folders: Sequence[str], *, pool: int) -> dict[str, Shift]:
     """The shifts of the data set by name; says where none is known."""
     p = study.parameters
-    found = natural_shifts(study.images, folders, split=p["split"], seed=p["seed"])
+    found = natural_shifts(study.images, folders, split=p["split"], limit=p["limit"], seed=p["seed"])
     if study.images.name == "tabletop":
         found["a"] = what_the_twin_gets_wrong(pool, seed=p["seed"])
     if not found:
@@ -104,7 +104,7 @@ def in_words(table: pd.DataFrame, model: str) -> str:
     ways = {"lower": own[(own.p < 0.05) & (own.value < 0)], "raise": own[(own.p < 0.05) & (own.value > 0)]}
     parts = [f"{', '.join(part['shift'])} {way} its accuracy" for way, part in ways.items() if len(part)]
     if len(rest := own[own.p >= 0.05]):
-        parts.append(f"for {', '.join(rest['shift'])} it is not decided")
+        parts.append(f"not decided: {', '.join(rest['shift'])}")
     return "; ".join(parts).replace("_", " ")
 
 
