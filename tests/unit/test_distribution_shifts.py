@@ -192,11 +192,11 @@ def test_a_folder_is_a_shift_of_the_classes_that_both_have(tmp_path):
         natural_shifts(alone, [str(tmp_path / "sketch")])
 
 
-def test_scenes_keep_what_a_shift_does_not_change(monkeypatch):
-    from zsr_utils.datasets import _shifts, tabletop_scenes
+def test_scenes_keep_what_a_shift_does_not_change():
+    from zsr_utils.datasets import _scenes, tabletop_scenes
 
     clean = dict(list(tabletop_scenes().items())[:6])
-    found = _shifts.tabletop_shifts(list(clean), "validation", 0)
+    found = _scenes.tabletop_shifts(list(clean), "validation", 0)
     assert not set(found["v2"]) & set(clean) and all(set(s) == set(clean) for n, s in found.items() if n != "v2")
     for i, scene in clean.items():
         assert {s[i].kind for n, s in found.items() if n != "v2"} == {scene.kind}

@@ -21,6 +21,7 @@ from zsr_utils.datasets import (
     published,
     rendered,
     tabletop_frames,
+    training_images,
     video_frames,
 )
 from zsr_utils.measure import measure
@@ -134,13 +135,10 @@ class Patches(nn.Module):
 
 def standard_models(images: Dataset, *, filters: Sequence[int], scenes: Sequence[int], seed: int) -> dict[str, Model]:
     """Models trained on labels of Tabletop alone: random filters with a ridge head, and the supervised members."""
-    from tabletop import SceneDistribution
-
-    recipe = SceneDistribution(**{k: _tuples(v) for k, v in training(TWIN)["distribution"].items()})
-    drawn = {f"train/{k:05d}": recipe.draw(seed, "pretrain", k) for k in range(max(scenes))}
-    nets, few, names = {}, rendered("training scenes", drawn), list(images.class_names)
+    few, nets, names = training_images(training(TWIN)["distribution"], max(scenes), seed), {}, list(images.class_names)
     twin = load_model(TWIN)
-    pixels, labels = few.pixels(list(drawn), twin.from_pil), torch.tensor([s.label for s in few.samples])
+    pixels = few.pixels([s.sample_id for s in few.samples], twin.from_pil)
+    labels = torch.tensor([s.label for s in few.samples])
     for number in filters:
         for size in scenes:
             network = Patches(number, seed)
@@ -328,7 +326,3 @@ def above_in_words(study: Study, table: pd.DataFrame) -> str:
     said = [f"{words[k]} the line under {', '.join(t['shift'])}" for k, t in sides.items() if len(t)]
     said = " and ".join(said) or "not told from the line under any shift"
     return f"{study.name} is {said}; these intervals are not corrected for their number."
-
-
-def _tuples(value):
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
