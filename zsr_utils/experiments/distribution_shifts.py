@@ -23,7 +23,7 @@ from zsr_utils.datasets import (
     tabletop_frames,
     training_images,
     video_frames,
-)
+)  # fmt: skip
 from zsr_utils.measure import measure
 from zsr_utils.models import Model, SupervisedModel, load_model, training
 from zsr_utils.scores import Estimate, trends
