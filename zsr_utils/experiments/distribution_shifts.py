@@ -297,9 +297,9 @@ def flip_rates(study: Study, table: pd.DataFrame) -> str:
 
 
 def _relative(study: Study, name: str, measured: Mapping, statistic, reference: np.ndarray, whose: str) -> str:
-    for model, values in measured.items():
-        if model != whose:
-            study.number(name + (f"/{model}" if model != study.name else ""), statistic(values, reference))
+    found = [{"model": m, **asdict(statistic(values, reference))} for m, values in measured.items() if m != whose]
+    if found:
+        study.keep(pd.DataFrame(found), name)
     short = f"m{name[-2:].upper()}"
     return (
         f"it is the one that {short} is relative to"
