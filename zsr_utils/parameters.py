@@ -15,9 +15,9 @@ DEFAULTS = {
 RULES = (
     ("0 or more", lambda v: v >= 0, "annotated budget_pairs budgets classes few_pairs limit number seed"),
     ("1 or more", lambda v: v >= 1,
-     "adaptive_draws adaptive_pairs band_images batch_size budget_steps descent_steps draws family_images "
-     "family_scenes max_steps model_pairs noisy_images observed pairs patterns per_class per_pair resamples shown spectra "
-     "steps variant_images views"),
+     "adaptive_draws adaptive_pairs anchors band_images batch_size budget_steps corruption_images descent_steps draws "
+     "family_images family_scenes filters max_steps model_pairs noisy_images observed pairs patterns per_class per_pair "
+     "pool resamples scenes sequence_images shown spectra steps variant_images views"),
     ("above 1", lambda v: v > 1, "resolutions tiles"),
     ("0 to below 1", lambda v: 0 <= v < 1, "momentum surface"),
     ("3 or more", lambda v: v >= 3, "cloud cloud_images compared fewest probes strongest"),
@@ -26,9 +26,20 @@ RULES = (
     ("above -1 and below 1", lambda v: -1 < v < 1, "cosine text_cosine"),
 )  # fmt: skip
 ALLOWED = {name: (words, rule) for words, rule, names in RULES for name in names.split()}
-GROWING = (
-    "adaptive_draws adaptive_times attack_rms blurs budgets resolutions sigmas sizes surface tiles".split()
-)  # lists
+# lists of growing numbers, and lists that may be empty
+GROWING = [
+    "adaptive_draws",
+    "adaptive_times",
+    "attack_rms",
+    "blurs",
+    "budgets",
+    "resolutions",
+    "sigmas",
+    "sizes",
+    "surface",
+    "tiles",
+]
+MAY_BE_EMPTY = ("models", "shifts", "videos")
 CHOICES = {"adaptive_goals": ("named", "aligned"), "units": ("relative", "pixels")}  # and lists of them
 
 
@@ -61,7 +72,7 @@ def check_parameters(given: Mapping, **least: float) -> None:
                 one_of(name, item, CHOICES[name])
             if rule and not (type(item) in (int, float) and rule(item)):
                 raise ValueError(f"{name} is {item!r}, allowed is {words}.")
-        if not items and name != "models":
+        if not items and name not in MAY_BE_EMPTY:
             raise ValueError(f"{name} is empty, allowed is one value or more.")
         if name in GROWING and any(b <= a for a, b in pairwise(items)):
             raise ValueError(f"{name} is {value}, allowed are growing numbers.")

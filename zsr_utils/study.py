@@ -83,17 +83,21 @@ class Study:
         said = [f"{models}; {len(self.images)} images, {classes} classes", self.run.caution, *self.images.notes]
         print(*filter(None, said), sep="\n")
 
-    def head(self, net: Model, templates: Sequence[str] | None = None, *, merged: bool | None = None) -> Head:
-        """The zero-shot classifier of a model for this data set's classes.
+    def head(
+        self, net: Model, templates: Sequence[str] | None = None, names: Sequence[str] | None = None, *,
+        merged: bool | None = None,
+    ) -> Head:  # fmt: skip
+        """The zero-shot classifier of a model for this data set's classes, or those of these names.
 
         Args:
             merged: Whether it answers with ImageNet's 1,000 classes, of which each class of the data set is several; by
                 default only where a model was trained with labels.
         """
+        names = tuple(names or self.names)
         if self.images.merged and (isinstance(net, SupervisedModel) if merged is None else merged):
             every = net.classifier(list(imagenet_classes().values()), imagenet_templates())
-            return Head(every, self.names, self.images.merged)
-        return Head(net.classifier(self.names, templates or self.templates), self.names)
+            return Head(every, names, self.images.merged)
+        return Head(net.classifier(names, templates or self.templates), names)
 
     def _prompts(self, name: str) -> tuple[str, ...]:
         templates = self.images.templates if name == OWN_PROMPTS else prompt_set(name)
@@ -109,7 +113,8 @@ class Study:
 
         Args:
             conditions: Or a function that makes them for a model, such as those of its own aligned images.
-            images, prompts: In place of the chapter's data set and prompt set (or `OWN_PROMPTS`).
+            images, prompts: In place of the chapter's data set and prompt set (or `OWN_PROMPTS`). The classes of such
+                images are the answers then.
             merged: As for `head`.
             keep: Whether the rows are among those that the chapter leaves behind.
             options: `draws` and `detail`, as `measure.measure` takes them.
@@ -119,8 +124,9 @@ class Study:
         for name in models or self.nets:
             net = self.nets[name]
             shown = conditions(net) if callable(conditions) else conditions
-            own = not templates and merged is None
-            head = self.heads[name] if own else self.head(net, templates, merged=merged)
+            asked = getattr(images, "class_names", self.names)
+            other = templates or merged is not None or asked != self.names
+            head = self.head(net, templates, asked, merged=merged) if other else self.heads[name]
             rows = measure(
                 net, images or self.images, head, shown,
                 seed=self.parameters["seed"], batch_size=self.parameters["batch_size"], **options,

@@ -19,14 +19,16 @@ from zsr_utils.conditions import (
     Head,
     band_attacks,
     band_noise,
+    corruptions,
     filters,
     gaussian_noise,
     made_before,
+    sequences,
     without_cue,
 )  # fmt: skip
 from zsr_utils.conditions.alignment import Settings
 from zsr_utils.datasets import Dataset, Sample
-from zsr_utils.experiments import pairs, representation_drift, visual_factors
+from zsr_utils.experiments import distribution_shifts, pairs, representation_drift, visual_factors
 from zsr_utils.experiments.shape_bias import Surface
 from zsr_utils.measure import COLUMNS, Pixels, embed, measure
 
@@ -49,6 +51,9 @@ CONTRACT = {
     "model_trends": lambda net, images: in_balls(net, images),
     "shape_bias": lambda net, images: [
         ORIGINAL, *without_cue([10], [2], [2, 3]), Condition("patterned_surface", 0.5, Surface(grey(images), 0.5)),
+    ],
+    "distribution_shifts": lambda net, images: [
+        *corruptions(severities=[0, 3]), *sequences()[4::14], *distribution_shifts.seen("v2"),
     ],
     "adaptive_alignment": lambda net, images: [aligned(net, images, noise=8 / 255)],
 }  # fmt: skip

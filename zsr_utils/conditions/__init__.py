@@ -5,7 +5,10 @@ from zsr_utils.conditions._bands import (
     radial_frequency,
 )  # fmt: skip
 from zsr_utils.conditions._condition import (
-    ORIGINAL, Batch, Condition, Head, Seen, drift_between, made_before, margin_of, unchanged, unit_noise,
+    ORIGINAL, Batch, Condition, Head, Seen, drift_between, generator, made_before, margin_of, unchanged, unit_noise,
+)  # fmt: skip
+from zsr_utils.conditions._corruptions import (
+    CORRUPTIONS, NOISES, SEQUENCES, SEVERITIES, corruptions, published_size, sequences,
 )  # fmt: skip
 from zsr_utils.conditions._cues import without_cue
 from zsr_utils.conditions._families import PAPER, VARIANTS, Views, as_conditions, families

@@ -184,11 +184,14 @@ def made_before(
 
 def unit_noise(shape: Sequence[int], names: Iterable[str], seed: Sequence[int]) -> Float[Tensor, "n 3 h w"]:
     """Standard normal noise: a generator a name, so that no batch, order or subset can change it."""
-    drawn = []
-    for name in names:
-        key = hashlib.sha256(f"{tuple(seed)}\0{name}".encode()).digest()
-        drawn.append(np.random.default_rng(np.frombuffer(key, np.uint32)).standard_normal(shape, dtype=np.float32))
+    drawn = [generator(name, seed).standard_normal(shape, dtype=np.float32) for name in names]
     return torch.from_numpy(np.stack(drawn)) if drawn else torch.empty(0, *shape)
+
+
+def generator(name: str, seed: Sequence) -> np.random.Generator:
+    """Random numbers that depend on a name and a seed alone."""
+    key = hashlib.sha256(f"{tuple(seed)}\0{name}".encode()).digest()
+    return np.random.default_rng(np.frombuffer(key, np.uint32))
 
 
 def drift_between(one: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:

@@ -23,7 +23,7 @@ class Source:
 
 FAST_AI, TORONTO = "https://s3.amazonaws.com/fast-ai-imageclas", "https://www.cs.toronto.edu/~kriz"
 BERKELEY = "https://people.eecs.berkeley.edu/~hendrycks"
-V2 = "https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/imagenetv2-matched-frequency.tar.gz"
+V2 = "https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/imagenetv2"
 # Addresses are the authors'. Sizes are those their hosts report, checksums those of torchvision for Imagenette and
 # CIFAR and those that several loaders of ImageNet-A and -R agree on; none is published for ImageNet-V2, whose archive
 # has a checksum inside.
@@ -47,7 +47,9 @@ SOURCES = {
         by_hand="get ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz from https://image-net.org/download.php "
         "after registering, and unpack them there with torchvision.datasets.ImageNet(folder, split='val')",
     ),
-    "imagenet-v2": Source("imagenet-v2", "1.26 GB", V2),
+    "imagenet-v2": Source("imagenet-v2", "1.26 GB", f"{V2}-matched-frequency.tar.gz"),
+    "imagenet-v2-threshold-0.7": Source("imagenet-v2-threshold-0.7", "", f"{V2}-threshold0.7.tar.gz"),
+    "imagenet-v2-top-images": Source("imagenet-v2-top-images", "", f"{V2}-top-images.tar.gz"),
     "imagenet-a": Source("imagenet-a", "688 MB", f"{BERKELEY}/imagenet-a.tar", "c3e55429088dc681f30d81f4726b6595"),
     "imagenet-r": Source("imagenet-r", "2.19 GB", f"{BERKELEY}/imagenet-r.tar", "a61312130a589d0ca1a8fca1f2bd3337"),
     "imagenet-sketch": Source(

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,6 +30,7 @@ IMAGENETTE_CLASSES = {
     "n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03425413": "gas pump",
     "n03445777": "golf ball", "n03888257": "parachute",
 }  # fmt: skip
+V2_FOLDERS = [f"imagenetv2-{kind}-format-val" for kind in ("matched-frequency", "threshold0.7", "top-images")]
 BORDER = 2  # pixels of red around every ObjectNet image
 
 
@@ -41,12 +43,12 @@ def imagenet_templates() -> tuple[str, ...]:
 
 
 def imagenet(name: str, split: str) -> Dataset:
-    """ImageNet, a shifted set or Imagenette, in the folders their authors give: by WordNet id, but for `imagenet-v2`.
+    """ImageNet, a shifted set or Imagenette, in the folders their authors give: by WordNet id, but for ImageNetV2.
 
     Labels index the classes of the set: ImageNet's 1,000, the 200 of ImageNet-A and -R, or Imagenette's ten, among
     which alone a model then chooses, as their authors evaluate.
 
-    Source: Russakovsky et al. (2015); Recht et al. (2019), matched frequency; Hendrycks et al. (2021a) for A, (2021b)
+    Source: Russakovsky et al. (2015); Recht et al. (2019), V2; Hendrycks et al. (2021a) for A, (2021b)
         for R; Wang et al. (2019), Sketch; Hendrycks and Dietterich (2019), C; Geirhos et al. (2019), Stylized.
     """
     ten = name.startswith("imagenette")
@@ -59,8 +61,8 @@ def imagenet(name: str, split: str) -> Dataset:
         folder = split_folder(folder_of(name), split)
     else:
         one_of("split", split, ["validation"])
-        folder = folder_of(name, name, "sketch", "imagenetv2-matched-frequency-format-val")
-    if name == "imagenet-v2":  # folders 0 to 999, of which sorting as text would make 0, 1, 10, 100
+        folder = folder_of(name, name, "sketch", *V2_FOLDERS)
+    if name.startswith("imagenet-v2"):  # folders 0 to 999, of which sorting as text would make 0, 1, 10, 100
         classes = {str(label): class_name for label, class_name in enumerate(classes.values())}
     known_folders(folder, classes, f"the {len(classes):,} classes of {name}")
     label_of = {class_folder: label for label, class_folder in enumerate(classes)}
@@ -88,6 +90,34 @@ def objectnet(split: str) -> Dataset:
     attributes = {"name": "objectnet", "class_names": [label_of_folder[folder].lower() for folder in shared]}
     label_of = {folder: label for label, folder in enumerate(shared)}
     return class_folders(root / "images", label_of, border=BORDER, templates=imagenet_templates(), **attributes)
+
+
+def objectnet_classes(class_names: Sequence[str], root: Path) -> tuple[list[str], dict[int, int]]:
+    """ObjectNet's names of the classes it shares with ImageNet, and the label among them of ImageNet labels.
+
+    Args:
+        class_names: Those of the ImageNet images, all or some of them.
+
+    Raises: ValueError for a map that names a class ImageNet has not, or one that leaves all of these out.
+
+    Source: Barbu et al. (2019), `mappings/`; several ImageNet classes are one of ObjectNet's.
+    """
+    from timm.data import ImageNetInfo
+
+    path = root / "mappings" / "objectnet_to_imagenet_1k.json"
+    described = dict(zip(ImageNetInfo("imagenet-1k").label_descriptions(), imagenet_classes().values()))
+    overlap = json.loads(path.read_text("utf-8"))
+    names, label_of = sorted(overlap), {}
+    for label, name in enumerate(names):
+        for description in overlap[name].split("; "):
+            if description not in described:
+                raise ValueError(f"{str(path)!r} maps {name!r} to {description!r}, which is no class of ImageNet.")
+            if described[description] in class_names:
+                label_of[list(class_names).index(described[description])] = label
+    if missing := set(range(len(names))) - set(label_of.values()):
+        few = f"{len(missing)} of its {len(names)} classes, such as {names[min(missing)]!r}"
+        raise ValueError(f"{str(path)!r} leaves the ImageNet images without {few}: take all of ImageNet's classes.")
+    return [name.lower() for name in names], label_of
 
 
 def imagenet_x(path: str | Path | None = None, *, prototypes: bool = False) -> pd.DataFrame:

@@ -11,6 +11,9 @@ from zsr_utils.scores._noise import (
     qq_clouds, qq_points, squared_moves,
 )  # fmt: skip
 from zsr_utils.scores._paired import holm, paired_changes, paired_mean, sign_flip
+from zsr_utils.scores._robustness import (
+    around_anchors, by_cell, clipped, corruption_error, drop, effective_robustness, flip_rates, flips,
+)  # fmt: skip
 from zsr_utils.scores._rows import (
     Statistic, accuracy, accuracy_against, changed_answer, correct, equal_vulnerability, estimates, flip_rate,
     kept_rate, mean_of, median_of, paired_change, relative_to, same_answer, share_of, vulnerability,

@@ -1,0 +1,204 @@
+"""Chapter 07: closed forms of its numbers, receipts on published logs, and where its shifts come from."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import special
+from test_sources import save, tree
+
+from zsr_utils import scores
+from zsr_utils.datasets import Dataset, Sample, load_dataset, natural_shifts, pm_sets, video_frames
+from zsr_utils.experiments import distribution_shifts as dist
+from zsr_utils.scores import trends
+
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+TENCH, HEN, STINGRAY, TOILET_PAPER = "n01440764", "n01514859", "n01498041", "n15075141"
+present = pytest.mark.skipif(not DATA.exists(), reason="published logs and videos are not on this machine")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSR_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def rows(predictions, label=0, **columns) -> pd.DataFrame:
+    ids = [f"s{k}" for k in range(len(predictions))]
+    return pd.DataFrame({"sample_id": ids, "label": label, "prediction": predictions, **columns})
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_drop_is_the_difference_with_its_exact_test(paired):
+    clean, shown = rows([0] * 40), rows([1] * 10 + [0] * 30)
+    found = scores.drop(clean, shown, paired=paired)
+    assert found["value"] == pytest.approx(-0.25) and found["low"] < -0.25 < found["high"] < 0
+    assert found["p"] == pytest.approx(2 / 2**10 if paired else 0.00105, rel=0.02)
+    assert scores.drop(clean, clean, paired=paired)["p"] == 1
+
+
+def sequence(answers) -> pd.DataFrame:
+    table = pd.DataFrame(answers).rename_axis("sample_id").reset_index()
+    return table.melt("sample_id", var_name="severity", value_name="prediction")
+
+
+def test_flips_are_counted_from_frame_to_frame_or_from_the_first():
+    assert (scores.flips(sequence(np.ones((3, 5))), noise=False) == 0).all()
+    there_and_back = sequence([[0, 1, 0, 0, 0]])
+    assert scores.flips(there_and_back, noise=False) == 0.5 and scores.flips(there_and_back, noise=True) == 0.25
+
+
+def test_relative_errors_are_100_for_the_normaliser_and_leave_out_what_it_never_gets_wrong():
+    rng = np.random.default_rng(0)
+    wrong = (rng.random((30, 4, 5)) < 0.4).astype(float)
+    assert scores.corruption_error(wrong, wrong).value == 100
+    never = wrong * np.array([1, 1, 1, 0])[:, None]
+    assert scores.corruption_error(wrong, never).value == pytest.approx(100)
+    doubled = np.concatenate([wrong, wrong])
+    assert scores.corruption_error(doubled, np.concatenate([wrong, np.zeros_like(wrong)])).value == pytest.approx(200)
+    assert np.isnan(scores.corruption_error(wrong, np.zeros_like(wrong)).value)
+    assert scores.flip_rates(wrong.mean(2), wrong.mean(2)).value == pytest.approx(100)
+
+
+def test_cells_are_sorted_by_name_and_severity():
+    given = (("b", 2, 0), ("a", 1, 1), ("b", 1, 1), ("a", 2, 0))
+    cells = [rows([0, k], condition=name, severity=severity) for name, severity, k in given]
+    assert scores.by_cell(pd.concat(cells)).tolist() == [[[0, 0], [0, 0]], [[1, 0], [1, 0]]]
+
+
+def test_a_model_on_the_line_has_no_effective_robustness():
+    x = np.array([0.3, 0.5, 0.7, 0.9])
+    line = trends.fit_line(x, special.expit(0.9 * special.logit(x) - 0.4))
+    at = scores.Estimate(0.6, 0.55, 0.65, "", 100)
+    y = float(special.expit(0.9 * special.logit(0.6) - 0.4))
+    found = scores.effective_robustness(line, at, scores.Estimate(y, y - 0.05, y + 0.05, "", 100))
+    assert abs(found.value) < 1e-9 and found.low < -0.05 and found.high > 0.05
+    with pytest.raises(ValueError, match=r"2 models .* allowed is 3 models or more"):
+        trends.fit_line(x[:2], x[:2])
+
+
+def test_words_name_what_is_decided_after_the_correction():
+    table = pd.DataFrame(
+        {"model": "m", "shift": ["v_2", "r", "s"], "value": [0.1, -0.5, -0.1], "p": [0.01, 0.001, 0.2]}
+    )
+    assert dist.in_words(table, "m") == "r lower its accuracy; v 2 raise its accuracy; not decided: s"
+
+
+@present
+def test_receipt_the_lines_of_imagenet_v2():
+    table = pd.read_csv(DATA / "tables" / "imagenetv2_top1.csv")
+    expected = {
+        "matched_frequency": (0.9340, -0.5060),
+        "threshold_0.7": (1.0230, -0.1910),
+        "top_images": (1.0327, 0.0874),
+    }
+    for column, numbers in expected.items():
+        line = trends.fit_line(table.imagenet_val, table[column], resamples=1)
+        assert (line.slope[0, 0], line.intercept[0, 0]) == pytest.approx(numbers, abs=1e-4)
+    found = trends.straightness(table.imagenet_val, table.matched_frequency, scale="logit", resamples=10)
+    assert found["r2"].value == pytest.approx(0.998, abs=5e-4) and found["spearman"].value == pytest.approx(
+        0.9965, abs=1e-4
+    )
+
+
+@present
+def test_receipt_the_mean_corruption_errors_of_resnet_50_and_alexnet():
+    table = pd.read_csv(DATA / "logs" / "robustbench" / "unaggregated_results.csv", header=[0, 1], index_col=0)
+    errors = {
+        m: 1 - table.loc[m].unstack().loc[sorted(dist.ALEXNET)].to_numpy(float)[None]
+        for m in ("AlexNet", "Standard_R50")
+    }
+    assert errors["AlexNet"].shape == (1, 15, 5)
+    assert scores.corruption_error(errors["Standard_R50"], errors["AlexNet"]).value == pytest.approx(76.38, abs=0.01)
+    assert scores.corruption_error(errors["AlexNet"], errors["AlexNet"]).value == 100
+    published = [dist.ALEXNET[name] for name in sorted(dist.ALEXNET)]
+    assert np.abs(errors["AlexNet"].mean((0, 2)) - published).max() < 0.02
+
+
+@present
+@pytest.mark.parametrize(("name", "anchor"), [("ytbb", "frame-732.jpg"), ("vid", "000442.jpg")])
+def test_receipt_one_anchor_with_twenty_neighbours(name, anchor):
+    found = pm_sets(DATA / "video" / name)
+    assert list(found) == [anchor] and list(found[anchor]) == list(range(-10, 11))
+
+
+def test_videos_are_read_by_their_pmsets_and_a_missing_frame_is_named(tmp_path):
+    for k in (*range(1, 22), 30):
+        save(tmp_path / f"clip-{k:03d}.jpg", k)
+    (tmp_path / "labels.json").write_text(json.dumps({"clip-011.jpg": "dog", "clip-030.jpg": "cat"}))
+    sets = {"clip-011.jpg": ["clip-010.jpg", "clip-013.jpg"], "clip-030.jpg": []}
+    (tmp_path / "pmsets.json").write_text(json.dumps(sets))
+    frames = video_frames(tmp_path)
+    assert [(s.sample_id, s.label) for s in frames.samples] == [
+        ("clip-011.jpg#-1", 1), ("clip-011.jpg#0", 1), ("clip-011.jpg#2", 1), ("clip-030.jpg#0", 0),
+    ]  # fmt: skip
+    (tmp_path / "clip-013.jpg").unlink()
+    with pytest.raises(ValueError, match=r"1 of the 20 frames around 'clip-011.jpg' are missing, such as number 13\.$"):
+        pm_sets(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "inner"), [
+    ("imagenet-v2", "matched-frequency"), ("imagenet-v2-threshold-0.7", "threshold0.7"),
+    ("imagenet-v2-top-images", "top-images"),
+])  # fmt: skip
+def test_the_three_sets_of_imagenet_v2_have_names_of_their_own(home, name, inner):
+    tree(home / name / f"imagenetv2-{inner}-format-val", "10", "2")
+    assert [s.label for s in load_dataset(name).samples] == [2, 10]
+
+
+def test_the_shifts_of_imagenet_are_those_in_the_data_folder_with_their_own_classes(home):
+    tree(home / "imagenet" / "val", TENCH, HEN, STINGRAY, TOILET_PAPER)
+    tree(home / "imagenet-sketch", TENCH)
+    tree(home / "imagenet-r", HEN)
+    found = natural_shifts(load_dataset("imagenet"))
+    assert list(found) == ["imagenet-r", "imagenet-sketch"] and not any(s.paired for s in found.values())
+    r = found["imagenet-r"]
+    assert len(r.clean.class_names) == 200 and r.clean.class_names == r.shown.class_names
+    assert [s.sample_id[:9] for s in r.clean.samples] == [STINGRAY, HEN]
+    assert r.clean.samples[1].label == r.shown.samples[0].label
+    assert len(found["imagenet-sketch"].clean) == 4
+
+
+def test_objectnet_is_beside_imagenet_many_to_one_and_its_map_must_fit(home):
+    mappings = home / "objectnet" / "mappings"
+    mappings.mkdir(parents=True)
+    (mappings / "folder_to_objectnet_label.json").write_text(json.dumps({"fish": "Fish", "roll": "Roll"}))
+    overlap = {"Fish": "tench, Tinca tinca; stingray", "Roll": "toilet tissue, toilet paper, bathroom tissue"}
+    (mappings / "objectnet_to_imagenet_1k.json").write_text(json.dumps(overlap))
+    tree(home / "objectnet" / "images", "fish", "roll")
+    tree(home / "imagenet" / "val", TENCH, HEN, STINGRAY, TOILET_PAPER)
+    images = load_dataset("imagenet")
+    clean = natural_shifts(images)["objectnet"].clean
+    assert clean.class_names == ("fish", "roll") and [s.label for s in clean.samples] == [0, 0, 1]
+    with pytest.raises(ValueError, match="leaves the ImageNet images without 1 of its 2 classes, such as 'Roll'"):
+        natural_shifts(images.restricted(["tench", "hen", "stingray"]))
+    (mappings / "objectnet_to_imagenet_1k.json").write_text(json.dumps(overlap | {"Fish": "carp"}))
+    with pytest.raises(ValueError, match="maps 'Fish' to 'carp', which is no class of ImageNet"):
+        natural_shifts(images)
+
+
+def test_a_folder_is_a_shift_of_the_classes_that_both_have(tmp_path):
+    tree(tmp_path / "photo", "cat", "dog", "horse")
+    tree(tmp_path / "sketch", "dog", "cat", "house")
+    images = load_dataset(str(tmp_path / "photo"))
+    assert natural_shifts(images) == {}
+    shift = natural_shifts(images, [str(tmp_path / "sketch")])["sketch"]
+    assert shift.clean.class_names == shift.shown.class_names == ("cat", "dog") and len(shift.clean) == 2
+    alone = Dataset("one", ("cat", "bird"), [Sample("a", 0, None)])
+    with pytest.raises(ValueError, match="has 1 of the classes of one, allowed are 2 or more"):
+        natural_shifts(alone, [str(tmp_path / "sketch")])
+
+
+def test_scenes_keep_what_a_shift_does_not_change():
+    from zsr_utils.datasets import _scenes, tabletop_scenes
+
+    clean = dict(list(tabletop_scenes().items())[:6])
+    found = _scenes.tabletop_shifts(list(clean), "validation", 0)
+    assert not set(found["v2"]) & set(clean) and all(set(s) == set(clean) for n, s in found.items() if n != "v2")
+    for i, scene in clean.items():
+        assert {s[i].kind for n, s in found.items() if n != "v2"} == {scene.kind}
+        assert found["stylized"][i].pattern != scene.pattern and found["sketch"][i].yaw == scene.yaw
+        assert found["objectnet"][i].setting in ("beach", "night")
