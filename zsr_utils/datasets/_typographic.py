@@ -90,7 +90,9 @@ def printed(word: str, height: float, width: float) -> Image.Image:
     Raises: ValueError for a word that is too long in the smallest letters, or has one that the font lacks.
     """
     if lacking := [sign for sign in word if _glyph(sign) == _glyph("\uffff")]:
-        raise ValueError(f"word {word!r} has {lacking[0]!r}, which Pillow's font lacks: allowed is what is on a US keyboard.")
+        raise ValueError(
+            f"word {word!r} has {lacking[0]!r}, which Pillow's font lacks: allowed is what is on a US keyboard."
+        )
     for size in range(max(SMALLEST, round(height)), SMALLEST - 1, -1):
         left, top, right, bottom = map(round, _font(size).getbbox(word))
         if right - left <= width:
@@ -175,7 +177,9 @@ def scam(folder: Path | str) -> tuple[dict[str, Dataset], dict[str, str]]:
     Source: Westerhoff et al. (2025).
     """
     folder = Path(folder)
-    table = next((f / "metadata.jsonl" for f in (folder, folder / "images/train") if (f / "metadata.jsonl").is_file()), None)
+    table = next(
+        (f / "metadata.jsonl" for f in (folder, folder / "images/train") if (f / "metadata.jsonl").is_file()), None
+    )
     if table:
         listed = [json.loads(line) for line in table.read_text("utf-8").splitlines() if line.strip()]
         found = [(r["type"], r["id"].removeprefix(r["type"]), r["object_label"], r["attack_word"],
@@ -188,7 +192,9 @@ def scam(folder: Path | str) -> tuple[dict[str, Dataset], dict[str, str]]:
     names = tuple(sorted({name for row in found for name in row[2:4]}))
     samples: dict[str, list[Sample]] = {variant: [] for variant in VARIANTS}
     for variant, sample_id, thing, _, path in found:
-        samples[variant].append(Sample(sample_id, names.index(thing), partial(open_file, str(path)), (str(path), 0, -1)))
+        samples[variant].append(
+            Sample(sample_id, names.index(thing), partial(open_file, str(path)), (str(path), 0, -1))
+        )
     if not all(samples.values()):
         missing = next(v for v in VARIANTS if not samples[v])
         raise ValueError(f"{str(folder)!r} has no pictures of {missing}, expected are {', '.join(VARIANTS)}.")
