@@ -1,7 +1,6 @@
 """Chapter 09: what a word in the picture does to an answer, what it does beyond its card, and what taught the model.
 
-Every image is shown with cards that differ in one thing: nothing, letters, a word of no class, its own name or another
-class's. In Tabletop the card is part of the scene and is rendered; in any other data set it is drawn on the picture.
+In Tabletop a card is part of the scene and is rendered; in any other data set it is drawn on the picture.
 """
 
 import sys
@@ -29,239 +28,178 @@ from zsr_utils.models import load_model
 CONTROLS = ("blank", "letters", "scrambled", "no_class", "own_name", "other_name")
 WIDTH = 1.28  # of rendered cards, enough for every word, so that width tells none apart
 NO_CLASS = ("justice", "thursday", "velocity", "grammar", "harvest", "opinion", "winter", "melody")
-QUOTE = ("a card that says {}",)
-QUESTIONS = {"what is it?": "the object", "what does the card say?": "the word"}
-NAMED = (*QUESTIONS.values(), "something else")
 PLACES = {"top": (0.5, 0.15), "middle": (0.5, 0.5), "bottom": (0.5, 0.8)}
-ENDS = {"blank": ", blank", "other_name": ", another name"}
-CHANGES = {"more": "raises", "less": "lowers", "undecided": "is not decided to change"}
-READS = {
-    "more": "it is the word that does it",
-    "less": "the letters alone do more",
-    "undecided": "that the word does more than its letters is not decided",
-}
+QUOTE = ("a card that says {}",)
+NAMED = {"what is it?": "the object", "what does the card say?": "the word", "": "something else"}
+CHANGES = {"more": "higher", "less": "lower", "undecided": "not decided"}
+READS = {"more": "it is the word that does it", "less": "its letters alone do more", "undecided": "not decided"}
 SHOWN = {
-    "named/other_name": "another name is named",
-    "named/scrambled": "scrambled, it is named",
-    "read/alone": "a card alone is read",
-    "accuracy/original": "right without a card",
-}
+    "named/other_name": "another name is named", "named/scrambled": "its letters are, scrambled",
+    "read/alone": "a card alone is read", "accuracy/original": "right without a card",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Card:
-    """A card with a word, chosen for every image by its id alone; `pictures` have it in them, else it is drawn.
+    """A card, and what it says of an image, which its id alone decides.
 
-    The class that another name is taken from is the same under every control, so that each tells how often that class
-    is answered anyway.
+    The class that another name is taken from is the same under every control, so that each of them tells how often that
+    class is answered anyway.
     """
 
-    control: str
+    control: str  # one of `CONTROLS`
     seed: int = 0
     foreign: tuple[str, ...] = NO_CLASS  # words of no class
-    pictures: Dataset | None = None
-    box: Mapping = field(default_factory=dict)  # height, width and place, as `datasets.card` takes them
-    masked: bool = False  # whether the card is hidden again by the mean colour
+    pictures: Dataset | None = None  # that have the card in them; else it is drawn
+    box: Mapping = field(default_factory=dict)  # of a drawn one, as `datasets.card` takes it
+    masked: bool = False  # whether the box around all that changed gets the mean colour
     copies: int = 0  # of the word all over the picture, in place of a card
+    listed: Mapping[str, str] = field(default_factory=dict)  # words by sample id, in place of a control
 
     def word(self, sample_id: str, label: int, names: Sequence[str]) -> tuple[str, int]:
         """What the card says, and the class that it asks for."""
-        rng = random_of(sample_id, self.seed, "card")
-        asked = [k for k in range(len(names)) if k != label][rng.integers(len(names) - 1)]
-        letters, foreign = list(names[asked]), [w for w in self.foreign if w not in names]
-        pool = [sign for name in names for sign in name if not sign.isspace()]
+        if self.listed:
+            return self.listed[sample_id], names.index(self.listed[sample_id])
         if self.control == "own_name":
             return names[label], label
-        drawn = {
-            "blank": lambda: "",
-            "letters": lambda: _no_name(lambda: rng.choice(pool, len(letters)), sorted, names),
-            "scrambled": lambda: _no_name(lambda: rng.permutation(letters), list, names),
-            "no_class": lambda: str(rng.choice(foreign)),
-            "other_name": lambda: names[asked],
-        }
-        return drawn[self.control](), asked
+        rng = random_of(sample_id, self.seed, "card")
+        asked = int(rng.choice([k for k in range(len(names)) if k != label]))
+        letters = list(names[asked])
+        if self.control == "letters":
+            letters = rng.choice([sign for name in names for sign in name if not sign.isspace()], len(letters))
+        known = {"".join(sorted(name)) for name in names} if self.control == "letters" else set(names)
+        orders = ["".join(rng.permutation(letters)) for _ in range(20)]
+        foreign = [word for word in self.foreign if word not in names]
+        said = {"blank": "", "no_class": str(rng.choice(foreign)), "other_name": names[asked]}
+        mixed = next((w for w in orders if w not in known and "".join(sorted(w)) not in known), orders[0])
+        return said.get(self.control, mixed), asked
 
     def picture(self, picture: Image.Image, sample_id: str, word: str) -> tuple[Image.Image, int]:
-        """A picture with its card or copies, and how many found a place."""
+        """A picture with its card, or copies, and how many found a place."""
         if self.copies:
-            rng, size = random_of(sample_id, self.seed, "copies"), min(picture.size) / 12
-            shown, boxes = scattered(picture, word, rng, copies=self.copies, letters=size)
+            rng, size = random_of(sample_id, self.seed, "copies"), min(picture.size) / 8
+            shown, boxes = scattered(picture, word, rng, copies=self.copies, size=size)
             return shown, len(boxes)
         return (self.pictures.image(sample_id) if self.pictures else card(picture, word, **self.box)), 1
 
-    def words(self, batch: Batch) -> list[tuple[str, int]]:
-        return [self.word(i, k, batch.head.class_names) for i, k in zip(batch.sample_ids, batch.labels.tolist())]
+    def made(self, batch: Batch) -> list[tuple]:
+        said = [self.word(i, k, batch.head.class_names) for i, k in zip(batch.sample_ids, batch.labels.tolist())]
+        return [(*self.picture(p, i, s[0]), *s) for p, i, s in zip(batch.pictures, batch.sample_ids, said)]
 
     def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
-        each = zip(batch.pictures, batch.sample_ids, self.words(batch))
-        shown = [batch.net.from_pil(self.picture(p, i, word)[0]) for p, i, (word, _) in each]
-        pixels = torch.stack(shown).to(batch.pixels.device)
-        return masked(pixels, batch.pixels) if self.masked else pixels
+        pixels = torch.stack([batch.net.from_pil(made[0]) for made in self.made(batch)]).to(batch.pixels.device)
+        for image, changed in zip(pixels, (pixels != batch.pixels).any(1)) if self.masked else ():
+            if changed.any():
+                (top, bottom), (left, right) = (changed.any(axis).nonzero()[[0, -1], 0].tolist() for axis in (1, 0))
+                image[:, top : bottom + 1, left : right + 1] = image.mean((1, 2))[:, None, None]
+        return pixels
 
     def facts(self, batch: Batch, seen: Seen) -> dict:
-        """`word`, `word_label` (class that is asked for), `beside_word` (logit of the label less that class's)."""
-        words, asked = zip(*self.words(batch))
-        label, other = (seen.logits.gather(1, torch.as_tensor(k).long()[:, None])[:, 0] for k in (batch.labels, asked))
-        found = {"word": words, "word_label": np.array(asked), "beside_word": (label - other).numpy()}
-        if self.copies:
-            each = zip(batch.pictures, batch.sample_ids, words)
-            found["copies"] = np.array([self.picture(p, i, word)[1] for p, i, word in each])
-        return found
+        """`word`, `word_label` (class that is asked for), `named` (whether it is the answer), `copies`.
 
+        And `beside_word`, the logit of the label less that class's: SCAM lets a model choose between the two.
+        """
+        _, copies, words, asked = zip(*self.made(batch))
+        asked = torch.tensor(asked)
+        label, other = (seen.logits.gather(1, k.long()[:, None])[:, 0] for k in (batch.labels, asked))
+        found = {"word": words, "word_label": asked.numpy(), "named": (seen.predictions == asked).numpy()}
+        return found | {"copies": np.array(copies), "beside_word": (label - other).numpy()}
 
-@dataclass(frozen=True)
-class Photographed(Card):
-    """Pictures that have the word of a list in them, such as those of SCAM."""
-
-    control: str = "photographed"
-    listed: Mapping[str, str] = field(default_factory=dict)  # words by sample id
-
-    def word(self, sample_id: str, label: int, names: Sequence[str]) -> tuple[str, int]:
-        return self.listed[sample_id], names.index(self.listed[sample_id])
+    def condition(self, name: str = "", severity: float = 1) -> Condition:
+        return Condition(name or self.control, float(severity), self.change, self.facts, draws=1)
 
 
 def cards(images: Dataset, *, split: str = "validation", seed: int = 0) -> list[Condition]:
-    """The unchanged image, with the facts of the class that cards ask for, and a condition a control.
-
-    Severity is 1 for a rendered card, and the height of a drawn one as a share of the picture's. `masked` is the card
-    with another class's name under a patch of the mean colour: what a perfect detector of text would leave.
-    """
-    scenes = _scenes(images, split)
-    made = [_card(control, images, scenes, seed) for control in CONTROLS]
-    shown = [_condition(c.control, 1 if scenes else 0.2, c) for c in made]
+    """The unchanged image, a condition a control, and `masked`: the last one's card under a patch of the mean colour."""
+    shown = [_in_scene(Card(control, seed), images, split) for control in CONTROLS]
     unchanged = replace(ORIGINAL, facts=Card("other_name", seed).facts)
-    return [unchanged, *shown, _condition("masked", shown[-1].severity, replace(made[-1], masked=True))]
+    return [unchanged, *(c.condition() for c in shown), replace(shown[-1], masked=True).condition("masked")]
 
 
 def drawn(heights: Sequence[float], *, seed: int = 0) -> list[Condition]:
-    """Drawn cards with another class's name: of growing height with their blank ones, and of one height in places."""
-    shown = [_condition(c, h, Card(c, seed, box={"height": h})) for h in heights for c in ("blank", "other_name")]
-    return shown + [_condition(p, 1, Card("other_name", seed, box={"place": at})) for p, at in PLACES.items()]
-
-
-def copied(numbers: Sequence[int], *, seed: int = 0) -> list[Condition]:
-    """The attack of Wang et al.: growing numbers of copies of another class's name, without a card."""
-    return [_condition("copies", n, Card("other_name", seed, copies=n)) for n in numbers]
+    """Drawn cards of some heights and in some places, blank and with another class's name."""
+    boxes = {f"{h:g} high": {"height": h} for h in heights} | {name: {"place": at} for name, at in PLACES.items()}
+    both = [(f"{name}, {c}", Card(c, seed, box=box)) for name, box in boxes.items() for c in ("blank", "other_name")]
+    return [made.condition(name) for name, made in both]
 
 
 def photographed(folder: Path | str) -> tuple[Dataset, list[Condition]]:
     """SCAM's pictures without a word, and the conditions that show the same things beside one."""
-    variants, words = scam(folder)
-    clean = variants.pop("NoSCAM")
-    made = [(name, Photographed(pictures=pictures, listed=words)) for name, pictures in variants.items()]
-    return clean, [replace(ORIGINAL, facts=made[0][1].facts), *(_condition(name.lower(), 1, c) for name, c in made)]
+    (_, clean), *others = (variants := scam(folder))[0].items()
+    made = {name: Card("listed", pictures=pictures, listed=variants[1]) for name, pictures in others}
+    unchanged = replace(ORIGINAL, facts=next(iter(made.values())).facts)
+    return clean, [unchanged, *(shown.condition(name.lower()) for name, shown in made.items())]
 
 
-def masked(pixels: Float[Tensor, "n 3 h w"], before: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
-    """Pixels whose smallest box around all that changed has the mean colour of the picture."""
-    result = pixels.clone()
-    for image, changed in zip(result, (pixels != before).any(1)):
-        if changed.any():
-            rows, columns = (changed.any(axis).nonzero()[:, 0] for axis in (1, 0))
-            image[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = image.mean((1, 2))[:, None, None]
-    return result
-
-
-def _condition(name: str, severity: float, how: Card) -> Condition:
-    return Condition(name, float(severity), how.change, how.facts, draws=1)
-
-
-def _scenes(images: Dataset, split: str) -> dict:
-    """The scenes behind Tabletop's images; none for other data sets."""
-    scenes = tabletop_scenes(split) if images.name == "tabletop" else {}
-    return {s.sample_id: scenes[s.sample_id] for s in images.samples} if scenes else {}
-
-
-def _card(control: str, images: Dataset, scenes: Mapping, seed: int) -> Card:
-    if not scenes:
-        return Card(control, seed)
+def _in_scene(drawn: Card, images: Dataset, split: str) -> Card:
+    """The card in Tabletop's scenes; as it is in other data sets."""
+    if images.name != "tabletop":
+        return drawn
     from tabletop import HELD_OUT_KINDS
 
-    made = Card(control, seed, tuple(HELD_OUT_KINDS))
+    scenes, made = tabletop_scenes(split), replace(drawn, foreign=tuple(HELD_OUT_KINDS))
     said = {s.sample_id: made.word(s.sample_id, s.label, images.class_names)[0] for s in images.samples}
-    written = {i: replace(scene, card=said[i], card_width=WIDTH) for i, scene in scenes.items()}
-    return replace(made, pictures=rendered(f"tabletop, {control}", written))
-
-
-def _no_name(draw, form, names: Sequence[str]) -> str:
-    """Letters that are the name of no class, if a hundred draws find any."""
-    known = [form(name) for name in names]
-    words = ["".join(draw()) for _ in range(100)]
-    return next((word for word in words if form(word) not in known), words[0])
+    written = {i: replace(scenes[i], card=word, card_width=WIDTH) for i, word in said.items()}
+    return replace(made, pictures=rendered(f"tabletop, {drawn.control}", written))
 
 
 def examples(images: Dataset, shown: Sequence[Condition]) -> tuple[list[Image.Image], list[str]]:
     """The first picture under every control, with captions."""
-    sample_id, picture, label = next(iter(images))
-    pictures, captions = [picture], [f"original\n{images.class_names[label]}"]
-    for condition in shown:
-        if condition.name in CONTROLS:
-            how = condition.change.__self__
-            word = how.word(sample_id, label, images.class_names)[0]
-            pictures.append(how.picture(picture, sample_id, word)[0])
-            captions.append(f"{condition.name.replace('_', ' ')}\n{word}")
-    return pictures, captions
+    (sample_id, original, label), found = next(iter(images)), {}
+    for how in (c.change.__self__ for c in shown if c.name in CONTROLS):
+        word, _ = how.word(sample_id, label, images.class_names)
+        found[f"{how.control.replace('_', ' ')}\n{word}"] = how.picture(original, sample_id, word)[0]
+    return [original, *found.values()], [f"original\n{images.class_names[label]}", *found]
 
 
-def named(rows: pd.DataFrame) -> scores.Estimate:
-    """Share of images whose answer is the class that the card asks for: attack success, where another name is on it."""
-    return scores.proportion(int((rows.prediction == rows.word_label).sum()), len(rows))
+def beyond(rows: pd.DataFrame, base: pd.DataFrame, *, bound: float | None = None, unit: str = "fraction"):
+    """Mean differences of `value` between rows of the same images and `line`, one a model and line.
 
-
-def named_against(base: pd.DataFrame) -> scores.Statistic:
-    """Share named as the card asks, less that in other rows of the same images and model."""
-
-    def statistic(rows: pd.DataFrame) -> scores.Estimate:
-        one, other = (r.assign(hit=(r.prediction == r.word_label).astype(float)) for r in (base, rows))
-        return scores.paired_change(one[one.model.isin(rows.model)], other, "hit")
-
-    return statistic
-
-
-def of_two(rows: pd.DataFrame) -> scores.Estimate:
-    """Share of images whose label gets a larger logit than the class of the word: SCAM's accuracy."""
-    return scores.proportion(int((rows.beside_word > 0).sum()), len(rows))
-
-
-def beyond_blank(rows: pd.DataFrame) -> pd.DataFrame:
-    """Margin of the label less that beside a blank card, in logits of the model's own scale; see `_corrected`."""
-    rows, blank = rows.assign(value=rows.margin), rows[rows.condition == "blank"]
-    base = pd.concat([blank.assign(value=blank.margin, condition=c) for c in CONTROLS[1:]])
-    return _corrected(base, rows[rows.condition.isin(CONTROLS[1:])]).assign(unit="logits")
-
-
-def defended(base: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Right answers with a defence less those without, with a card of another name and without; see `_corrected`."""
-    both = {"other_name": "with a card", "original": "without"}
-    frames = []
-    for name in others:
-        for rows in (base, others[name]):
-            rows = rows[rows.condition.isin(both)]
-            line = name + ", " + rows.condition.map(both)
-            frames.append(rows.assign(condition=line, value=scores.correct(rows)))
-    return _corrected(pd.concat(frames[::2]), pd.concat(frames[1::2]), bound=1)
-
-
-def _corrected(base: pd.DataFrame, rows: pd.DataFrame, bound: float | None = None) -> pd.DataFrame:
-    """Mean differences of `value` by `condition`, image by image.
-
-    Returns: A row a model and condition: the columns of an estimate, `p` of the sign-flip test, corrected by Holm over
-        the conditions of a model, and `verdict`: `more`, `less` or `undecided`.
+    Returns: The columns of an estimate, `p` of the sign-flip test, corrected by Holm over the lines of a model, and
+        `verdict`: `more`, `less` or `undecided`.
     """
     found = []
     for model, part in rows.groupby("model", sort=False):
-        bounds = dict.fromkeys(part.condition, bound)
-        table = scores.paired_changes(base[base.model == model], part, "condition", bounds=bounds)
-        found.append(table.assign(model=model, p=scores.holm(table.p.to_numpy())))
+        bounds = dict.fromkeys(part.line, bound)
+        table = scores.paired_changes(base[base.model == model], part, "line", bounds=bounds)
+        found.append(table.assign(model=model, unit=unit, p=scores.holm(table.p.to_numpy())))
     table = pd.concat(found, ignore_index=True)
     return table.assign(verdict=np.select([table.p >= 0.05, table.value > 0], ["undecided", "more"], "less"))
 
 
+def beyond_blank(rows: pd.DataFrame) -> pd.DataFrame:
+    """Margin of the label less that beside a blank card, in logits of the model's own scale; see `beyond`."""
+    rows = rows.assign(value=rows.margin, line=rows.condition)
+    blank = [rows[rows.condition == "blank"].assign(line=control) for control in CONTROLS[1:]]
+    return beyond(rows[rows.condition.isin(CONTROLS[1:])], pd.concat(blank), unit="logits")
+
+
+def beyond_drawn(rows: pd.DataFrame) -> pd.DataFrame:
+    """Right answers beside drawn words less those beside the same cards without one; see `beyond`."""
+    rows = rows.assign(value=scores.correct(rows), line=rows.condition.str.split(", ").str[0])
+    blank = rows.condition.str.endswith("blank")
+    return beyond(rows[~blank], rows[blank], bound=1)
+
+
+def defended(base: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Right answers with a defence less those without, with a card of another name and without; see `beyond`."""
+    where = {"other_name": "with a card", "original": "without"}
+    both = [[r.assign(defence=name) for r in (rows, base)] for name, rows in others.items()]
+    frames = (pd.concat(part) for part in zip(*both))
+    frames = (f[f.condition.isin(where)].assign(value=scores.correct) for f in frames)
+    return beyond(*(f.assign(line=f.defence + ", " + f.condition.map(where)) for f in frames), bound=1)
+
+
+def mentions(names: Sequence[str], *, most: int = 16) -> dict[str, tuple[str, ...]]:
+    """Prompts that say that there is a card, and what may be on it: class names, over which they are averaged."""
+    says = [f"a photo of a {{}} with a card that says {name}" for name in names[:: -(-len(names) // most)]]
+    return {"prompt: a card": ("a photo of a {} with a card",), "prompt: a card that says": tuple(says)}
+
+
 def in_words(table: pd.DataFrame, model: str, spec: str) -> str:
-    """What each condition changes in a model, as the corrected tests decide."""
+    """What each line of `beyond` shows of a model."""
     rows = table[table.model == model].itertuples()
-    said = [(r.condition.replace("_", " "), CHANGES[r.verdict], scores.estimate_of(r)) for r in rows]
-    return "; ".join(f"{condition} {verdict} it ({estimate:{spec}})" for condition, verdict, estimate in said)
+    return ", ".join(f"{r.line.replace('_', ' ')}: {CHANGES[r.verdict]} ({r.value:{spec}})" for r in rows)
 
 
 def by_model(table: pd.DataFrame, spec: str = "pct") -> str:
@@ -270,48 +208,32 @@ def by_model(table: pd.DataFrame, spec: str = "pct") -> str:
 
 
 def answered(rows: pd.DataFrame, quoted: pd.DataFrame) -> pd.DataFrame:
-    """Answers to two questions about the same pictures, three rows each: `question`, `named` of `NAMED` and `hit`."""
-    both = pd.concat([r.assign(question=q) for q, r in zip(QUESTIONS, (rows, quoted))], ignore_index=True)
-    which = [(both.prediction == both[c]).to_numpy(bool) for c in ("label", "word_label")]
-    given = np.select(which, NAMED[:2], NAMED[2])
-    return pd.concat([both.assign(named=n, hit=given == n) for n in NAMED], ignore_index=True)
+    """Answers to two questions about the same pictures: three rows each, of which that of what was named has `hit`."""
+    both = pd.concat([r.assign(question=q) for q, r in zip(NAMED, (rows, quoted))], ignore_index=True)
+    given = np.select([both.prediction == both.label, both.named.astype(bool)], [*NAMED.values()][:2], NAMED[""])
+    return pd.concat([both.assign(what=what, hit=given == what) for what in NAMED.values()], ignore_index=True)
 
 
 def both_right(answers: pd.DataFrame) -> scores.Estimate:
     """Share of pictures of which the object and the word are both named, each by its question."""
-    right = answers[answers.named == answers.question.map(QUESTIONS)].groupby("sample_id").hit.all()
+    right = answers[answers.what == answers.question.map(NAMED)].groupby("sample_id").hit.all()
     return scores.proportion(int(right.sum()), len(right))
 
 
 def confusion(table: pd.DataFrame) -> dict:
-    """Shares of `NAMED` by model and question, as `plots.heatmap` takes them."""
-    lines = list(dict.fromkeys(zip(table.model, table.question)))
-    values = table.set_index(["model", "question", "named"]).value
-    shares = np.array([[values[model, question, name] for name in NAMED] for model, question in lines])
-    return {"values": shares, "rows": [", ".join(line) for line in lines], "columns": NAMED}
-
-
-def mentions(names: Sequence[str], *, most: int = 16) -> dict[str, tuple[str, ...]]:
-    """Prompts that say that there is a card, and what may be on it: some class names, whose prompts are averaged."""
-    some = names[:: -(-len(names) // most)]
-    says = tuple(f"a photo of a {{}} with a card that says {name}" for name in some)
-    return {"prompt: a card": ("a photo of a {} with a card",), "prompt: a card that says": says}
-
-
-def alone(images: Dataset, split: str = "validation") -> Dataset:
-    """Tabletop's scenes without their object, whose name a card on the table says."""
-    scenes = _scenes(images, split).items()
-    return rendered("cards alone", {i: replace(s, kind=None, card=s.kind, card_width=WIDTH) for i, s in scenes})
+    """Shares of what is named by model and question, as `plots.heatmap` takes them."""
+    lines = (table.model + ", " + table.question).unique()
+    return {"values": table.value.to_numpy().reshape(len(lines), -1), "rows": lines, "columns": table.what.unique()}
 
 
 def dose(folder: Path | str, images: Dataset) -> pd.DataFrame:
     """What a fine-tuned model answers, a row a quantity, beside `dose`: the share of captions about a card's word."""
     net = load_model(f"local-dir:{Path(folder).resolve()}", device="cpu")
     plain, quote = (Head(net.classifier(images.class_names, t), images.class_names) for t in (images.templates, QUOTE))
-    rows, quoted = (measure(net, images, head, cards(images)) for head in (plain, quote))
-    found = {f"named/{c}": named(rows[rows.condition == c]) for c in ("letters", "scrambled", "other_name")}
-    found |= {f"accuracy/{c}": scores.accuracy(rows[rows.condition == c]) for c in ("original", "blank", "other_name")}
-    found["read/other_name"] = named(quoted[quoted.condition == "other_name"])
+    rows, quoted = (measure(net, images, head, cards(images)).groupby("condition") for head in (plain, quote))
+    found = {f"named/{c}": scores.share_of("named")(rows.get_group(c)) for c in ("letters", "scrambled", "other_name")}
+    found |= {f"accuracy/{c}": scores.accuracy(rows.get_group(c)) for c in ("original", "blank", "other_name")}
+    found["read/other_name"] = scores.share_of("named")(quoted.get_group("other_name"))
     further = {f"accuracy/{split}": load_dataset("tabletop", split) for split in ("cartoon", "sketch")}
     for quantity, pictures in {"read/alone": alone(images), **further}.items():
         found[quantity] = scores.accuracy(measure(net, pictures, plain, [ORIGINAL]))
@@ -319,29 +241,23 @@ def dose(folder: Path | str, images: Dataset) -> pd.DataFrame:
     return pd.DataFrame([{"dose": float(share), "quantity": q, **asdict(e)} for q, e in found.items()])
 
 
-def trend(table: pd.DataFrame) -> tuple[float, float]:
-    """Kendall's rank correlation of a quantity with the dose, one run a dose, and its exact two-sided p.
-
-    Examples:
-        >>> trend(pd.DataFrame({"dose": [0, 0.2, 0.5, 0.7], "value": [0.1, 0.2, 0.3, 0.4]}))
-        (1.0, 0.08333333333333333)
-    """
-    of = lambda values: stats.kendalltau(table.dose, values).statistic
-    tau, every = of(table.value), [of(values) for values in permutations(table.value)]
-    return float(tau), float(np.mean([abs(t) >= abs(tau) - 1e-9 for t in every]))
+def alone(images: Dataset) -> Dataset:
+    """Tabletop's validation scenes without their object, whose name a card on the table says."""
+    scenes = {s.sample_id: tabletop_scenes()[s.sample_id] for s in images.samples}
+    return rendered("cards alone", {i: replace(s, kind=None, card=s.kind, card_width=WIDTH) for i, s in scenes.items()})
 
 
-def dose_in_words(table: pd.DataFrame, quantity: str = "named/other_name") -> dict:
-    """What the dose series shows of a quantity: its ends, its trend and what that decides."""
+def trend(table: pd.DataFrame, quantity: str = "named/other_name") -> dict:
+    """A quantity over the doses, one run each: its ends, Kendall's rank correlation with its exact p, and a verdict."""
     rows = table[table.quantity == quantity].sort_values("dose")
-    tau, p = trend(rows) if len(rows) > 1 else (0.0, 1.0)
-    verdict = "not decided" if p >= 0.05 else "it grows with the dose" if tau > 0 else "it falls with the dose"
-    ends = {"least": rows.dose.iloc[0], "most": rows.dose.iloc[-1], "runs": len(rows)}
+    every = [stats.kendalltau(rows.dose, values).statistic for values in permutations(rows.value)]
+    p = float(np.mean(np.abs(np.nan_to_num(every)) >= abs(np.nan_to_num(every[0])) - 1e-9))
+    verdict = "not decided" if p >= 0.05 else "it grows with the dose" if every[0] > 0 else "it falls with the dose"
     first, last = (scores.estimate_of(rows.iloc[k]) for k in (0, -1))
-    return ends | {"first": first, "last": last, "tau": tau, "p": p, "verdict": verdict}
+    ends = {"least": rows.dose.min(), "most": rows.dose.max(), "first": first, "last": last, "runs": len(rows)}
+    return ends | {"tau": float(every[0]), "p": p, "verdict": verdict}
 
 
-if __name__ == "__main__":
-    every = load_dataset("tabletop", limit=400)
-    made = pd.concat([dose(folder, every) for folder in sys.argv[1:]], ignore_index=True)
-    made.sort_values(["quantity", "dose"]).round(6).to_csv(sys.stdout, index=False)
+if __name__ == "__main__":  # FOLDER... > data/tabletop/reading_doses.csv
+    tables = [dose(folder, load_dataset("tabletop", limit=400)) for folder in sys.argv[1:]]
+    pd.concat(tables).sort_values(["quantity", "dose"]).round(6).to_csv(sys.stdout, index=False)
