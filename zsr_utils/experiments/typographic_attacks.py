@@ -6,7 +6,7 @@ In Tabletop a card is part of the scene and is rendered; in any other data set i
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +23,21 @@ from zsr_utils.conditions import ORIGINAL, Batch, Condition, Head, Seen
 from zsr_utils.datasets import Dataset, card, load_dataset, random_of, rendered, scam, scattered, tabletop_scenes
 from zsr_utils.measure import measure
 from zsr_utils.models import load_model
+from zsr_utils.study import Study
 
 
 CONTROLS = ("blank", "letters", "scrambled", "no_class", "own_name", "other_name")
+BEYOND_BLANK = {control: ("blank", control) for control in CONTROLS[1:]}
 WIDTH = 1.28  # of rendered cards, enough for every word, so that width tells none apart
 NO_CLASS = ("justice", "thursday", "velocity", "grammar", "harvest", "opinion", "winter", "melody")
 PLACES = {"top": (0.5, 0.15), "middle": (0.5, 0.5), "bottom": (0.5, 0.8)}
 QUOTE = ("a card that says {}",)
 NAMED = {"what is it?": "the object", "what does the card say?": "the word", "": "something else"}
 CHANGES = {"more": "higher", "less": "lower", "undecided": "not decided"}
-READS = {"more": "it is the word that does it", "less": "its letters alone do more", "undecided": "not decided"}
+READS = {
+    "more": "it is the word that does it", "less": "its letters alone do more",
+    "undecided": "whether the word does more than its letters is not decided",
+}  # fmt: skip
 SHOWN = {
     "named/other_name": "another name is named", "named/scrambled": "its letters are, scrambled",
     "read/alone": "a card alone is read", "accuracy/original": "right without a card",
@@ -110,17 +115,17 @@ class Card:
 
 
 def cards(images: Dataset, *, split: str = "validation", seed: int = 0) -> list[Condition]:
-    """The unchanged image, a condition a control, and `masked`: the last one's card under a patch of the mean colour."""
+    """The unchanged image, a condition a control, and `masked`: the last card under a patch of the mean colour."""
     shown = [_in_scene(Card(control, seed), images, split) for control in CONTROLS]
     unchanged = replace(ORIGINAL, facts=Card("other_name", seed).facts)
     return [unchanged, *(c.condition() for c in shown), replace(shown[-1], masked=True).condition("masked")]
 
 
-def drawn(heights: Sequence[float], *, seed: int = 0) -> list[Condition]:
-    """Drawn cards of some heights and in some places, blank and with another class's name."""
+def drawn(heights: Sequence[float], *, seed: int = 0) -> dict[str, tuple[Condition, Condition]]:
+    """Drawn cards of some heights and in some places: blank, and with another class's name."""
     boxes = {f"{h:g} high": {"height": h} for h in heights} | {name: {"place": at} for name, at in PLACES.items()}
-    both = [(f"{name}, {c}", Card(c, seed, box=box)) for name, box in boxes.items() for c in ("blank", "other_name")]
-    return [made.condition(name) for name, made in both]
+    both = {name: [Card(c, seed, box=box) for c in ("blank", "other_name")] for name, box in boxes.items()}
+    return {name: tuple(c.condition(f"{c.control}, {name}") for c in pair) for name, pair in both.items()}
 
 
 def photographed(folder: Path | str) -> tuple[Dataset, list[Condition]]:
@@ -152,54 +157,52 @@ def examples(images: Dataset, shown: Sequence[Condition]) -> tuple[list[Image.Im
     return [original, *found.values()], [f"original\n{images.class_names[label]}", *found]
 
 
-def beyond(rows: pd.DataFrame, base: pd.DataFrame, *, bound: float | None = None, unit: str = "fraction"):
-    """Mean differences of `value` between rows of the same images and `line`, one a model and line.
+def beyond(rows: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], column: str = "right", **options) -> pd.DataFrame:
+    """Mean differences of a column between two conditions, image by image, a row a model and line of `pairs`.
+
+    Args:
+        pairs: The conditions by line: what is compared with, and what is compared.
+        column: `right` for right answers, or a number in the rows.
+        options: `unit`, and a `bound` of the differences, as `scores.paired_mean` takes it.
 
     Returns: The columns of an estimate, `p` of the sign-flip test, corrected by Holm over the lines of a model, and
         `verdict`: `more`, `less` or `undecided`.
     """
-    found = []
-    for model, part in rows.groupby("model", sort=False):
-        bounds = dict.fromkeys(part.line, bound)
-        table = scores.paired_changes(base[base.model == model], part, "line", bounds=bounds)
-        found.append(table.assign(model=model, unit=unit, p=scores.holm(table.p.to_numpy())))
+    found, bounds = [], dict.fromkeys(pairs, 1.0 if column == "right" else None)
+    for model, own in rows.assign(right=scores.correct(rows)).groupby("model", sort=False):
+        own = own.assign(value=own[column])
+        sides = ([own[own.condition == pair[k]].assign(line=line) for line, pair in pairs.items()] for k in (0, 1))
+        table = scores.paired_changes(*map(pd.concat, sides), "line", bounds=bounds)
+        found.append(table.assign(model=model, p=scores.holm(table.p.to_numpy()), **options))
     table = pd.concat(found, ignore_index=True)
     return table.assign(verdict=np.select([table.p >= 0.05, table.value > 0], ["undecided", "more"], "less"))
 
 
-def beyond_blank(rows: pd.DataFrame) -> pd.DataFrame:
-    """Margin of the label less that beside a blank card, in logits of the model's own scale; see `beyond`."""
-    rows = rows.assign(value=rows.margin, line=rows.condition)
-    blank = [rows[rows.condition == "blank"].assign(line=control) for control in CONTROLS[1:]]
-    return beyond(rows[rows.condition.isin(CONTROLS[1:])], pd.concat(blank), unit="logits")
+def defended(study: Study, rows: pd.DataFrame, shown: Sequence[Condition], *, most: int = 16) -> pd.DataFrame:
+    """What defences do to right answers, with a card of another name and without one; see `beyond`.
+
+    One prompt says that there is a card, one also what may be on it: class names, over which prompts are averaged.
+    """
+    says = [f"a photo of a {{}} with a card that says {name}" for name in study.names[:: -(-len(study.names) // most)]]
+    prompts = {"mention a card": ["a photo of a {} with a card"], "mention its word": says}
+    frames, hidden = [rows], rows.condition.replace({"masked": "other_name", "other_name": ""})
+    for name in (*prompts, "hide the card"):
+        tried = (
+            study.measure(shown, prompts=prompts[name], keep=False)
+            if name in prompts
+            else rows.assign(condition=hidden)
+        )
+        frames.append(tried.assign(condition=name + tried.condition))
+    where = {"with a card": "other_name", "without": "original"}
+    return beyond(
+        pd.concat(frames), {f"{d}, {w}": (c, d + c) for d in (*prompts, "hide the card") for w, c in where.items()}
+    )
 
 
-def beyond_drawn(rows: pd.DataFrame) -> pd.DataFrame:
-    """Right answers beside drawn words less those beside the same cards without one; see `beyond`."""
-    rows = rows.assign(value=scores.correct(rows), line=rows.condition.str.split(", ").str[0])
-    blank = rows.condition.str.endswith("blank")
-    return beyond(rows[~blank], rows[blank], bound=1)
-
-
-def defended(base: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Right answers with a defence less those without, with a card of another name and without; see `beyond`."""
-    where = {"other_name": "with a card", "original": "without"}
-    both = [[r.assign(defence=name) for r in (rows, base)] for name, rows in others.items()]
-    frames = (pd.concat(part) for part in zip(*both))
-    frames = (f[f.condition.isin(where)].assign(value=scores.correct) for f in frames)
-    return beyond(*(f.assign(line=f.defence + ", " + f.condition.map(where)) for f in frames), bound=1)
-
-
-def mentions(names: Sequence[str], *, most: int = 16) -> dict[str, tuple[str, ...]]:
-    """Prompts that say that there is a card, and what may be on it: class names, over which they are averaged."""
-    says = [f"a photo of a {{}} with a card that says {name}" for name in names[:: -(-len(names) // most)]]
-    return {"prompt: a card": ("a photo of a {} with a card",), "prompt: a card that says": tuple(says)}
-
-
-def in_words(table: pd.DataFrame, model: str, spec: str) -> str:
+def in_words(table: pd.DataFrame, model: str, spec: str = "points") -> str:
     """What each line of `beyond` shows of a model."""
     rows = table[table.model == model].itertuples()
-    return ", ".join(f"{r.line.replace('_', ' ')}: {CHANGES[r.verdict]} ({r.value:{spec}})" for r in rows)
+    return "; ".join(f"{r.line.replace('_', ' ')}: {CHANGES[r.verdict]} ({scores.estimate_of(r):{spec}})" for r in rows)
 
 
 def by_model(table: pd.DataFrame, spec: str = "pct") -> str:
@@ -222,8 +225,9 @@ def both_right(answers: pd.DataFrame) -> scores.Estimate:
 
 def confusion(table: pd.DataFrame) -> dict:
     """Shares of what is named by model and question, as `plots.heatmap` takes them."""
-    lines = (table.model + ", " + table.question).unique()
-    return {"values": table.value.to_numpy().reshape(len(lines), -1), "rows": lines, "columns": table.what.unique()}
+    lines, what = list(product(table.model.unique(), table.question.unique())), table.what.unique()
+    wide = table.set_index(["model", "question", "what"]).value.unstack()
+    return {"values": wide.loc[lines, what].to_numpy(), "rows": [", ".join(line) for line in lines], "columns": what}
 
 
 def dose(folder: Path | str, images: Dataset) -> pd.DataFrame:
@@ -234,17 +238,13 @@ def dose(folder: Path | str, images: Dataset) -> pd.DataFrame:
     found = {f"named/{c}": scores.share_of("named")(rows.get_group(c)) for c in ("letters", "scrambled", "other_name")}
     found |= {f"accuracy/{c}": scores.accuracy(rows.get_group(c)) for c in ("original", "blank", "other_name")}
     found["read/other_name"] = scores.share_of("named")(quoted.get_group("other_name"))
+    scenes = {s.sample_id: tabletop_scenes()[s.sample_id] for s in images.samples}
+    cards_alone = {i: replace(s, kind=None, card=s.kind, card_width=WIDTH) for i, s in scenes.items()}
     further = {f"accuracy/{split}": load_dataset("tabletop", split) for split in ("cartoon", "sketch")}
-    for quantity, pictures in {"read/alone": alone(images), **further}.items():
+    for quantity, pictures in {"read/alone": rendered("cards alone", cards_alone), **further}.items():
         found[quantity] = scores.accuracy(measure(net, pictures, plain, [ORIGINAL]))
     share = yaml.safe_load((Path(folder) / "training.yaml").read_text())["finetune"]["about_word"]
     return pd.DataFrame([{"dose": float(share), "quantity": q, **asdict(e)} for q, e in found.items()])
-
-
-def alone(images: Dataset) -> Dataset:
-    """Tabletop's validation scenes without their object, whose name a card on the table says."""
-    scenes = {s.sample_id: tabletop_scenes()[s.sample_id] for s in images.samples}
-    return rendered("cards alone", {i: replace(s, kind=None, card=s.kind, card_width=WIDTH) for i, s in scenes.items()})
 
 
 def trend(table: pd.DataFrame, quantity: str = "named/other_name") -> dict:
