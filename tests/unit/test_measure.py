@@ -23,7 +23,7 @@ from zsr_utils.conditions import (
     made_before,
 )  # fmt: skip
 from zsr_utils.conditions.alignment import Settings
-from zsr_utils.experiments import pairs, representation_drift
+from zsr_utils.experiments import pairs, representation_drift, typographic_attacks
 from zsr_utils.measure import COLUMNS, Pixels, embed, measure
 
 
@@ -40,6 +40,10 @@ CONTRACT = {
     "noise_detection": lambda net, images: [ORIGINAL, *gaussian_noise([2, 30], conversion="round")],
     "embedding_alignment": lambda net, images: [aligned(net, images, noise=0.0)],
     "model_trends": lambda net, images: in_balls(net, images),
+    "typographic_attacks": lambda net, images: [
+        *typographic_attacks.cards(images)[::3], *typographic_attacks.drawn([0.3])["top"],
+        typographic_attacks.Card("other_name", copies=3).condition("copies"),
+    ],
     "adaptive_alignment": lambda net, images: [aligned(net, images, noise=8 / 255)],
 }  # fmt: skip
 

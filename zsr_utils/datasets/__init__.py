@@ -8,5 +8,5 @@ from zsr_utils.datasets._imagenet import FACTORS, imagenet_templates, imagenet_x
 from zsr_utils.datasets._names import imagenet_classes
 from zsr_utils.datasets._published import PUBLISHED_IMAGES, claims, published, published_accuracy
 from zsr_utils.datasets._rendered import rendered, tabletop_scenes
-from zsr_utils.datasets._typographic import card, one_words, random_of, scam, scattered, typographic
+from zsr_utils.datasets._typographic import card, one_words, printed, random_of, scam, scattered, typographic
 from zsr_utils.datasets._sources import load_dataset

@@ -18,10 +18,10 @@ from zsr_utils.datasets._names import imagenet_classes
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 SMALLEST, TRIES = 6, 500  # font size below which letters have no shape; places that are tried for all copies
-# Copies, and font size: as a share of the shorter side, and in pixels in the paper-compatible form, where capitals are
-# as high as those of OpenCV's HERSHEY_DUPLEX at scale 0.8 (17 px), and 20 pt at 150 dpi.
-FORMS = {"imagenet-t": (8, 1 / 16, 24), "cifar10-t": (4, 1 / 13, 42)}
-SIZE, CANVAS, AXES = 224, (960, 720), (203, 86, 554)  # of a picture; of CIFAR's plot, and where the picture lies in it
+# Copies; font size as a share of the side; in pixels in the paper-compatible form, where capitals are as high as those
+# of OpenCV's HERSHEY_DUPLEX at scale 0.8 (17 px), and 20 pt at 150 dpi; and the side that the authors' plot gives CIFAR.
+FORMS = {"imagenet-t": (8, 1 / 16, 24, None), "cifar10-t": (4, 1 / 13, 42, 554)}
+SIZE = 224  # of a picture in the corrected form
 VARIANTS = ("NoSCAM", "SCAM", "SynthSCAM")
 
 
@@ -48,7 +48,7 @@ def one_words(class_names: Sequence[str]) -> dict[int, str]:
 def card(
     picture: Image.Image, word: str, *, height: float = 0.2, width: float = 0.6, place: tuple[float, float] = (0.5, 0.8)
 ) -> Image.Image:  # fmt: skip
-    """A picture with a white card before it, whose size, place and middle are shares of the picture's, whatever it says.
+    """A picture with a white card, whose size and middle are shares of the picture's, whatever it says.
 
     Letters fill four fifths of its height, less if the word is long; an empty word leaves it blank.
     """
@@ -95,7 +95,7 @@ def scattered(
     for _ in range(TRIES if min(room) > 0 else 0):
         left, top = map(int, rng.integers(room))
         box = left, top, left + ink.width, top + ink.height
-        if len(boxes) < copies and not any((_corner_in if corners else _overlap)(box, other) for other in boxes):
+        if len(boxes) < copies and not any(_meet(box, other, corners) for other in boxes):
             boxes.append(box)
             shown.paste("white", box[:2], ink)
     return shown, boxes
@@ -105,10 +105,9 @@ def typographic(images: Dataset, folder: Path, form: str, *, paper: bool = False
     """Build ImageNet-T or CIFAR-10-T of any data set: pictures, `labels.csv` and `classes.txt`, which load as a folder.
 
     The corrected form draws on the picture after resize and centre crop to 224 px, so that no copy is cut away, keeps
-    boxes disjoint and saves without loss. The paper-compatible one keeps the defects of the authors' code but for the
-    missing seed: it draws before the crop, lets boxes cross, stops its choice at the first word that does not fit (so
-    that small pictures are lost more often), and saves as JPEG; CIFAR's pictures lie in the margins of a plot with its
-    frame (not its ticks), and words may stand beside them.
+    boxes disjoint and saves without loss. The paper-compatible one keeps defects of the authors' code: it draws before
+    the crop, lets boxes cross, stops its choice at the first word that does not fit (so that small pictures are lost
+    more often), and saves as JPEG. The missing seed and the axes around CIFAR's pictures it does not keep.
 
     Args:
         form: `imagenet-t` (8 copies) or `cifar10-t` (4).
@@ -119,11 +118,12 @@ def typographic(images: Dataset, folder: Path, form: str, *, paper: bool = False
     Source: Wang et al. (2024), scripts of typographic_attack.
     """
     one_of("form", form, FORMS)
-    (copies, share, pixels), words, rows = FORMS[form], one_words(images.class_names), []
+    (copies, share, pixels, side), words, rows = FORMS[form], one_words(images.class_names), []
     folder.mkdir(parents=True, exist_ok=True)
     for sample_id, picture, label in images:
         rng, size = random_of(sample_id, seed, form), pixels if paper else share * SIZE
-        picture = _canvas(picture, form) if paper else ImageOps.fit(picture, (SIZE, SIZE), Image.Resampling.BICUBIC)
+        if not paper or side:
+            picture = ImageOps.fit(picture, (side if paper else SIZE,) * 2, Image.Resampling.BICUBIC)
         widest = picture.width if paper else np.inf
         wrong = _wrong(rng, [k for k in words if k != label], lambda k, w=widest: _font(pixels).getlength(words[k]) < w)
         shown, boxes = scattered(picture, words[wrong], rng, copies=copies, size=size, corners=paper)
@@ -163,17 +163,6 @@ def scam(folder: Path | str) -> tuple[dict[str, Dataset], dict[str, str]]:
     return {variant: Dataset(variant, names, found) for variant, found in samples.items()}, words
 
 
-def _canvas(picture: Image.Image, form: str) -> Image.Image:
-    """What the authors write on: the picture as it is, or CIFAR's in its plot."""
-    if form == "imagenet-t":
-        return picture
-    left, top, side = AXES
-    canvas = Image.new("RGB", CANVAS, "white")
-    canvas.paste(picture.resize((side, side), Image.Resampling.NEAREST), (left, top))
-    ImageDraw.Draw(canvas).rectangle((left, top, left + side, top + side), outline="black")
-    return canvas
-
-
 def _wrong(rng: np.random.Generator, others: Sequence[int], fits: Callable[[int], bool]) -> int:
     """One of the other classes; the first that does not fit ends the choice, as in the authors' code."""
     if not others:
@@ -182,12 +171,11 @@ def _wrong(rng: np.random.Generator, others: Sequence[int], fits: Callable[[int]
     return next((k for k in tried if not fits(k)), tried[-1])
 
 
-def _overlap(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-def _corner_in(box: Box, earlier: Box) -> bool:
-    return any(earlier[0] <= x <= earlier[2] and earlier[1] <= y <= earlier[3] for x in box[::2] for y in box[1::2])
+def _meet(box: Box, other: Box, corners: bool) -> bool:
+    """Whether two boxes overlap, or one has a corner in the other."""
+    if corners:
+        return any(other[0] <= x <= other[2] and other[1] <= y <= other[3] for x in box[::2] for y in box[1::2])
+    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
 
 
 @lru_cache(maxsize=128)

@@ -57,7 +57,7 @@ class Card:
     foreign: tuple[str, ...] = NO_CLASS  # words of no class
     pictures: Dataset | None = None  # that have the card in them; else it is drawn
     box: Mapping = field(default_factory=dict)  # of a drawn one, as `datasets.card` takes it
-    masked: bool = False  # whether the box around all that changed gets the mean colour
+    masked: bool = False  # whether the box around all that changed becomes mid-grey
     copies: int = 0  # of the word all over the picture, in place of a card
     listed: Mapping[str, str] = field(default_factory=dict)  # words by sample id, in place of a control
 
@@ -96,7 +96,7 @@ class Card:
         for image, changed in zip(pixels, (pixels != batch.pixels).any(1)) if self.masked else ():
             if changed.any():
                 (top, bottom), (left, right) = (changed.any(axis).nonzero()[[0, -1], 0].tolist() for axis in (1, 0))
-                image[:, top : bottom + 1, left : right + 1] = image.mean((1, 2))[:, None, None]
+                image[:, top : bottom + 1, left : right + 1] = 0.5
         return pixels
 
     def facts(self, batch: Batch, seen: Seen) -> dict:
@@ -115,7 +115,7 @@ class Card:
 
 
 def cards(images: Dataset, *, split: str = "validation", seed: int = 0) -> list[Condition]:
-    """The unchanged image, a condition a control, and `masked`: the last card under a patch of the mean colour."""
+    """The unchanged image, a condition a control, and `masked`: the last one's card under a grey patch."""
     shown = [_in_scene(Card(control, seed), images, split) for control in CONTROLS]
     unchanged = replace(ORIGINAL, facts=Card("other_name", seed).facts)
     return [unchanged, *(c.condition() for c in shown), replace(shown[-1], masked=True).condition("masked")]
