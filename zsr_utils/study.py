@@ -86,10 +86,10 @@ class Study:
         return Head(net.classifier(self.names, templates or self.templates), self.names)
 
     def _prompts(self, name: str | Sequence[str]) -> tuple[str, ...]:
-        if isinstance(name, str):
-            templates = self.images.templates if name == OWN_PROMPTS else prompt_set(name)
-        else:
+        if not isinstance(name, str):
             name, templates = name[0], tuple(name)
+        else:
+            templates = self.images.templates if name == OWN_PROMPTS else prompt_set(name)
         self.run.prompts(name, templates)
         return templates
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -17,12 +17,10 @@ from zsr_utils.datasets._names import imagenet_classes
 
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
-SMALLEST, TRIES = 6, 500  # font size below which letters have no shape; places that are tried for all copies
-# Copies; font size as a share of the side; in pixels in the paper-compatible form, where capitals are as high as those
-# of OpenCV's HERSHEY_DUPLEX at scale 0.8 (17 px), and 20 pt at 150 dpi; and the side that the authors' plot gives CIFAR.
-FORMS = {"imagenet-t": (8, 1 / 16, 24, None), "cifar10-t": (4, 1 / 13, 42, 554)}
-SIZE = 224  # of a picture in the corrected form
-VARIANTS = ("NoSCAM", "SCAM", "SynthSCAM")
+SMALLEST, TRIES = 6, 500  # font size below which letters have no shape; places tried for all copies
+# Copies; font size as a share of the 224 px of a picture; in pixels, for capitals as high as OpenCV's HERSHEY_DUPLEX at
+# scale 0.8, and 20 pt at 150 dpi; and the size of CIFAR's pictures in the authors' plot.
+FORMS, SIZE = {"imagenet-t": (8, 1 / 16, 24, None), "cifar10-t": (4, 1 / 13, 42, 554)}, 224
 
 
 def random_of(sample_id: str, seed: int, purpose: str) -> np.random.Generator:
@@ -33,10 +31,8 @@ def random_of(sample_id: str, seed: int, purpose: str) -> np.random.Generator:
 def one_words(class_names: Sequence[str]) -> dict[int, str]:
     """What is written for each class that has a name of one word, by label.
 
-    Of ImageNet's 1,000 classes these are the 309 whose WordNet synset has neither a comma nor a space. The synset is
-    written, which need not be the name that prompts use ("cock", "rooster").
-
-    Source: Wang et al. (2024), `valid_label_set.pickle`.
+    Of ImageNet these are the 309 of Wang et al. (2024), whose WordNet synset has neither a comma nor a space; it need
+    not be the name that prompts use ("cock", "rooster").
     """
     if list(class_names) == list(imagenet_classes().values()):
         from timm.data import ImageNetInfo
@@ -48,10 +44,7 @@ def one_words(class_names: Sequence[str]) -> dict[int, str]:
 def card(
     picture: Image.Image, word: str, *, height: float = 0.2, width: float = 0.6, place: tuple[float, float] = (0.5, 0.8)
 ) -> Image.Image:  # fmt: skip
-    """A picture with a white card, whose size and middle are shares of the picture's, whatever it says.
-
-    Letters fill four fifths of its height, less if the word is long; an empty word leaves it blank.
-    """
+    """A picture with a white card, whose size and middle are shares of the picture's whatever it says; "" is blank."""
     w, h = max(1, round(width * picture.width)), max(1, round(height * picture.height))
     left, top = (round(at * side - own / 2) for at, side, own in zip(place, picture.size, (w, h)))
     shown = picture.convert("RGB")
@@ -69,9 +62,7 @@ def printed(word: str, size: float, width: float) -> Image.Image:
     """
     for sign in word:
         if bytes(_font(32).getmask(sign)) == bytes(_font(32).getmask("\uffff")):
-            raise ValueError(
-                f"word {word!r} has {sign!r}, which Pillow's font lacks: allowed are printable ASCII letters."
-            )
+            raise ValueError(f"word {word!r} has {sign!r}, which Pillow's font lacks: allowed is printable ASCII.")
     for smaller in range(max(SMALLEST, round(size)), SMALLEST - 1, -1):
         left, top, right, bottom = map(round, _font(smaller).getbbox(word))
         if right - left <= width:
@@ -84,11 +75,9 @@ def printed(word: str, size: float, width: float) -> Image.Image:
 def scattered(
     picture: Image.Image, word: str, rng: np.random.Generator, *, copies: int, size: float, corners: bool = False
 ) -> tuple[Image.Image, list[Box]]:  # fmt: skip
-    """A picture with white copies of a word at random, and the boxes of those that found a place.
+    """A picture with white copies of a word at random, font size in pixels, and boxes of those that found a place.
 
-    Args:
-        size: Of the font in pixels, at least 6.
-        corners: Boxes may cross so long as no corner of one lies in an earlier one, as in the authors' code.
+    With `corners`, boxes may cross so long as no corner of one lies in an earlier one, as in the authors' code.
     """
     ink, shown, boxes = printed(word, size, np.inf), picture.convert("RGB"), []
     room = picture.width - ink.width, picture.height - ink.height
@@ -109,23 +98,22 @@ def typographic(images: Dataset, folder: Path, form: str, *, paper: bool = False
     the crop, lets boxes cross, stops its choice at the first word that does not fit (so that small pictures are lost
     more often), and saves as JPEG. The missing seed and the axes around CIFAR's pictures it does not keep.
 
-    Args:
-        form: `imagenet-t` (8 copies) or `cifar10-t` (4).
-
-    Returns: A row a picture: `sample_id`, `label`, `wrong` (class that is written), `word`, `copies` that found a place
-        and `file`, which is empty where some did not: such a picture is left out, as in the paper.
+    Returns: A row a picture: `sample_id`, `label`, `wrong` (class that is written), `word`, `copies` that fit and
+        `file`, which is empty where some did not: such a picture is left out, as in the paper.
 
     Source: Wang et al. (2024), scripts of typographic_attack.
     """
     one_of("form", form, FORMS)
     (copies, share, pixels, side), words, rows = FORMS[form], one_words(images.class_names), []
+    if len(words) < 2:
+        raise ValueError(f"{images.name} has {len(words)} class names of one word, needed are 2 or more.")
     folder.mkdir(parents=True, exist_ok=True)
     for sample_id, picture, label in images:
         rng, size = random_of(sample_id, seed, form), pixels if paper else share * SIZE
         if not paper or side:
             picture = ImageOps.fit(picture, (side if paper else SIZE,) * 2, Image.Resampling.BICUBIC)
-        widest = picture.width if paper else np.inf
-        wrong = _wrong(rng, [k for k in words if k != label], lambda k, w=widest: _font(pixels).getlength(words[k]) < w)
+        tried = rng.choice([k for k in words if k != label], 100).tolist()
+        wrong = next((k for k in tried if paper and _font(pixels).getlength(words[k]) >= picture.width), tried[0])
         shown, boxes = scattered(picture, words[wrong], rng, copies=copies, size=size, corners=paper)
         file = f"{len(rows):06d}{'.jpg' if paper else '.png'}" if len(boxes) == copies else ""
         if file:
@@ -140,35 +128,24 @@ def typographic(images: Dataset, folder: Path, form: str, *, paper: bool = False
 def scam(folder: Path | str) -> tuple[dict[str, Dataset], dict[str, str]]:
     """SCAM: photographs of things without a word (`NoSCAM`), beside one by hand and beside a drawn one; and the words.
 
-    Classes are all things and words. Ids are the same in every variant, and the words are by id.
-
-    Args:
-        folder: Unpacked `images.zip` of `BLISS-e-V/SCAM` on the Hugging Face hub, that has `metadata.jsonl`.
+    Classes are all things and words; ids are the same in every variant, and the words are by id. The folder is the
+    unpacked `images.zip` of `BLISS-e-V/SCAM` on the Hugging Face hub, which has `metadata.jsonl`.
 
     Source: Westerhoff et al. (2025).
     """
     table = next(iter(sorted(Path(folder).rglob("metadata.jsonl"))), None)
     listed = [json.loads(line) for line in table.read_text("utf-8").splitlines()] if table else []
     names = sorted({row[name] for row in listed for name in ("object_label", "attack_word")})
-    samples, words = {variant: [] for variant in VARIANTS}, {}
+    samples, words = {"NoSCAM": [], "SCAM": [], "SynthSCAM": []}, {}
     for row in listed:
         sample_id, path = row["id"].removeprefix(f"{row['type']}_"), str(table.parent / row["file_name"])
         opened = partial(open_file, path), (path, 0, -1)
         samples[row["type"]].append(Sample(sample_id, names.index(row["object_label"]), *opened))
         words[sample_id] = row["attack_word"]
     if missing := [variant for variant, found in samples.items() if len(found) != len(words) or not found]:
-        raise ValueError(
-            f"{str(folder)!r} lists {len(samples[missing[0]])} pictures of {missing[0]}, for {len(words)} things."
-        )
+        few = f"{len(samples[missing[0]])} pictures of {missing[0]} for {len(words)} things"
+        raise ValueError(f"{str(folder)!r} lists {few}, allowed is one each.")
     return {variant: Dataset(variant, names, found) for variant, found in samples.items()}, words
-
-
-def _wrong(rng: np.random.Generator, others: Sequence[int], fits: Callable[[int], bool]) -> int:
-    """One of the other classes; the first that does not fit ends the choice, as in the authors' code."""
-    if not others:
-        raise ValueError("No other class has a name of one word, needed is 1 or more.")
-    tried = rng.choice(others, 100).tolist()
-    return next((k for k in tried if not fits(k)), tried[-1])
 
 
 def _meet(box: Box, other: Box, corners: bool) -> bool:
