@@ -15,12 +15,12 @@ DEFAULTS = {
 RULES = (
     ("0 or more", lambda v: v >= 0, "budget_pairs budgets classes few_pairs limit number seed"),
     ("1 or more", lambda v: v >= 1,
-     "adaptive_draws adaptive_pairs band_images batch_size budget_steps descent_steps draws family_images "
+     "adaptive_draws adaptive_pairs band_images batch_size budget_steps copies descent_steps draws family_images "
      "family_scenes max_steps model_pairs noisy_images pairs patterns per_class resamples shown spectra steps "
      "variant_images views"),
     ("3 or more", lambda v: v >= 3, "cloud cloud_images compared fewest probes"),
     ("above 0", lambda v: v > 0, "adaptive_times attack_rms descent_step sigma sigmas sizes"),
-    ("above 0 and below 1", lambda v: 0 < v < 1, "equal_accuracy least_accuracy margin text_height"),
+    ("above 0 and below 1", lambda v: 0 < v < 1, "equal_accuracy heights least_accuracy margin text_height"),
     ("0 to below 1", lambda v: 0 <= v < 1, "momentum"),
     ("above -1 and below 1", lambda v: -1 < v < 1, "cosine text_cosine"),
 )  # fmt: skip

@@ -41,8 +41,7 @@ CONTRACT = {
     "embedding_alignment": lambda net, images: [aligned(net, images, noise=0.0)],
     "model_trends": lambda net, images: in_balls(net, images),
     "typographic_attacks": lambda net, images: [
-        *typographic_attacks.cards(images)[::3], *typographic_attacks.drawn([0.3])["top"],
-        typographic_attacks.Card("other_name", copies=3).condition("copies"),
+        *typographic_attacks.cards(images)[::3], typographic_attacks.Card("other_name", copies=3).condition("copies"),
     ],
     "adaptive_alignment": lambda net, images: [aligned(net, images, noise=8 / 255)],
 }  # fmt: skip

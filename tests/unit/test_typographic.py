@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from tiny import token_model, token_pictures
 
-import zsr_utils as zsr
 from tabletop import HELD_OUT_KINDS
 from zsr_utils import datasets, scores
 from zsr_utils.conditions import Head
@@ -18,6 +17,7 @@ from zsr_utils.experiments import typographic_attacks as attacks
 from zsr_utils.measure import measure
 
 
+pytestmark = pytest.mark.usefixtures("module_cache")
 NAMES = ("mug", "duck", "lamp", "golden retriever")
 GREY = Image.new("RGB", (400, 300), "grey")
 
@@ -32,35 +32,25 @@ def measured(images, conditions) -> pd.DataFrame:
 
 
 def rows_of(prediction, *, margin=1.0, condition="other_name") -> pd.DataFrame:
-    """Rows of a model about pictures of class 0 with the name of class 1."""
     rows = pd.DataFrame({"prediction": prediction, "label": 0, "condition": condition, "model": "m"})
     return rows.assign(sample_id=[f"s{i}" for i in rows.index], margin=margin, named=rows.prediction == 1)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ZSR_CACHE", str(tmp_path / "cache"))
 
 
 def test_boxes_are_disjoint_and_hold_every_change():
     for seed in range(10):
         shown, boxes = datasets.scattered(GREY, "mushroom", np.random.default_rng(seed), copies=8, size=24)
-        changed = (np.asarray(shown) != np.asarray(GREY)).any(2)
-        assert len(boxes) == 8
         for one, other in combinations(boxes, 2):
             assert not any(other[0] < x < other[2] and other[1] < y < other[3] for x in one[::2] for y in one[1::2])
             assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
-        for left, top, right, bottom in boxes:
-            assert changed[top:bottom, left:right].any()
-            changed[top:bottom, left:right] = False
-        assert not changed.any()
+        for box in boxes:
+            shown.paste("grey", box)
+        assert len(boxes) == 8 and shown == GREY
 
 
 def test_a_card_is_as_large_whatever_it_says():
     blank, written = (np.asarray(datasets.card(GREY, word)) for word in ("", "mushroom"))
     changed = [np.argwhere((shown != 128).any(2)) for shown in (blank, written)]
-    assert [b.min(0).tolist() + b.max(0).tolist() for b in changed] == [[210, 80, 269, 319]] * 2
-    assert (blank != written).any()
+    assert [(*b.min(0), *b.max(0)) for b in changed] == [(210, 80, 269, 319)] * 2 and (blank != written).any()
 
 
 def test_imagenet_writes_309_words():
@@ -73,11 +63,11 @@ def test_imagenet_writes_309_words():
 def test_a_built_set_loads_has_no_true_word_and_is_made_again_to_the_byte(form, paper, copies, tmp_path):
     table, few = (typographic(grey(n), tmp_path / str(n), form, paper=paper) for n in (6, 3))
     assert (table.wrong != table.label).all() and (table.copies == copies).all()
-    assert table.word.tolist() == [NAMES[k] for k in table.wrong] and set(table.wrong) <= {0, 1, 2}
+    assert table.word.tolist() == [NAMES[k] for k in table.wrong]
     pd.testing.assert_frame_equal(table[:3], few)
     for file in few.file:
         assert (tmp_path / "6" / file).read_bytes() == (tmp_path / "3" / file).read_bytes()
-    again = zsr.load_dataset(str(tmp_path / "6"))
+    again = datasets.load_dataset(str(tmp_path / "6"))
     assert again.class_names == NAMES and [k for _, _, k in again] == table.label.tolist()
     assert typographic(grey(), tmp_path / "other", form, paper=paper, seed=1).wrong.tolist() != table.wrong.tolist()
 
@@ -86,9 +76,8 @@ def test_a_word_that_does_not_fit_is_counted_and_sought_in_the_paper_form(tmp_pa
     names = ("a", "b", "w" * 40)
     paper, corrected = (typographic(grey(12, names), tmp_path / str(p), "imagenet-t", paper=p) for p in (True, False))
     others = paper.label != 2
-    assert (paper.wrong[others] == 2).all() and ((paper.file == "") == others).all()
-    assert 0 < (corrected.wrong[others] == 2).sum() < others.sum()
-    assert ((corrected.file == "") == (corrected.copies < 8)).all() and (corrected.copies < 8).any()
+    assert ((paper.wrong == 2) == others).all() and ((paper.file == "") == others).all()
+    assert ((corrected.file == "") == (corrected.copies < 8)).all() and 0 < (corrected.copies < 8).sum() < others.sum()
 
 
 def test_words_that_cannot_be_drawn_are_refused(tmp_path):
@@ -101,7 +90,6 @@ def test_words_that_cannot_be_drawn_are_refused(tmp_path):
 
 
 def stand_in(folder, variants):
-    """A folder as SCAM's archive unpacks to, with a white square where a word would be."""
     (images := folder / "images" / "train").mkdir(parents=True)
     lines = []
     for variant in variants:
@@ -109,8 +97,8 @@ def stand_in(folder, variants):
             picture = Image.new("RGB", (32, 32), (200, 90 * k, 0))
             picture.paste("white", (4, 4, 20, 20) if variant != "NoSCAM" else (0, 0, 0, 0))
             picture.save(images / f"{variant}{k}.png")
-            named = {"file_name": f"{variant}{k}.png", "type": variant, "id": f"{variant}_img_{k:04d}"}
-            lines.append(json.dumps(named | {"object_label": thing, "attack_word": word}))
+            row = {"file_name": f"{variant}{k}.png", "type": variant, "id": f"{variant}_img_{k:04d}"}
+            lines.append(json.dumps(row | {"object_label": thing, "attack_word": word}))
     (images / "metadata.jsonl").write_text("\n".join(lines))
     return folder
 
@@ -119,8 +107,7 @@ def test_photographs_of_scam_are_paired_by_thing(tmp_path):
     clean, shown = attacks.photographed(stand_in(tmp_path / "scam", ["NoSCAM", "SCAM", "SynthSCAM"]))
     rows = measured(clean, shown)
     assert rows.groupby("condition").sample_id.apply("".join).tolist() == ["img_0000img_0001"] * 3
-    assert rows[rows.condition == "scam"].word.tolist() == ["car", "zebra"]
-    assert [clean.class_names[k] for k in rows.word_label] == rows.word.tolist()
+    assert rows.word.tolist() == ["car", "zebra"] * 3 == [clean.class_names[k] for k in rows.word_label]
     assert ((rows.condition != "noscam") == (rows.drift > 0)).all()
     with pytest.raises(ValueError, match="lists 0 pictures of SynthSCAM for 2 things"):
         datasets.scam(stand_in(tmp_path / "part", ["NoSCAM", "SCAM"]))
@@ -133,12 +120,12 @@ def test_cards_say_what_their_control_says(control):
         word, asked = attacks.Card(control).word(f"s{i}", i % 4, names)
         other, wanted = attacks.Card("other_name").word(f"s{i}", i % 4, names)
         assert asked == (i % 4 if control == "own_name" else wanted) and wanted != i % 4
-        mixed = word not in names and len(word) == len(other)
-        assert {
-            "blank": word == "", "letters": mixed and sorted(word) not in map(sorted, names),
-            "scrambled": mixed and sorted(word) == sorted(other), "no_class": word in HELD_OUT_KINDS,
-            "own_name": word == names[i % 4], "other_name": word == names[wanted],
-        }[control]  # fmt: skip
+        texts = {"blank": "", "own_name": names[i % 4], "other_name": names[wanted]}
+        if control in ("letters", "scrambled"):
+            assert word not in names and len(word) == len(other)
+            assert (sorted(word) == sorted(other)) == (control == "scrambled")
+        else:
+            assert word in HELD_OUT_KINDS if control == "no_class" else word == texts[control]
 
 
 def test_a_mask_leaves_nothing_of_what_was_written():
@@ -154,7 +141,7 @@ def test_a_model_that_names_what_is_written_has_an_attack_success_of_one():
     answers = attacks.answered(rows, rows)
     assert not answers.both.any() and attacks.answered(rows_of([0] * 20), rows).both.all()
     table = scores.estimates(answers, ["question", "what", "model"], scores.share_of("hit"))
-    assert attacks.confusion(table)["values"].tolist() == [[0, 1, 0], [0, 1, 0]]
+    assert attacks.confusion(table)["values"].tolist() == [[0, 1, 0]] * 2
 
 
 def test_nothing_is_lost_to_a_word_where_word_and_blank_card_give_the_same_logits():
@@ -167,7 +154,7 @@ def test_nothing_is_lost_to_a_word_where_word_and_blank_card_give_the_same_logit
 
 def test_a_trend_needs_five_runs_to_be_decided():
     table = pd.DataFrame({"dose": [0, 0.2, 0.35, 0.5, 0.7], "value": [0, 0.1, 0.3, 0.5, 0.8], "quantity": "q"})
-    found = attacks.trend(table.assign(low=0, high=1, interval="", n=9, unit="fraction"), "q")
-    assert found["p"] == pytest.approx(2 / 120) and found["verdict"] == "it grows with the dose"
-    part = table[:4].assign(low=0, high=1, interval="", n=9, unit="fraction")
-    assert attacks.trend(part, "q")["verdict"] == "not decided"
+    table = table.assign(low=0, high=1, interval="", n=9, unit="fraction")
+    found, fewer = (attacks.trend(table[:n], "q") for n in (5, 4))
+    assert found["p"] == pytest.approx(2 / 120) and found["verdict"].startswith("it grows")
+    assert fewer["verdict"] == "not decided"

@@ -27,16 +27,12 @@ WIDTH = 1.28  # of rendered cards, enough for every word, so that width tells no
 NO_CLASS = ("teapot", "cactus", "umbrella", "dumbbell", "tree", "sailboat", "stool", "hourglass")  # held-out kinds
 QUOTE = ("a card that says {}",)
 NAMED = {"what is it?": "the object", "what does the card say?": "the word", "": "something else"}
-CHANGES = {"more": "higher", "less": "lower", "undecided": "not decided"}
+CHANGES = {"more": "higher, ", "less": "lower, ", "undecided": "not decided, "}
 
 
 @dataclass(frozen=True)
 class Card:
-    """A card and what it says of an image, which the image's id alone decides.
-
-    The class that another name is taken from is the same under every control, so that each of them tells how often that
-    class is answered anyway.
-    """
+    """A card and what it says of an image, by the image's id alone; every control asks for the same other class."""
 
     control: str  # one of `CONTROLS`
     seed: int = 0
@@ -133,7 +129,7 @@ def examples(images: Dataset, shown: Sequence[Condition]) -> tuple[list[Image.Im
 
 
 def beyond(rows: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], column: str = "right", **further) -> pd.DataFrame:
-    """Mean differences of right answers, or another column, between two conditions by line of `pairs`, image by image.
+    """Mean differences of right answers, or another column, between the two conditions of every line, image by image.
 
     With `p` of the sign-flip test, corrected by Holm over the lines of a model, `verdict` and `further` columns.
     """
@@ -148,31 +144,27 @@ def beyond(rows: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], column: str
 
 
 def defended(study: Study, rows: pd.DataFrame, shown: Sequence[Condition]) -> pd.DataFrame:
-    """What defences do to right answers, with a card of another name and without; see `beyond`."""
-    # prompts with up to 16 class names, of which the classifier takes the mean
+    """What defences do to right answers, beside a card with another name and on clean pictures; see `beyond`."""
     says = [f"a photo of a {{}} with a card that says {name}" for name in study.names[:: -(-len(study.names) // 16)]]
-    prompts = {"mention a card": ["a photo of a {} with a card"], "mention its word": says}
+    prompts = {"mention a card": ["a photo of a {} with a card"], "mention its word": says}  # up to 16 names, averaged
     tried = {name: study.measure(shown, prompts=prompt, keep=False) for name, prompt in prompts.items()}
     hidden = {"masked": "other_name", "other_name": ""}
     tried["hide the card"] = rows.assign(condition=rows.condition.replace(hidden))
     frames = [part.assign(condition=name + part.condition) for name, part in tried.items()]
-    where = {"with a card": "other_name", "without": "original"}
+    where = {"written on": "other_name", "clean": "original"}
     pairs = {f"{name}, {text}": (c, name + c) for name in tried for text, c in where.items()}
     return beyond(pd.concat([rows, *frames]), pairs)
 
 
 def in_words(table: pd.DataFrame, spec: str = "pct", column: str = "model") -> str:
     """Estimates of a table, each after what a column says of it and, of `beyond`, its verdict."""
-    verdicts = table.verdict.map(CHANGES) + " " if "verdict" in table else [""] * len(table)
-    said = zip(table[column].str.replace("_", " "), verdicts, table.itertuples())
-    return "; ".join(f"{name}: {verdict}{scores.estimate_of(row):{spec}}" for name, verdict, row in said)
+    verdicts = table.verdict.map(CHANGES) if "verdict" in table else [""] * len(table)
+    said = zip(table[column].str.replace("_", " "), verdicts, map(scores.estimate_of, table.itertuples()))
+    return "; ".join(f"{name}: {verdict}{estimate:{spec}}" for name, verdict, estimate in said)
 
 
 def answered(rows: pd.DataFrame, quoted: pd.DataFrame) -> pd.DataFrame:
-    """Answers to two questions about the same pictures, three rows each: `what` was named is a `hit`.
-
-    And `both`: whether object and word were both named, each by its question.
-    """
+    """Answers to two questions, three rows each: a `hit` is `what` was named, and `both` are two right answers."""
     both = pd.concat([r.assign(question=q) for q, r in zip(NAMED, (rows, quoted))], ignore_index=True)
     given = np.select([both.prediction == both.label, both.named.astype(bool)], [*NAMED.values()][:2], NAMED[""])
     right = (both.question.map(NAMED) == given).groupby([both.model, both.sample_id]).transform("all")
@@ -208,9 +200,9 @@ def trend(table: pd.DataFrame, quantity: str = "named/other_name") -> dict:
     every = orders.corrwith(rows.dose.reset_index(drop=True), method="kendall").fillna(0)
     tau, p = every[0], (every.abs() >= abs(every[0]) - 1e-9).mean()
     verdict = "not decided" if p >= 0.05 else "it grows with the dose" if tau > 0 else "it falls with the dose"
-    first, last = (scores.estimate_of(rows.iloc[k]) for k in (0, -1))
-    found = {"first": first, "last": last, "runs": len(rows), "tau": tau, "p": p, "verdict": verdict}
-    return found | {"least": rows.dose.min(), "most": rows.dose.max()}
+    ends = {end: scores.estimate_of(rows.iloc[k]) for end, k in (("first", 0), ("last", -1))}
+    doses = {"least": rows.dose.min(), "most": rows.dose.max(), "runs": len(rows)}
+    return ends | doses | {"tau": tau, "p": p, "verdict": verdict}
 
 
 if __name__ == "__main__":  # FOLDER... > data/tabletop/reading_doses.csv
