@@ -99,22 +99,25 @@ class Study:
             return Head(every, names, self.images.merged)
         return Head(net.classifier(names, templates or self.templates), names)
 
-    def _prompts(self, name: str) -> tuple[str, ...]:
-        templates = self.images.templates if name == OWN_PROMPTS else prompt_set(name)
+    def _prompts(self, name: str | Sequence[str]) -> tuple[str, ...]:
+        if not isinstance(name, str):
+            name, templates = name[0], tuple(name)
+        else:
+            templates = self.images.templates if name == OWN_PROMPTS else prompt_set(name)
         self.run.prompts(name, templates)
         return templates
 
     def measure(
         self, conditions: Sequence[Condition] | Callable[[Model], Sequence[Condition]], *,
-        images: Dataset | Pixels | None = None, models: Sequence[str] | None = None, prompts: str | None = None,
-        merged: bool | None = None, keep: bool = True, **options,
+        images: Dataset | Pixels | None = None, models: Sequence[str] | None = None,
+        prompts: str | Sequence[str] | None = None, merged: bool | None = None, keep: bool = True, **options,
     ) -> pd.DataFrame:  # fmt: skip
         """Rows of conditions for every model, in a column `model`; they become the chapter's rows.
 
         Args:
             conditions: Or a function that makes them for a model, such as those of its own aligned images.
-            images, prompts: In place of the chapter's data set and prompt set (or `OWN_PROMPTS`). The classes of such
-                images are the answers then.
+            images, prompts: In place of the chapter's data set and prompt set (or `OWN_PROMPTS`, or templates). The
+                classes of such images are the answers then.
             merged: As for `head`.
             keep: Whether the rows are among those that the chapter leaves behind.
             options: `draws` and `detail`, as `measure.measure` takes them.

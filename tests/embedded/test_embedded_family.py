@@ -12,7 +12,7 @@ import zsr_utils as zsr
 from tabletop import train
 from zsr_utils import scores
 from zsr_utils.conditions import ORIGINAL, Head
-from zsr_utils.experiments import model_trends
+from zsr_utils.experiments import model_trends, typographic_attacks
 from zsr_utils.measure import measure
 from zsr_utils.models import _tabletop
 
@@ -95,6 +95,13 @@ def test_changes_of_the_config_are_its_differences_to_the_default(name):
     assert config["name"] == name and card_of(name).startswith(f"# {name}\n")
     assert sorted(config["changes"]) == sorted({key.split(".")[0] for key in train.differences(config)})
     assert config == train.load_config(name), "the committed config has changed since"
+
+
+@pytest.mark.slow
+def test_the_reader_reads_cards_that_stand_alone_and_names_clean_pictures(images):
+    found = typographic_attacks.dose(_tabletop.FOLDER / "tabletop-reader", images.subset(200)).set_index("quantity")
+    assert found.value["read/alone"] >= 0.95 and found.value["accuracy/original"] >= 0.99
+    assert found.value["named/other_name"] > 0.6 > found.value["named/scrambled"]
 
 
 def test_several_models_measured_in_processes_are_those_measured_one_by_one(monkeypatch, tmp_path):

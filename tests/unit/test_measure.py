@@ -28,7 +28,13 @@ from zsr_utils.conditions import (
 )  # fmt: skip
 from zsr_utils.conditions.alignment import Settings
 from zsr_utils.datasets import Dataset, Sample
-from zsr_utils.experiments import distribution_shifts, pairs, representation_drift, visual_factors
+from zsr_utils.experiments import (
+    distribution_shifts,
+    pairs,
+    representation_drift,
+    typographic_attacks,
+    visual_factors,
+)  # fmt: skip
 from zsr_utils.experiments.shape_bias import Surface
 from zsr_utils.measure import COLUMNS, Pixels, embed, measure
 
@@ -54,6 +60,9 @@ CONTRACT = {
     ],
     "distribution_shifts": lambda net, images: [
         *corruptions(severities=[0, 3]), *sequences()[4::14], *distribution_shifts.seen("v2"),
+    ],
+    "typographic_attacks": lambda net, images: [
+        *typographic_attacks.cards(images)[::3], typographic_attacks.Card("other_name", copies=3).condition("copies"),
     ],
     "adaptive_alignment": lambda net, images: [aligned(net, images, noise=8 / 255)],
 }  # fmt: skip

@@ -46,6 +46,11 @@ def tabletop_factors(split: str = "validation") -> pd.DataFrame:
     return _rows(split).drop(columns=["image"]).set_index("sample_id")
 
 
+def reading_doses() -> pd.DataFrame:
+    """What fine-tunings answer that differ in how many captions are about a card's word: a row a dose and quantity."""
+    return pd.read_csv(EMBEDDED / "tabletop" / "reading_doses.csv")
+
+
 def _rows(split: str, columns: list[str] | None = None) -> pd.DataFrame:
     if split == "validation":
         return pd.read_parquet(VALIDATION, columns=columns)

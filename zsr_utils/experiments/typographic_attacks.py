@@ -1,0 +1,210 @@
+"""Chapter 09: what a word in the picture does to an answer, what it does beyond its card, and what taught the model."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import permutations, product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from zsr_utils import scores
+from zsr_utils.conditions import ORIGINAL, Batch, Condition, Head, Seen
+from zsr_utils.datasets import Dataset, card, load_dataset, random_of, rendered, scam, scattered, tabletop_scenes
+from zsr_utils.measure import measure
+from zsr_utils.models import load_model
+from zsr_utils.study import Study
+
+
+CONTROLS = ("blank", "letters", "scrambled", "no_class", "own_name", "other_name")
+WIDTH = 1.28  # of rendered cards, enough for every word, so that width tells none apart
+NO_CLASS = ("teapot", "cactus", "umbrella", "dumbbell", "tree", "sailboat", "stool", "hourglass")  # held-out kinds
+QUOTE = ("a card that says {}",)
+NAMED = {"what is it?": "the object", "what does the card say?": "the word", "": "something else"}
+CHANGES = {"more": "higher, ", "less": "lower, ", "undecided": "not decided, "}
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card and what it says of an image, by the image's id alone; every control asks for the same other class."""
+
+    control: str  # one of `CONTROLS`
+    seed: int = 0
+    pictures: Dataset | None = None  # that have the card in them; else it is drawn
+    box: Mapping = field(default_factory=dict)  # of a drawn one, as `datasets.card` takes it
+    masked: bool = False  # whether the box around all that changed becomes mid-grey
+    copies: int = 0  # of the word all over the picture, in place of a card
+    listed: Mapping[str, str] = field(default_factory=dict)  # words by sample id, in place of a control
+
+    def word(self, sample_id: str, label: int, names: Sequence[str]) -> tuple[str, int]:
+        """What the card says, and the class that it asks for."""
+        if self.listed:
+            return self.listed[sample_id], names.index(self.listed[sample_id])
+        rng = random_of(sample_id, self.seed, "card")
+        asked = int(rng.choice([k for k in range(len(names)) if k != label]))
+        letters, known = list(names[asked]), set(names)
+        if self.control == "letters":
+            letters = rng.choice([sign for name in names for sign in name if not sign.isspace()], len(letters))
+            known = {"".join(sorted(name)) for name in names}
+        mixed = ["".join(rng.permutation(letters)) for _ in range(20)]
+        foreign = str(rng.choice([word for word in NO_CLASS if word not in names] or ["word"]))
+        said = {"blank": "", "no_class": foreign, "own_name": names[label], "other_name": names[asked]}
+        other = next((w for w in mixed if not {w, "".join(sorted(w))} & known), mixed[0])
+        return said.get(self.control, other), label if self.control == "own_name" else asked
+
+    def picture(self, picture: Image.Image, sample_id: str, word: str) -> tuple[Image.Image, int]:
+        """A picture with its card, or copies, and how many found a place."""
+        if self.copies:
+            rng, size = random_of(sample_id, self.seed, "copies"), min(picture.size) / 8
+            shown, boxes = scattered(picture, word, rng, copies=self.copies, size=size)
+            return shown, len(boxes)
+        return (self.pictures.image(sample_id) if self.pictures else card(picture, word, **self.box)), 1
+
+    def made(self, batch: Batch) -> list[tuple]:
+        said = [self.word(i, k, batch.head.class_names) for i, k in zip(batch.sample_ids, batch.labels.tolist())]
+        return [(*self.picture(p, i, s[0]), *s) for p, i, s in zip(batch.pictures, batch.sample_ids, said)]
+
+    def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
+        pixels = torch.stack([batch.net.from_pil(made[0]) for made in self.made(batch)]).to(batch.pixels.device)
+        for image, changed in zip(pixels, (pixels != batch.pixels).any(1)) if self.masked else ():
+            rows, columns = (changed.any(axis).nonzero().flatten().tolist() or [0, -1] for axis in (1, 0))
+            image[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = 0.5
+        return pixels
+
+    def facts(self, batch: Batch, seen: Seen) -> dict:
+        """`word`, `word_label` (class that is asked for), `named` (whether it is the answer), `copies`.
+
+        And `beside_word`, the logit of the label less that class's: SCAM lets a model choose between the two.
+        """
+        _, copies, words, asked = zip(*self.made(batch))
+        label, other = (seen.logits.gather(1, torch.as_tensor(k)[:, None])[:, 0] for k in (batch.labels, asked))
+        found = {"word": words, "word_label": np.array(asked), "named": seen.predictions.numpy() == asked}
+        return found | {"copies": np.array(copies), "beside_word": (label - other).numpy()}
+
+    def condition(self, name: str = "") -> Condition:
+        return Condition(name or self.control, self.copies or 1.0, self.change, self.facts, draws=1)
+
+
+def cards(images: Dataset, *, split: str = "validation", seed: int = 0) -> list[Condition]:
+    """The unchanged image, cards (in Tabletop part of the scene), and `masked`, the last one under a grey patch."""
+    shown = [Card(control, seed) for control in CONTROLS]
+    if images.name == "tabletop":
+        scenes = tabletop_scenes(split)
+        for k, made in enumerate(shown):
+            said = {s.sample_id: made.word(s.sample_id, s.label, images.class_names)[0] for s in images.samples}
+            written = {i: replace(scenes[i], card=word, card_width=WIDTH) for i, word in said.items()}
+            shown[k] = replace(made, pictures=rendered(f"tabletop, {made.control}", written))
+    unchanged = replace(ORIGINAL, facts=Card("other_name", seed).facts)
+    return [unchanged, *(c.condition() for c in shown), replace(shown[-1], masked=True).condition("masked")]
+
+
+def drawn(heights: Sequence[float], *, seed: int = 0) -> dict[str, tuple[Condition, Condition]]:
+    """Drawn cards of some heights and in some places: blank, and with another class's name."""
+    places = {"top": (0.5, 0.15), "middle": (0.5, 0.5), "bottom": (0.5, 0.8)}
+    boxes = {f"{h:g} high": {"height": h} for h in heights} | {name: {"place": at} for name, at in places.items()}
+    both = {name: [Card(c, seed, box=box) for c in ("blank", "other_name")] for name, box in boxes.items()}
+    return {name: tuple(c.condition(f"{c.control}, {name}") for c in pair) for name, pair in both.items()}
+
+
+def photographed(folder: Path | str) -> tuple[Dataset, list[Condition]]:
+    """SCAM's pictures without a word, and the conditions that show the same things beside one."""
+    variants, words = scam(folder)
+    made = {name.lower(): Card("listed", pictures=pictures, listed=words) for name, pictures in variants.items()}
+    return variants["NoSCAM"], [how.condition(name) for name, how in made.items()]
+
+
+def examples(images: Dataset, shown: Sequence[Condition]) -> tuple[list[Image.Image], list[str]]:
+    """The first picture under every control, with captions."""
+    (sample_id, original, label), found = next(iter(images)), {}
+    for how in (c.change.__self__ for c in shown if c.name in CONTROLS):
+        word, _ = how.word(sample_id, label, images.class_names)
+        found[f"{how.control.replace('_', ' ')}\n{word}"] = how.picture(original, sample_id, word)[0]
+    return [original, *found.values()], [f"original\n{images.class_names[label]}", *found]
+
+
+def beyond(rows: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], column: str = "right", **further) -> pd.DataFrame:
+    """Mean differences of right answers, or another column, between the two conditions of every line, image by image.
+
+    With `p` of the sign-flip test, corrected by Holm over the lines of a model, `verdict` and `further` columns.
+    """
+    found, bounds = [], dict.fromkeys(pairs, 1.0 if column == "right" else None)
+    for model, own in rows.assign(right=scores.correct(rows)).groupby("model", sort=False):
+        of = {condition: part.assign(value=part[column]) for condition, part in own.groupby("condition")}
+        sides = (pd.concat([of[pair[k]].assign(line=line) for line, pair in pairs.items()]) for k in (0, 1))
+        table = scores.paired_changes(*sides, "line", bounds=bounds)
+        found.append(table.assign(model=model, p=scores.holm(table.p.to_numpy()), **further))
+    table = pd.concat(found, ignore_index=True)
+    return table.assign(verdict=np.select([table.p >= 0.05, table.value > 0], ["undecided", "more"], "less"))
+
+
+def defended(study: Study, rows: pd.DataFrame, shown: Sequence[Condition]) -> pd.DataFrame:
+    """What defences do to right answers, beside a card with another name and on clean pictures; see `beyond`."""
+    says = [f"a photo of a {{}} with a card that says {name}" for name in study.names[:: -(-len(study.names) // 16)]]
+    prompts = {"mention a card": ["a photo of a {} with a card"], "mention its word": says}  # up to 16 names, averaged
+    tried = {name: study.measure(shown, prompts=prompt, keep=False) for name, prompt in prompts.items()}
+    hidden = {"masked": "other_name", "other_name": ""}
+    tried["hide the card"] = rows.assign(condition=rows.condition.replace(hidden))
+    frames = [part.assign(condition=name + part.condition) for name, part in tried.items()]
+    where = {"written on": "other_name", "clean": "original"}
+    pairs = {f"{name}, {text}": (c, name + c) for name in tried for text, c in where.items()}
+    return beyond(pd.concat([rows, *frames]), pairs)
+
+
+def in_words(table: pd.DataFrame, spec: str = "pct", column: str = "model") -> str:
+    """Estimates of a table, each after what a column says of it and, of `beyond`, its verdict."""
+    verdicts = table.verdict.map(CHANGES) if "verdict" in table else [""] * len(table)
+    said = zip(table[column].str.replace("_", " "), verdicts, map(scores.estimate_of, table.itertuples()))
+    return "; ".join(f"{name}: {verdict}{estimate:{spec}}" for name, verdict, estimate in said)
+
+
+def answered(rows: pd.DataFrame, quoted: pd.DataFrame) -> pd.DataFrame:
+    """Answers to two questions, three rows each: a `hit` is `what` was named, and `both` are two right answers."""
+    both = pd.concat([r.assign(question=q) for q, r in zip(NAMED, (rows, quoted))], ignore_index=True)
+    given = np.select([both.prediction == both.label, both.named.astype(bool)], [*NAMED.values()][:2], NAMED[""])
+    right = (both.question.map(NAMED) == given).groupby([both.model, both.sample_id]).transform("all")
+    return pd.concat([both.assign(what=what, hit=given == what, both=right) for what in NAMED.values()])
+
+
+def confusion(table: pd.DataFrame) -> dict:
+    """Shares of what is named by model and question, as `plots.heatmap` takes them."""
+    lines, what = list(product(table.model.unique(), table.question.unique())), table.what.unique()
+    values = table.set_index(["model", "question", "what"]).value.unstack().loc[lines, what].to_numpy()
+    return {"values": values, "rows": [", ".join(line) for line in lines], "columns": what}
+
+
+def dose(folder: Path | str, images: Dataset) -> pd.DataFrame:
+    """What a fine-tuned model answers, a row a quantity, beside `dose`: the share of captions about a card's word."""
+    net = load_model(f"local-dir:{Path(folder).resolve()}", device="cpu")
+    plain, quote = (Head(net.classifier(images.class_names, t), images.class_names) for t in (images.templates, QUOTE))
+    rows, quoted = (measure(net, images, head, cards(images)).groupby("condition") for head in (plain, quote))
+    found = {f"named/{c}": scores.share_of("named")(rows.get_group(c)) for c in ("letters", "scrambled", "other_name")}
+    found |= {f"accuracy/{c}": scores.accuracy(rows.get_group(c)) for c in ("original", "other_name")}
+    found["read/other_name"] = scores.share_of("named")(quoted.get_group("other_name"))
+    alone = {i: replace(s, kind=None, card=s.kind, card_width=WIDTH) for i, s in tabletop_scenes().items()}
+    further = {"read/alone": rendered("cards alone", alone), "accuracy/sketch": load_dataset("tabletop", "sketch")}
+    found |= {q: scores.accuracy(measure(net, pictures, plain, [ORIGINAL])) for q, pictures in further.items()}
+    share = yaml.safe_load((Path(folder) / "training.yaml").read_text())["finetune"]["about_word"]
+    return pd.DataFrame([{"dose": float(share), "quantity": q, **asdict(e)} for q, e in found.items()])
+
+
+def trend(table: pd.DataFrame, quantity: str = "named/other_name") -> dict:
+    """A quantity over the doses, one run each: its ends, Kendall's rank correlation, its exact p, and a verdict."""
+    rows = table[table.quantity == quantity].sort_values("dose")
+    orders = pd.DataFrame(list(permutations(rows.value))).T  # the first is that of the rows
+    every = orders.corrwith(rows.dose.reset_index(drop=True), method="kendall").fillna(0)
+    tau, p = every[0], (every.abs() >= abs(every[0]) - 1e-9).mean()
+    verdict = "not decided" if p >= 0.05 else "it grows with the dose" if tau > 0 else "it falls with the dose"
+    ends = {end: scores.estimate_of(rows.iloc[k]) for end, k in (("first", 0), ("last", -1))}
+    doses = {"least": rows.dose.min(), "most": rows.dose.max(), "runs": len(rows)}
+    return ends | doses | {"tau": tau, "p": p, "verdict": verdict}
+
+
+if __name__ == "__main__":  # FOLDER... > data/tabletop/reading_doses.csv
+    tables = [dose(folder, load_dataset("tabletop", limit=400)) for folder in sys.argv[1:]]
+    pd.concat(tables).sort_values(["quantity", "dose"]).round(6).to_csv(sys.stdout, index=False)
