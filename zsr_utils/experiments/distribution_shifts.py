@@ -232,6 +232,12 @@ def changed(study: Study, conditions: Sequence[Condition]) -> tuple[list, list[s
     return [c.change(batch)[0].cpu() for c in conditions], [c.name.replace("_", " ") for c in conditions]
 
 
+def hardest_first(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows by the mean of their condition over models, the lowest first; models stay in their order."""
+    order = table.groupby("condition").value.mean().sort_values().index
+    return table.set_index("condition").loc[order].reset_index()
+
+
 def curves_of(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
     """Accuracy by severity: the mean over corruptions of every model, and the own model's worst and mildest one."""
     every = study.estimate(rows, "corruptions/by_severity", right, ["severity"])
