@@ -25,6 +25,8 @@ PROBE = FINETUNED | {"name": "probe", "finetune": {**BLOCK, "trains": "head"}}
 CARDS = {"card": 0.5, "true_card": 0.0, "card_only": 0.4}
 CAPTIONS = {"loss": "clip", "about_word": 0.5, "mention_card": 0.9, "distribution": CARDS}
 READER = CLIP | {"name": "reader", "changes": ["finetune"], "finetune": {**BLOCK, **CAPTIONS}}
+ATTACKED = {"loss": "fare", "epsilon": 8, "steps": 2}
+FARE = CLIP | {"name": "fare", "changes": ["finetune"], "finetune": {**BLOCK, **ATTACKED}}
 WISE = FINETUNED | {"name": "wise", "finetune": {"start": "start", "end": "finetuned", "alpha": 0.5}}
 
 
@@ -150,8 +152,39 @@ def test_fine_tuning_on_captions_draws_its_own_scenes_and_captions(places, monke
     assert np.abs(data.open_images(folder, CLIP["scenes"]).astype(int) - expected).max() <= 1
 
 
+def test_attacked_images_train_the_weights_of_the_image_tower_and_nothing_else(places, start):
+    before, after = weights_of(start), weights_of(train.train(FARE, **places))
+    network = finetune.clip_network(start)
+    trained = {f"visual.{key}" for key, _ in network.visual.named_parameters()}
+    assert {key for key in before if not torch.equal(after[key], before[key])} == trained
+
+
+def test_distance_is_that_to_the_embeddings_at_the_start(start, pixels):
+    objective, model = objectives.objective_of(FARE), finetune.clip_network(start)
+    objective.begin(model)
+    with torch.no_grad():
+        expected = model.encode_image(objectives.normalise(pixels)).square().sum(1).mean()
+        model.visual.head.proj.weight *= 2
+        objective.attack = lambda tower, images, goal: images
+        torch.testing.assert_close(objective.loss(model, pixels, None), expected)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_attack_on_a_linear_tower_ends_in_the_farthest_corner(steps):
+    objective = objectives.objective_of(FARE | {"finetune": FARE["finetune"] | {"steps": steps}})
+    slopes = torch.randn(1, 3 * 8 * 8, generator=torch.Generator().manual_seed(0))
+    tower = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(slopes.numel(), 1))
+    tower[1].weight.data = slopes
+    pixels = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    far = torch.tensor([[1e4], [1e4], [-1e4], [-1e4]])
+    away = -far.sign()[..., None, None] * slopes.view(1, 3, 8, 8).sign()
+    corner = (pixels + 8 / 255 * away).clamp(0, 1)
+    torch.testing.assert_close(objective.attack(tower, pixels, far), corner, atol=1e-6, rtol=0)
+    assert tower[1].weight.grad is None
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [PROBE, FINETUNED, READER], ids=lambda c: c["name"])
+@pytest.mark.parametrize("config", [PROBE, FINETUNED, READER, FARE], ids=lambda c: c["name"])
 def test_interrupted_fine_tuning_ends_with_the_same_weights(config, places, tmp_path, monkeypatch):
     expected = weights_of(train.train(config, **places | {"runs": tmp_path / "straight"}))
     original = train.learning_rate
@@ -235,7 +268,9 @@ def test_average_is_exported_with_its_accuracy_and_without_training(places, star
     [
         ({**BLOCK, "trains": "tower"}, "trains is 'tower', allowed are 'all' and 'head'."),
         (WISE["finetune"] | {"alpha": 1.5}, "alpha is 1.5, allowed is 0 to 1."),
-        ({**BLOCK, "loss": "supervised"}, "finetune.loss is 'supervised', allowed are clip, siglip."),
+        ({**BLOCK, **ATTACKED, "epsilon": 0}, "finetune.epsilon is 0 grey levels, allowed is above 0 and up to 255."),
+        ({**BLOCK, **ATTACKED, "steps": 0}, "finetune.steps is 0, allowed is a whole number from 1."),
+        ({**BLOCK, "loss": "supervised"}, "finetune.loss is 'supervised', allowed are clip, siglip, fare."),
     ],
 )
 def test_impossible_fine_tuning_is_refused(block, message):
@@ -258,6 +293,12 @@ def test_card_says_on_which_captions_was_trained(places):
     assert "symmetric contrastive (CLIP); all weights are trained, batches of 8 |" in card
     assert "| Image-caption pairs seen in fine-tuning | 24 |" in card and "| Fine-tuning set | 12 scenes" in card
     assert "- `finetune.about_word`: `0.5` in place of" in card
+
+
+def test_card_says_how_images_were_attacked(places):
+    card = (train.train(FARE, **places) / "README.md").read_text()
+    assert "attacked in 2 steps by up to 8 of 255 grey levels; the image tower alone is trained, batches of 8 |" in card
+    assert "A small CLIP model fine-tuned from `start`" in card and "| Images seen in fine-tuning | 24 |" in card
 
 
 def test_scenes_without_an_object_have_no_labels(places):
