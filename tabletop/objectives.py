@@ -3,6 +3,7 @@
 A config names one of `OBJECTIVES` as its `loss`.
 """
 
+import copy
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -87,6 +88,9 @@ class Contrastive:
         tokens = words.encode(words.build(), [text for group in captions for text in group])
         return tokens.view(len(captions), len(captions[0]), -1)
 
+    def begin(self, model: nn.Module) -> None:
+        """What is to be done before the first step, and again before a training goes on."""
+
     def loss(self, model: nn.Module, pixels: Tensor, target: Tensor) -> Tensor:
         return self.function(*model(normalise(pixels), target))
 
@@ -141,9 +145,74 @@ class Continued(Contrastive):
     def __init__(self, start: str, loss: str, **plan: object):
         known = {name: o for name, o in OBJECTIVES.items() if isinstance(o, Contrastive)}
         if loss not in known:
-            raise ValueError(f"finetune.loss is {loss!r}, allowed are {', '.join(known)}.")
+            raise ValueError(f"finetune.loss is {loss!r}, allowed are {', '.join(known)}, fare.")
         super().__init__(f"{known[loss].label}; all weights are trained", known[loss].function, **known[loss].model_cfg)
         self.origin = f"fine-tuned from `{start}`, which was trained"
+
+
+class Robust(Continued):
+    """The image tower of a CLIP member, trained so that attacked images keep the embeddings of the clean ones (FARE).
+
+    The loss is the squared L2 distance, averaged over images, between the tower's embedding of the attacked image and
+    that which the start gave to the clean one; neither is brought to length one. The attack, as large as `epsilon` in
+    every pixel and never outside [0, 1], maximises the same distance. Neither text nor label is used, and the text
+    tower stands still, so its embeddings fit the new tower as they did the old one.
+
+    Args:
+        start: Name of the member that it starts from.
+        loss: `fare`.
+        epsilon: Size of the attack, in grey levels (of 255).
+        steps: Of the attack, projected gradient ascent on the sign of the gradient from a random start.
+        plan: Samples, learning rate and the like; `tabletop.train` reads them.
+
+    Source:
+        Schlarmann et al. (2024), Robust CLIP, section 3 and their code. Ours are fewer steps (they have ten of one
+        grey level) that together
+        cross the ball, and pictures of the pre-training set in place of ImageNet.
+
+    Raises:
+        ValueError: If there is no attack of this size or number of steps.
+    """
+
+    seen = "Images seen in fine-tuning"
+
+    def __init__(self, start: str, loss: str, epsilon: float, steps: int, **plan: object):
+        if not 0 < epsilon <= 255:
+            raise ValueError(f"finetune.epsilon is {epsilon} grey levels, allowed is above 0 and up to 255.")
+        if not (isinstance(steps, int) and steps >= 1):
+            raise ValueError(f"finetune.steps is {steps}, allowed is a whole number from 1.")
+        super().__init__(start, "clip")
+        self.epsilon, self.steps = epsilon / 255, steps
+        self.label = (
+            "squared distance of the embeddings of attacked images to those of the clean ones at the start (FARE), "
+            f"attacked in {steps} steps by up to {epsilon:g} of 255 grey levels; the image tower alone is trained"
+        )
+
+    def begin(self, model: nn.Module) -> None:
+        """Keep the start, whose embeddings are the goal, and free the image tower alone."""
+        self.original = copy.deepcopy(model.visual).eval().requires_grad_(False)
+        model.requires_grad_(False)
+        model.visual.requires_grad_(True)
+
+    def loss(self, model: nn.Module, pixels: Tensor, target: Tensor) -> Tensor:
+        model.eval()  # the statistics of batch norms stay: every step of the attack would move them
+        with torch.no_grad():
+            goal = self.original(normalise(pixels))
+        attacked = self.attack(model.visual, pixels, goal)
+        return (model.visual(normalise(attacked)) - goal).square().sum(1).mean()
+
+    def attack(self, tower: nn.Module, pixels: Tensor, goal: Tensor) -> Tensor:
+        """Images within `epsilon` of `pixels` (batch, 3, height, width) whose embeddings are far from `goal`."""
+        low, high = (pixels - self.epsilon).clamp(min=0), (pixels + self.epsilon).clamp(max=1)
+        attacked = torch.lerp(low, high, torch.rand_like(pixels))  # at the clean image itself the slope is zero
+        for _ in range(self.steps):
+            distance = (tower(normalise(attacked.requires_grad_())) - goal).square().sum()
+            (slope,) = torch.autograd.grad(distance, attacked)
+            attacked = (attacked.detach() + 2 * self.epsilon / self.steps * slope.sign()).clamp(low, high)
+        return attacked
+
+    def after_step(self, model: nn.Module) -> None:
+        pass
 
 
 class Supervised:
@@ -170,6 +239,9 @@ class Supervised:
             raise ValueError(f"the kind of a scene is None, allowed for labels are {', '.join(known)}.")
         labels = torch.tensor([known.index(kind) for kind in kinds])
         return labels[:, None].expand(-1, len(captions[0]))
+
+    def begin(self, model: nn.Module) -> None:
+        pass
 
     def loss(self, model: nn.Module, pixels: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(model(normalise(pixels)), target)
@@ -285,6 +357,8 @@ def objective_of(config: dict) -> Contrastive | Supervised:
         ValueError: If there is no such loss, or fine-tuning is not possible so.
     """
     if how := config.get("finetune"):
+        if how.get("loss") == "fare":
+            return Robust(**how)
         return (Averaged if "alpha" in how else Continued if "loss" in how else FineTuned)(**how)
     loss = config["loss"]
     if loss not in OBJECTIVES:

@@ -224,6 +224,7 @@ def train(config: dict, *, runs: Path, models: Path, validation: Path, device: s
     torch.manual_seed(plan["seed"])
     model = finetune.starting_point(config, models) if config.get("finetune") else objective.build(config)
     model.to(device)
+    objective.begin(model)
     decay = [p for p in model.parameters() if p.ndim >= 2]
     rest = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -252,6 +253,7 @@ def train(config: dict, *, runs: Path, models: Path, validation: Path, device: s
         rows = rng.integers(len(images), size=batch_size)
         pixels = torch.from_numpy(images[np.sort(rows)]).permute(0, 3, 1, 2).float().to(device) / 255
         target = targets[np.sort(rows), rng.integers(plan["captions"], size=batch_size)].to(device)
+        torch.manual_seed(int(rng.integers(2**31)))  # what a loss draws depends on the sample count alone as well
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(state["samples"], plan)
         loss = objective.loss(model, augment(pixels, generator), target)

@@ -25,6 +25,8 @@ PROBE = FINETUNED | {"name": "probe", "finetune": {**BLOCK, "trains": "head"}}
 CARDS = {"card": 0.5, "true_card": 0.0, "card_only": 0.4}
 CAPTIONS = {"loss": "clip", "about_word": 0.5, "mention_card": 0.9, "distribution": CARDS}
 READER = CLIP | {"name": "reader", "changes": ["finetune"], "finetune": {**BLOCK, **CAPTIONS}}
+ATTACKED = {"loss": "fare", "epsilon": 8, "steps": 2}
+FARE = CLIP | {"name": "fare", "changes": ["finetune"], "finetune": {**BLOCK, **ATTACKED}}
 WISE = FINETUNED | {"name": "wise", "finetune": {"start": "start", "end": "finetuned", "alpha": 0.5}}
 
 
@@ -150,8 +152,31 @@ def test_fine_tuning_on_captions_draws_its_own_scenes_and_captions(places, monke
     assert np.abs(data.open_images(folder, CLIP["scenes"]).astype(int) - expected).max() <= 1
 
 
+def test_attacked_images_train_the_weights_of_the_image_tower_and_nothing_else(places, start):
+    before, folder = weights_of(start), train.train(FARE, **places)
+    trained = {f"visual.{key}" for key, _ in finetune.clip_network(start).visual.named_parameters()}
+    assert {key for key, value in weights_of(folder).items() if not torch.equal(value, before[key])} == trained
+    assert "in 2 steps by up to 8 of 255 grey levels; the image tower alone" in (folder / "README.md").read_text()
+
+
+def test_distance_is_that_to_the_embeddings_at_the_start(start, pixels):
+    objective, model = objectives.objective_of(FARE), finetune.clip_network(start)
+    objective.begin(model)
+    objective.attack = lambda tower, images, goal: images
+    expected = model.encode_image(objectives.normalise(pixels)).square().sum(1).mean()
+    model.visual.head.proj.weight.data *= 2
+    torch.testing.assert_close(objective.loss(model, pixels, None), expected)
+
+
+def test_attack_on_a_linear_tower_ends_in_the_farthest_corner():
+    tower, pixels = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1)), torch.rand(2, 3, 2, 2)
+    far = torch.tensor([[1e4], [-1e4]])
+    corner = (pixels - 8 / 255 * (far * tower[1].weight).sign().view(2, 3, 2, 2)).clamp(0, 1)
+    torch.testing.assert_close(objectives.objective_of(FARE).attack(tower, pixels, far), corner, atol=1e-6, rtol=0)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [PROBE, FINETUNED, READER], ids=lambda c: c["name"])
+@pytest.mark.parametrize("config", [PROBE, FINETUNED, READER, FARE], ids=lambda c: c["name"])
 def test_interrupted_fine_tuning_ends_with_the_same_weights(config, places, tmp_path, monkeypatch):
     expected = weights_of(train.train(config, **places | {"runs": tmp_path / "straight"}))
     original = train.learning_rate
@@ -235,7 +260,9 @@ def test_average_is_exported_with_its_accuracy_and_without_training(places, star
     [
         ({**BLOCK, "trains": "tower"}, "trains is 'tower', allowed are 'all' and 'head'."),
         (WISE["finetune"] | {"alpha": 1.5}, "alpha is 1.5, allowed is 0 to 1."),
-        ({**BLOCK, "loss": "supervised"}, "finetune.loss is 'supervised', allowed are clip, siglip."),
+        ({**BLOCK, **ATTACKED, "epsilon": 0}, "finetune.epsilon is 0 grey levels, allowed is above 0 and up to 255."),
+        ({**BLOCK, **ATTACKED, "steps": 0}, "finetune.steps is 0, allowed is a whole number from 1."),
+        ({**BLOCK, "loss": "supervised"}, "finetune.loss is 'supervised', allowed are clip, siglip, fare."),
     ],
 )
 def test_impossible_fine_tuning_is_refused(block, message):
