@@ -88,15 +88,15 @@ def test_all_members_are_there_and_only_one_changes_two_things():
     changes = {name: config_of(name)["changes"] for name in NAMES}
     assert {name for name, keys in changes.items() if len(keys) > 1} == {"conv-supervised"}
     assert {"small", "large", "conv", "siglip", "othersource", "quarter", "overlap", "supervised"} < changes.keys()
-    tuned = {"probe", "finetuned", "wise", "reader-control", *DOSES}
+    tuned = {"probe", "finetuned", "wise", "fare", "reader-control", *DOSES}
     assert {name for name, keys in changes.items() if "finetune" in keys} == tuned
     assert {config_of(name)["samples"] for name in NAMES} == {384_000}
     assert train.differences(config_of("default")) == {} and config_of("default")["changes"] == []
 
 
 def test_fine_tuned_members_go_on_from_the_default_on_its_own_images():
-    default, probe, finetuned, wise = map(config_of, ("default", "probe", "finetuned", "wise"))
-    for config in (probe, finetuned, wise):
+    default, probe, finetuned, wise, fare = map(config_of, ("default", "probe", "finetuned", "wise", "fare"))
+    for config in (probe, finetuned, wise, fare):
         assert config["finetune"]["start"] == default["name"]
         assert train._data_key(config) == train._data_key(default)
     assert (probe["finetune"]["trains"], finetuned["finetune"]["trains"]) == ("head", "all")
