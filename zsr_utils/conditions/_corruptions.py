@@ -5,8 +5,7 @@ Whole batches are changed at once; what is random comes from a generator for eve
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -27,22 +26,22 @@ CORRUPTIONS = tuple(PARAMETERS)
 SEVERITIES = (1, 2, 3, 4, 5)
 FRAMES = 31
 NOISES = ("gaussian_noise", "shot_noise")  # of the sequences: every frame is drawn anew, and compared with the first
-SEQUENCES = (*NOISES, "motion_blur", "zoom_blur", "snow", "brightness", "translate", "rotate", "tilt", "scale")
+CAMERA = ("translate", "rotate", "tilt", "scale")
+SEQUENCES = (*NOISES, "motion_blur", "zoom_blur", "snow", "brightness", *CAMERA)
 # of the sequences by size: noise, photons, motion (radius, sigma, degrees a frame), snow as for `PARAMETERS`
 MILD = {
     64: (0.025, 500, (14, 3, 5), (0.05, 0.28, 2, 0.5, 10, 2.5, 0.85)),
     224: (0.03, 300, (10, 3, 4), (0.05, 0.3, 3, 0.5, 14, 4, 0.85)),
 }
 GREY = (0.299, 0.587, 0.114)
+BOX = Image.Resampling.BOX
 ICE = (-0.08, 0.01, 0.05)  # what red, green and blue of drawn ice are beyond its mean
 
 
 def corruptions(
     names: Sequence[str] = CORRUPTIONS, severities: Sequence[int] = SEVERITIES, *, frost: str | Path = ""
 ) -> list[Condition]:
-    """The corruptions of ImageNet-C at the published severities; 0 is the image.
-
-    The parameters are those published for 64 or for 224 px, whichever is nearer to the model's input size.
+    """The corruptions of ImageNet-C at the severities published for 64 or 224 px, the nearer; 0 is the image.
 
     Args:
         frost: A folder with the pictures of frost that the authors lay over images; without, ice is drawn.
@@ -55,11 +54,10 @@ def corruptions(
     found = []
     for name in names:
         one_of("corruption", name, CORRUPTIONS)
-        ice = _pictures(Path(frost)) if frost and name == "frost" else ()
+        more = {"ice": _pictures(Path(frost))} if frost and name == "frost" else {}
         for severity in severities:
             one_of(f"severity of {name}", severity, (0, *SEVERITIES))
-            published = tuple((size, values[severity - 1]) for size, values in PARAMETERS[name].items())
-            change = Corrupted(name, published, ice).change if severity else unchanged
+            change = partial(_corrupted, name=name, severity=severity, **more) if severity else unchanged
             found.append(Condition(name, severity, change, draws=1))
     return found
 
@@ -73,11 +71,8 @@ def sequences(names: Sequence[str] = SEQUENCES) -> list[Condition]:
     """
     for name in names:
         one_of("sequence", name, SEQUENCES)
-    return [
-        Condition(f"{name}_sequence", number, Frame(name, number - 1).change, draws=1)
-        for name in names
-        for number in range(1, FRAMES + 1)
-    ]
+    each = [(name, k) for name in names for k in range(FRAMES)]
+    return [Condition(f"{name}_sequence", k + 1, partial(_frame, name=name, k=k), draws=1) for name, k in each]
 
 
 def published_size(side: int) -> int:
@@ -90,46 +85,28 @@ def published_size(side: int) -> int:
     return min((64, 224), key=lambda size: abs(np.log(size / side)))
 
 
-@dataclass(frozen=True)
-class Corrupted:
-    """The change of one corruption at one severity."""
-
-    name: str
-    published: tuple[tuple[int, float | list], ...]  # parameters by size
-    ice: tuple[Image.Image, ...] = ()
-
-    def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
-        chance = [generator(i, (batch.seed, batch.draw, self.name)) for i in batch.sample_ids]
-        c = dict(self.published)[published_size(batch.pixels.shape[-1])]
-        more = (self.ice,) if self.name == "frost" else ()
-        return CHANGES[self.name](batch.pixels, c, chance, *more).clamp(0, 1).to(batch.pixels)
+def _corrupted(batch: Batch, name: str, severity: int, **more) -> Float[Tensor, "n 3 h w"]:
+    c = PARAMETERS[name][published_size(batch.pixels.shape[-1])][severity - 1]
+    return CHANGES[name](batch.pixels, c, _chance(batch, name), **more).clamp(0, 1).to(batch.pixels)
 
 
-@dataclass(frozen=True)
-class Frame:
-    """The change of one frame of a sequence, counted from 0."""
+def _frame(batch: Batch, name: str, k: int) -> Float[Tensor, "n 3 h w"]:
+    """One frame of a sequence, counted from 0."""
+    x, chance = batch.pixels, _chance(batch, f"{name} sequence", k if name in NOISES else 0)
+    noise, photons, (radius, sigma, turn), flakes = MILD[published_size(x.shape[-1])]
+    made = {
+        "gaussian_noise": lambda: gaussian_noise(x, noise, chance) if k else x,
+        "shot_noise": lambda: shot_noise(x, photons, chance) if k else x,
+        "motion_blur": lambda: _moved(x, radius, sigma, turn * (k - 30)),
+        "zoom_blur": lambda: sum(_filtered(x, _zoom, 1 + 0.004 * j) for j in range(k + 1)) / (k + 1),
+        "snow": lambda: snow(x, flakes, chance, 4 * k - 150),
+        "brightness": lambda: brightness(x, (k - 15) / 50),
+    }
+    return made.get(name, lambda: _filmed(x, name, k))().clamp(0, 1).to(x)
 
-    name: str
-    k: int
 
-    def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
-        x, k, name = batch.pixels, self.k, self.name
-        key = (batch.seed, batch.draw, f"{name} sequence", k if name in NOISES else 0)
-        chance = [generator(i, key) for i in batch.sample_ids]
-        noise, photons, (radius, sigma, turn), flakes = MILD[published_size(x.shape[-1])]
-        if name in NOISES:
-            made = x if k == 0 else CHANGES[name](x, noise if name == "gaussian_noise" else photons, chance)
-        elif name == "motion_blur":
-            made = _moved(x, radius, sigma, torch.full((len(x),), turn * (k - 30.0)))
-        elif name == "zoom_blur":
-            made = sum(_zoomed(x, 1 + 0.004 * j) for j in range(k + 1)) / (k + 1)
-        elif name == "snow":
-            made = snow(x, flakes, chance, torch.full((len(x),), 4 * k - 150.0))
-        elif name == "brightness":
-            made = brightness(x, (k - 15) / 50, chance)
-        else:
-            made = _seen_by(x, _camera(name, k, *x.shape[2:]), "zeros" if name == "scale" else "border")
-        return made.clamp(0, 1).to(x)
+def _chance(batch: Batch, *key) -> list[np.random.Generator]:
+    return [generator(i, (batch.seed, batch.draw, *key)) for i in batch.sample_ids]
 
 
 def _drawn(x: Tensor, chance: Sequence[np.random.Generator], draw: Callable) -> Tensor:
@@ -157,22 +134,16 @@ def impulse_noise(x, c, chance):
 
 def defocus_blur(x, c, chance):
     radius, blur = c
-    reach = max(8, int(radius))
-    steps = np.arange(-reach, reach + 1)
+    steps = np.arange(-(reach := max(8, int(radius))), reach + 1)
     disk = (steps[:, None] ** 2 + steps**2 <= radius**2).astype(float)
-    disk /= disk.sum()
-    edge = np.exp(-(np.arange(-(k := 1 if radius <= 8 else 2), k + 1) ** 2) / (2 * blur**2))
-    for axis in (0, 1):
-        disk = ndimage.convolve1d(disk, edge / edge.sum(), axis, mode="mirror")
-    kept = np.flatnonzero(disk.max(0) > 1e-6)
-    kernel = torch.from_numpy(disk[kept[0] : kept[-1] + 1, kept[0] : kept[-1] + 1]).to(x)
-    flat = F.pad(x.flatten(0, 1)[:, None], [len(kernel) // 2] * 4, mode="reflect")
-    return F.conv2d(flat, kernel[None, None])[:, 0].unflatten(0, x.shape[:2])
+    disk = ndimage.gaussian_filter(disk / disk.sum(), blur, mode="mirror", radius=1 if radius <= 8 else 2)
+    flat = F.pad(x.flatten(0, 1)[:, None], [reach] * 4, mode="reflect")
+    return F.conv2d(flat, torch.from_numpy(disk).to(x)[None, None])[:, 0].unflatten(0, x.shape[:2])
 
 
 def glass_blur(x, c, chance):
     sigma, reach, rounds = c
-    (n, _, h, w), blurred = x.shape, (255 * _blurred(x, sigma) + 1e-4).floor() / 255
+    (n, _, h, w), blurred = x.shape, (255 * _filtered(x, _blur, sigma) + 1e-4).floor() / 255
     rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     inside = (rows > reach) & (rows <= h - reach) & (columns > reach) & (columns <= w - reach)
     order = (rows * w + columns).flatten()  # pixels are visited from the last to the first
@@ -187,7 +158,7 @@ def glass_blur(x, c, chance):
             source = source.gather(1, source)
         taken = (source[:, : h * w] - h * w).to(x.device)[:, None].expand(-1, 3, -1)
         blurred = blurred.flatten(2).gather(2, taken).unflatten(2, (h, w))
-    return _blurred(blurred, sigma)
+    return _filtered(blurred, _blur, sigma)
 
 
 def motion_blur(x, c, chance):
@@ -196,14 +167,13 @@ def motion_blur(x, c, chance):
 
 def zoom_blur(x, c, chance):
     number, step = c
-    zooms = [_zoomed(x, 1 + k * step) for k in range(number)]
-    return (x + sum(zooms)) / (number + 1)
+    return (x + sum(_filtered(x, _zoom, 1 + k * step) for k in range(number))) / (number + 1)
 
 
 def snow(x, c, chance, angles=None):
     mean, std, size, threshold, radius, sigma, stays = c
     layer = _drawn(x, chance, lambda g: g.standard_normal((1, *x.shape[2:]), dtype=np.float32))
-    layer = _zoomed(mean + std * layer, size)
+    layer = _filtered(mean + std * layer, _zoom, size)
     layer = torch.where(layer < threshold, 0.0, layer).clamp(0, 1)
     angles = _drawn(x, chance, lambda g: g.uniform(-135, -45)) if angles is None else angles
     layer = _moved(layer, radius, sigma, angles)
@@ -212,18 +182,7 @@ def snow(x, c, chance, angles=None):
 
 
 def frost(x, c, chance, ice=()):
-    if not ice:
-        return c[0] * x + c[1] * _ice(x, chance)
-    factor = 0.3 if published_size(x.shape[-1]) == 64 else 1.0
-
-    def cut(g):
-        picture = ice[g.integers(min(5, len(ice)))]  # the authors never draw their sixth
-        scale = max(factor, *((side + 1) / full for side, full in zip(x.shape[:1:-1], picture.size)))
-        small = np.asarray(picture.resize([round(scale * s) for s in picture.size], Image.Resampling.BILINEAR))
-        top, left = (g.integers(full - side + 1) for full, side in zip(small.shape, x.shape[2:]))
-        return small[top : top + x.shape[2], left : left + x.shape[3]].transpose(2, 0, 1) / np.float32(255)
-
-    return c[0] * x + c[1] * _drawn(x, chance, cut)
+    return c[0] * x + c[1] * _drawn(x, chance, partial(_cut if ice else _ice, *x.shape[2:], *ice)).clamp(0, 1)
 
 
 def fog(x, c, chance):
@@ -249,7 +208,7 @@ def fog(x, c, chance):
     return (x + weight * plasma) * brightest / (brightest + weight)
 
 
-def brightness(x, c, chance):
+def brightness(x, c, chance=()):
     value = x.amax(1, keepdim=True)  # of hue, saturation and value
     raised = (value + c).clamp(0, 1)
     return torch.where(value > 0, x * raised / value.clamp(min=1e-9), raised)
@@ -271,12 +230,12 @@ def elastic_transform(x, c, chance):
     x = _sampled(x, torch.einsum("hwi,nij->nhwj", _places(x), back))
     if not strength:
         return x
-    field = strength * _blurred(_uniform(x, chance, 2, h, w), sigma, "reflect", 3)
+    field = strength * _filtered(_uniform(x, chance, 2, h, w), _blur, sigma, "reflect", 3)
     return _sampled(x, _places(x)[..., :2] + field.permute(0, 2, 3, 1), outer=True)
 
 
 def pixelate(x, c, chance):
-    return _filtered(x, lambda side: _boxes(int(side * c), side) @ _boxes(side, int(side * c)))
+    return _filtered(x, _coarse, c)
 
 
 def jpeg_compression(x, c, chance):
@@ -292,59 +251,49 @@ def jpeg_compression(x, c, chance):
 CHANGES = {name: globals()[name] for name in CORRUPTIONS}
 
 
-def _moved(x: Tensor, radius: int, sigma: float, angles: Tensor) -> Tensor:
+def _moved(x: Tensor, radius: int, sigma: float, angles: Float[Tensor, "n"] | float) -> Tensor:
     """Every image blurred along its angle, in degrees, to one side; what lies outside repeats the edge."""
-    steps, (h, w) = np.arange(2 * radius + 1), x.shape[2:]
-    weights = np.exp(-(steps**2) / (2 * sigma**2))
-    weights, angles = weights / weights.sum(), torch.deg2rad(angles.double().cpu())
-    rows, columns, out = torch.arange(h)[:, None], torch.arange(w), torch.zeros_like(x)
-    for step, weight in zip(steps, weights):
+    weights, (h, w), out = np.exp(-(np.arange(2 * radius + 1) ** 2) / (2 * sigma**2)), x.shape[2:], torch.zeros_like(x)
+    turn = torch.deg2rad(torch.as_tensor(angles).double().cpu()).reshape(-1, 1, 1)
+    for step, weight in enumerate(weights / weights.sum()):
         if weight < 1e-4:
             break
-        down, right = (-torch.ceil(step * along - 0.5).long()[:, None, None] for along in (angles.sin(), angles.cos()))
-        index = (rows - down).clamp(0, h - 1) * w + (columns - right).clamp(0, w - 1)
-        index = index.flatten(1)[:, None].expand(-1, x.shape[1], -1).to(x.device)
+        down, right = (torch.ceil(step * along - 0.5).long() for along in (turn.sin(), turn.cos()))
+        index = (torch.arange(h)[:, None] + down).clamp(0, h - 1) * w + (torch.arange(w) + right).clamp(0, w - 1)
+        index = index.flatten(1)[:, None].expand(*x.shape[:2], -1).to(x.device)
         out += weight * x.flatten(2).gather(2, index).view_as(x)
     return out
 
 
-def _filtered(x: Tensor, line: Callable[[int], Tensor]) -> Tensor:
-    """Rows and columns through the matrix of a line of pixels."""
-    rows, columns = (line(side).to(x) for side in x.shape[2:])
+def _filtered(x: Tensor, line: Callable[..., np.ndarray], *c) -> Tensor:
+    """Rows and columns through the matrix that `line` makes for their length."""
+    rows, columns = (torch.from_numpy(line(side, *c)).to(x) for side in x.shape[2:])
     return rows @ x @ columns.T
 
 
-def _blurred(x: Tensor, sigma: float, mode: str = "nearest", truncate: float = 4) -> Tensor:
-    return _filtered(x, lambda side: _gauss(side, sigma, mode, truncate))
-
-
-def _zoomed(x: Tensor, factor: float) -> Tensor:
-    return _filtered(x, lambda side: _zoom(side, factor))
+@cache
+def _blur(side: int, sigma: float, mode: str = "nearest", truncate: float = 4) -> np.ndarray:
+    return ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0, mode=mode, truncate=truncate)
 
 
 @cache
-def _gauss(side: int, sigma: float, mode: str, truncate: float) -> Tensor:
-    return torch.from_numpy(ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0, mode=mode, truncate=truncate))
-
-
-@cache
-def _zoom(side: int, factor: float) -> Tensor:
+def _zoom(side: int, factor: float) -> np.ndarray:
     """The middle of a line of pixels, drawn larger by linear interpolation to its own length again."""
     cut = int(np.ceil(side / factor))
     large = round(cut * factor)
     middle = np.eye(side)[(side - cut) // 2 :][:cut]
     at = np.linspace(0, cut - 1, large)[(large - side) // 2 :][:side]
-    return torch.from_numpy(ndimage.map_coordinates(middle, np.meshgrid(at, np.arange(side), indexing="ij"), order=1))
+    return ndimage.map_coordinates(middle, np.meshgrid(at, np.arange(side), indexing="ij"), order=1)
 
 
 @cache
-def _boxes(here: int, there: int) -> Tensor:
-    """A line of pixels brought to another length by means over boxes, as Pillow does: (there, here)."""
-    line = Image.fromarray(np.eye(here, dtype=np.float32)).resize((here, max(1, there)), Image.Resampling.BOX)
-    return torch.from_numpy(np.array(line, dtype=np.float64))
+def _coarse(side: int, share: float) -> np.ndarray:
+    """A line of pixels brought to a share of its length and back by means over boxes, as Pillow does."""
+    line = Image.fromarray(np.eye(side, dtype=np.float32)).resize((side, max(1, int(side * share))), BOX)
+    return np.array(line.resize((side, side), BOX), float)
 
 
-def _sampled(x: Tensor, at: Float[Tensor, "n h w 2"], *, padding: str = "reflection", outer: bool = False) -> Tensor:
+def _sampled(x: Tensor, at: Float[Tensor, "n h w 2"], padding: str = "reflection", *, outer: bool = False) -> Tensor:
     """Pixels at places (x, y), linearly interpolated; mirrored at the outermost pixels, or at their outer edge."""
     size = torch.tensor([x.shape[3], x.shape[2]]).to(x)
     grid = (2 * at + 1) / size - 1 if outer else 2 * at / (size - 1) - 1
@@ -357,38 +306,41 @@ def _places(x: Tensor) -> Float[Tensor, "h w 3"]:
     return torch.stack([columns, rows, torch.ones_like(rows)], -1).to(x)
 
 
-def _camera(name: str, k: int, h: int, w: int) -> np.ndarray:
-    """The map of a frame, (3, 3), from places in the image to places in the frame, about the middle."""
-    turn, far = np.deg2rad(k - 15), np.hypot(h, w)
+def _filmed(x: Tensor, name: str, k: int) -> Tensor:
+    """Frame k of a camera, a map from places about the middle; outside is the edge, or black where pictures shrink."""
+    turn, far, zoom = np.deg2rad(k - 15), np.hypot(*x.shape[2:]), 0.4 + 0.025 * k
     c, s = np.cos(turn), np.sin(turn)
-    return {
-        "translate": np.array([[1, 0, k - 15], [0, 1, 0], [0, 0, 1.0]]),
-        "rotate": np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]),
-        "scale": np.diag([0.4 + 0.025 * k, 0.4 + 0.025 * k, 1]),
-        "tilt": np.array([[far * c, 0, 0], [-far * s * s, far * c, 0], [c * s, s, far]]),
+    camera = {
+        "translate": [[1, 0, k - 15], [0, 1, 0], [0, 0, 1]],
+        "rotate": [[c, -s, 0], [s, c, 0], [0, 0, 1]],
+        "scale": [[zoom, 0, 0], [0, zoom, 0], [0, 0, 1]],
+        "tilt": [[far * c, 0, 0], [-far * s * s, far * c, 0], [c * s, s, far]],
     }[name]
-
-
-def _seen_by(x: Tensor, camera: np.ndarray, padding: str) -> Tensor:
     middle = torch.tensor([(x.shape[3] - 1) / 2, (x.shape[2] - 1) / 2, 0]).to(x)
     source = (_places(x) - middle) @ torch.from_numpy(np.linalg.inv(camera)).to(x).T
     at = source[..., :2] / source[..., 2:] + middle[:2]
-    return _sampled(x, at.expand(len(x), -1, -1, -1), padding=padding)
+    return _sampled(x, at.expand(len(x), -1, -1, -1), "zeros" if name == "scale" else "border")
 
 
-def _ice(x: Tensor, chance) -> Tensor:
+def _ice(h: int, w: int, g: np.random.Generator) -> np.ndarray:
     """Drawn ice: noise whose spectrum falls with frequency and has six arms, in pale blue."""
-    h, w = x.shape[2:]
     up, across = np.meshgrid(np.fft.fftfreq(h), np.fft.rfftfreq(w), indexing="ij")
+    arms = np.exp(2 * np.cos(6 * np.arctan2(up, across) + g.uniform(0, 2 * np.pi)))
     fall = 1 / np.maximum(np.hypot(up, across), 1 / max(h, w)) ** 1.3
+    field = np.fft.irfft2(np.fft.rfft2(g.standard_normal((h, w))) * fall * arms, s=(h, w))
+    light = g.uniform(0.45, 0.85) + 0.11 * (field - field.mean()) / field.std()
+    return np.float32(light + np.array(ICE)[:, None, None])
 
-    def drawn(g):
-        arms = np.exp(2 * np.cos(6 * np.arctan2(up, across) + g.uniform(0, 2 * np.pi)))
-        field = np.fft.irfft2(np.fft.rfft2(g.standard_normal((h, w))) * fall * arms, s=(h, w))
-        light = g.uniform(0.45, 0.85) + 0.11 * (field - field.mean()) / field.std()
-        return np.float32(light + np.array(ICE)[:, None, None])
 
-    return _drawn(x, chance, drawn).clamp(0, 1)
+def _cut(h: int, w: int, *rest) -> np.ndarray:
+    """A place of one of the pictures of frost, made smaller as the authors do."""
+    *ice, g = rest
+    picture = ice[g.integers(min(5, len(ice)))]  # the authors never draw their sixth
+    factor = 0.3 if published_size(w) == 64 else 1.0
+    scale = max(factor, *((side + 1) / full for side, full in zip((w, h), picture.size)))
+    small = np.asarray(picture.resize([round(scale * s) for s in picture.size], Image.Resampling.BILINEAR))
+    top, left = (g.integers(full - side + 1) for full, side in zip(small.shape, (h, w)))
+    return small[top : top + h, left : left + w].transpose(2, 0, 1) / np.float32(255)
 
 
 def _pictures(folder: Path) -> tuple[Image.Image, ...]:
