@@ -4,7 +4,7 @@ Whole batches are changed at once; what is random comes from a generator for eve
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from zsr_utils.conditions._condition import Batch, Condition, generator, unchang
 PARAMETERS = read_yaml(Path(__file__).resolve().parents[2] / "data" / "published" / "corruptions.yaml")
 CORRUPTIONS = tuple(PARAMETERS)
 SEVERITIES = (1, 2, 3, 4, 5)
-FRAMES = 31
 NOISES = ("gaussian_noise", "shot_noise")  # of the sequences: every frame is drawn anew, and compared with the first
 CAMERA = ("translate", "rotate", "tilt", "scale")
 SEQUENCES = (*NOISES, "motion_blur", "zoom_blur", "snow", "brightness", *CAMERA)
@@ -33,9 +32,7 @@ MILD = {
     64: (0.025, 500, (14, 3, 5), (0.05, 0.28, 2, 0.5, 10, 2.5, 0.85)),
     224: (0.03, 300, (10, 3, 4), (0.05, 0.3, 3, 0.5, 14, 4, 0.85)),
 }
-GREY = (0.299, 0.587, 0.114)
 BOX = Image.Resampling.BOX
-ICE = (-0.08, 0.01, 0.05)  # what red, green and blue of drawn ice are beyond its mean
 
 
 def corruptions(
@@ -54,10 +51,11 @@ def corruptions(
     found = []
     for name in names:
         one_of("corruption", name, CORRUPTIONS)
-        more = {"ice": _pictures(Path(frost))} if frost and name == "frost" else {}
+        ice = _pictures(Path(frost)) if frost and name == "frost" else ()
         for severity in severities:
             one_of(f"severity of {name}", severity, (0, *SEVERITIES))
-            change = partial(_corrupted, name=name, severity=severity, **more) if severity else unchanged
+            published = {size: values[severity - 1] for size, values in PARAMETERS[name].items()}
+            change = partial(_corrupted, name, published, ice) if severity else unchanged
             found.append(Condition(name, severity, change, draws=1))
     return found
 
@@ -71,32 +69,27 @@ def sequences(names: Sequence[str] = SEQUENCES) -> list[Condition]:
     """
     for name in names:
         one_of("sequence", name, SEQUENCES)
-    each = [(name, k) for name in names for k in range(FRAMES)]
-    return [Condition(f"{name}_sequence", k + 1, partial(_frame, name=name, k=k), draws=1) for name, k in each]
+    each = [(name, k) for name in names for k in range(31)]
+    return [Condition(f"{name}_sequence", k + 1, partial(_frame, name, k), draws=1) for name, k in each]
 
 
 def published_size(side: int) -> int:
-    """The size, of those with published parameters, that is nearest to an image's side, by ratio.
-
-    Examples:
-        >>> published_size(96), published_size(224)
-        (64, 224)
-    """
+    """The size, of those with published parameters, that is nearest to an image's side, by ratio."""
     return min((64, 224), key=lambda size: abs(np.log(size / side)))
 
 
-def _corrupted(batch: Batch, name: str, severity: int, **more) -> Float[Tensor, "n 3 h w"]:
-    c = PARAMETERS[name][published_size(batch.pixels.shape[-1])][severity - 1]
-    return CHANGES[name](batch.pixels, c, _chance(batch, name), **more).clamp(0, 1).to(batch.pixels)
+def _corrupted(name: str, published: dict, ice: Sequence[Image.Image], batch: Batch) -> Float[Tensor, "n 3 h w"]:
+    c = published[published_size(batch.pixels.shape[-1])]
+    return CHANGES[name](batch.pixels, c, _chance(batch, name), *ice).clamp(0, 1).to(batch.pixels)
 
 
-def _frame(batch: Batch, name: str, k: int) -> Float[Tensor, "n 3 h w"]:
+def _frame(name: str, k: int, batch: Batch) -> Float[Tensor, "n 3 h w"]:
     """One frame of a sequence, counted from 0."""
     x, chance = batch.pixels, _chance(batch, f"{name} sequence", k if name in NOISES else 0)
     noise, photons, (radius, sigma, turn), flakes = MILD[published_size(x.shape[-1])]
     made = {
-        "gaussian_noise": lambda: gaussian_noise(x, noise, chance) if k else x,
-        "shot_noise": lambda: shot_noise(x, photons, chance) if k else x,
+        "gaussian_noise": lambda: CHANGES[name](x, noise, chance) if k else x,
+        "shot_noise": lambda: CHANGES[name](x, photons, chance) if k else x,
         "motion_blur": lambda: _moved(x, radius, sigma, turn * (k - 30)),
         "zoom_blur": lambda: sum(_filtered(x, _zoom, 1 + 0.004 * j) for j in range(k + 1)) / (k + 1),
         "snow": lambda: snow(x, flakes, chance, 4 * k - 150),
@@ -109,27 +102,17 @@ def _chance(batch: Batch, *key) -> list[np.random.Generator]:
     return [generator(i, (batch.seed, batch.draw, *key)) for i in batch.sample_ids]
 
 
-def _drawn(x: Tensor, chance: Sequence[np.random.Generator], draw: Callable) -> Tensor:
-    """What `draw` makes of every image's generator, on the device of the images."""
-    return torch.from_numpy(np.stack([draw(g) for g in chance])).to(x)
+def _drawn(x: Tensor, each: Iterable, draw: Callable) -> Tensor:
+    """What `draw` makes of every image's generator, or of what else is given for each, as `x` is kept."""
+    return torch.from_numpy(np.stack([draw(one) for one in each])).to(x)
 
 
-def _uniform(x: Tensor, chance, *shape: int, reach: float = 1.0) -> Tensor:
-    return _drawn(x, chance, lambda g: reach * (2 * g.random(shape, dtype=np.float32) - 1))
+def _normal(x: Tensor, chance: Iterable, *shape: int) -> Tensor:
+    return _drawn(x, chance, lambda g: g.standard_normal(shape, dtype=np.float32))
 
 
-def gaussian_noise(x, c, chance):
-    return x + c * _drawn(x, chance, lambda g: g.standard_normal(x.shape[1:], dtype=np.float32))
-
-
-def shot_noise(x, c, chance):
-    light = np.float64(c) * x.cpu().numpy()
-    return torch.from_numpy(np.stack([g.poisson(one) for g, one in zip(chance, light)])).to(x) / c
-
-
-def impulse_noise(x, c, chance):
-    u = _drawn(x, chance, lambda g: g.random(x.shape[1:], dtype=np.float32))
-    return torch.where(u < c / 2, 1.0, torch.where(u < c, 0.0, x))
+def _uniform(x: Tensor, chance: Iterable, *shape: int) -> Tensor:
+    return _drawn(x, chance, lambda g: g.random(shape, dtype=np.float32))
 
 
 def defocus_blur(x, c, chance):
@@ -161,34 +144,20 @@ def glass_blur(x, c, chance):
     return _filtered(blurred, _blur, sigma)
 
 
-def motion_blur(x, c, chance):
-    return _moved(x, *c, _drawn(x, chance, lambda g: g.uniform(-45, 45)))
-
-
-def zoom_blur(x, c, chance):
-    number, step = c
-    return (x + sum(_filtered(x, _zoom, 1 + k * step) for k in range(number))) / (number + 1)
-
-
 def snow(x, c, chance, angles=None):
     mean, std, size, threshold, radius, sigma, stays = c
-    layer = _drawn(x, chance, lambda g: g.standard_normal((1, *x.shape[2:]), dtype=np.float32))
-    layer = _filtered(mean + std * layer, _zoom, size)
+    layer = _filtered(mean + std * _normal(x, chance, 1, *x.shape[2:]), _zoom, size)
     layer = torch.where(layer < threshold, 0.0, layer).clamp(0, 1)
     angles = _drawn(x, chance, lambda g: g.uniform(-135, -45)) if angles is None else angles
     layer = _moved(layer, radius, sigma, angles)
-    pale = torch.einsum("nchw,c->nhw", x, torch.tensor(GREY).to(x))[:, None] * 1.5 + 0.5
+    pale = torch.einsum("nchw,c->nhw", x, torch.tensor((0.299, 0.587, 0.114)).to(x))[:, None] * 1.5 + 0.5
     return stays * x + (1 - stays) * torch.maximum(x, pale) + layer + layer.rot90(2, (2, 3))
-
-
-def frost(x, c, chance, ice=()):
-    return c[0] * x + c[1] * _drawn(x, chance, partial(_cut if ice else _ice, *x.shape[2:], *ice)).clamp(0, 1)
 
 
 def fog(x, c, chance):
     weight, decay = c
     side = 1 << (max(x.shape[2:]) - 1).bit_length()
-    chances, wibble = _uniform(x, chance, side, side), 100.0
+    chances, wibble = 2 * _uniform(x, chance, side, side) - 1, 100.0
     plasma, step = torch.zeros_like(chances), side
 
     def fill(rows, columns, four):  # the mean of four neighbours, and a random height
@@ -214,41 +183,44 @@ def brightness(x, c, chance=()):
     return torch.where(value > 0, x * raised / value.clamp(min=1e-9), raised)
 
 
-def contrast(x, c, chance):
-    means = x.mean((2, 3), keepdim=True)
-    return (x - means) * c + means
-
-
 def elastic_transform(x, c, chance):
     n, _, h, w = x.shape
     strength, sigma, reach = (v * h for v in c)
-    middle, arm = np.array([h // 2, w // 2], np.float32), min(h, w) // 3
-    corners = torch.from_numpy(middle + arm * np.float32([[1, 1], [1, -1], [-1, -1]])).to(x)
-    ones = torch.ones(n, 3, 1).to(x)
-    moved = torch.cat([corners + _uniform(x, chance, 3, 2, reach=reach), ones], 2)
+    corners = torch.tensor([h // 2, w // 2]).to(x) + min(h, w) // 3 * torch.tensor([[1, 1], [1, -1], [-1, -1]]).to(x)
+    moved = F.pad(corners + reach * (2 * _uniform(x, chance, 3, 2) - 1), (0, 1), value=1)  # homogeneous
     back = torch.linalg.solve(moved.double(), corners.double().expand(n, -1, -1)).to(x)  # where a pixel comes from
     x = _sampled(x, torch.einsum("hwi,nij->nhwj", _places(x), back))
     if not strength:
         return x
-    field = strength * _filtered(_uniform(x, chance, 2, h, w), _blur, sigma, "reflect", 3)
+    field = strength * _filtered(2 * _uniform(x, chance, 2, h, w) - 1, _blur, sigma, "reflect", 3)
     return _sampled(x, _places(x)[..., :2] + field.permute(0, 2, 3, 1), outer=True)
-
-
-def pixelate(x, c, chance):
-    return _filtered(x, _coarse, c)
 
 
 def jpeg_compression(x, c, chance):
     def saved(levels):
-        file = io.BytesIO()
-        Image.fromarray(levels).save(file, "JPEG", quality=c)
+        Image.fromarray(levels).save(file := io.BytesIO(), "JPEG", quality=c)
         return np.asarray(Image.open(file)).transpose(2, 0, 1) / np.float32(255)
 
-    levels = (255 * x).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return torch.from_numpy(np.stack([saved(one) for one in levels])).to(x)
+    return _drawn(x, (255 * x).round().byte().permute(0, 2, 3, 1).cpu().numpy(), saved)
 
 
-CHANGES = {name: globals()[name] for name in CORRUPTIONS}
+CHANGES = {  # of images, with parameters and a generator for every image
+    "gaussian_noise": lambda x, c, g: x + c * _normal(x, g, *x.shape[1:]),
+    "shot_noise": lambda x, c, g: _drawn(x, zip(g, c * x.cpu().double().numpy()), lambda g: g[0].poisson(g[1])) / c,
+    "impulse_noise": lambda x, c, g: torch.where((u := _uniform(x, g, *x.shape[1:])) < c / 2, 1, x * (u >= c)),
+    "defocus_blur": defocus_blur,
+    "glass_blur": glass_blur,
+    "motion_blur": lambda x, c, g: _moved(x, *c, _drawn(x, g, lambda g: g.uniform(-45, 45))),
+    "zoom_blur": lambda x, c, _: (x + sum(_filtered(x, _zoom, 1 + k * c[1]) for k in range(c[0]))) / (c[0] + 1),
+    "snow": snow,
+    "frost": lambda x, c, g, *ice: c[0] * x + c[1] * _drawn(x, g, lambda g: _frost(*x.shape[2:], g, *ice)),
+    "fog": fog,
+    "brightness": brightness,
+    "contrast": lambda x, c, _: (x - (means := x.mean((2, 3), keepdim=True))) * c + means,
+    "elastic_transform": elastic_transform,
+    "pixelate": lambda x, c, _: _filtered(x, _coarse, c),
+    "jpeg_compression": jpeg_compression,
+}
 
 
 def _moved(x: Tensor, radius: int, sigma: float, angles: Float[Tensor, "n"] | float) -> Tensor:
@@ -322,25 +294,20 @@ def _filmed(x: Tensor, name: str, k: int) -> Tensor:
     return _sampled(x, at.expand(len(x), -1, -1, -1), "zeros" if name == "scale" else "border")
 
 
-def _ice(h: int, w: int, g: np.random.Generator) -> np.ndarray:
-    """Drawn ice: noise whose spectrum falls with frequency and has six arms, in pale blue."""
+def _frost(h: int, w: int, g: np.random.Generator, *ice: Image.Image) -> np.ndarray:
+    """A place of one of the pictures, made smaller as the authors do; without any, ice is drawn in pale blue."""
+    if ice:
+        picture = ice[g.integers(min(5, len(ice)))]  # the authors never draw their sixth
+        scale = max(0.3 if published_size(w) == 64 else 1, (w + 1) / picture.width, (h + 1) / picture.height)
+        small = np.asarray(picture.resize([round(scale * s) for s in picture.size], Image.Resampling.BILINEAR))
+        top, left = (g.integers(full - side + 1) for full, side in zip(small.shape, (h, w)))
+        return small[top : top + h, left : left + w].transpose(2, 0, 1) / np.float32(255)
     up, across = np.meshgrid(np.fft.fftfreq(h), np.fft.rfftfreq(w), indexing="ij")
-    arms = np.exp(2 * np.cos(6 * np.arctan2(up, across) + g.uniform(0, 2 * np.pi)))
+    arms = np.exp(2 * np.cos(6 * np.arctan2(up, across) + g.uniform(0, 2 * np.pi)))  # six
     fall = 1 / np.maximum(np.hypot(up, across), 1 / max(h, w)) ** 1.3
     field = np.fft.irfft2(np.fft.rfft2(g.standard_normal((h, w))) * fall * arms, s=(h, w))
     light = g.uniform(0.45, 0.85) + 0.11 * (field - field.mean()) / field.std()
-    return np.float32(light + np.array(ICE)[:, None, None])
-
-
-def _cut(h: int, w: int, *rest) -> np.ndarray:
-    """A place of one of the pictures of frost, made smaller as the authors do."""
-    *ice, g = rest
-    picture = ice[g.integers(min(5, len(ice)))]  # the authors never draw their sixth
-    factor = 0.3 if published_size(w) == 64 else 1.0
-    scale = max(factor, *((side + 1) / full for side, full in zip((w, h), picture.size)))
-    small = np.asarray(picture.resize([round(scale * s) for s in picture.size], Image.Resampling.BILINEAR))
-    top, left = (g.integers(full - side + 1) for full, side in zip(small.shape, (h, w)))
-    return small[top : top + h, left : left + w].transpose(2, 0, 1) / np.float32(255)
+    return np.float32(light + np.reshape([-0.08, 0.01, 0.05], (3, 1, 1))).clip(0, 1)
 
 
 def _pictures(folder: Path) -> tuple[Image.Image, ...]:
