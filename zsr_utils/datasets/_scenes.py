@@ -21,13 +21,9 @@ def tabletop_shifts(ids: Sequence[str], split: str, seed: int) -> dict[str, dict
     from tabletop.data import VALIDATION
 
     every = tabletop_scenes(split)
-    scenes = {i: every[i] for i in ids}
-    anew = {f"v2/{k:05d}": VALIDATION.draw(seed + 1, "test", k) for k in range(len(ids))}
-    styles = {"cartoon": "cartoon", "silhouette": "silhouette", "sketch": "sketch"}
-    found = {"v2": anew} | {n: {i: replace(s, style=style) for i, s in scenes.items()} for n, style in styles.items()}
-    for name in ("objectnet", "stylized"):
-        found[name] = {i: altered(s, name, np.random.default_rng([seed, k])) for k, (i, s) in enumerate(scenes.items())}
-    return found
+    found = {"v2": {f"v2/{k:05d}": VALIDATION.draw(seed + 1, "test", k) for k in range(len(ids))}}
+    found |= {name: {i: replace(every[i], style=name) for i in ids} for name in ("cartoon", "silhouette", "sketch")}
+    return found | {name: _altered({i: every[i] for i in ids}, name, seed) for name in ("objectnet", "stylized")}
 
 
 def altered(scene: "Scene", how: str, rng: np.random.Generator) -> "Scene":
@@ -49,23 +45,24 @@ def altered(scene: "Scene", how: str, rng: np.random.Generator) -> "Scene":
     return replace(altered(staged, "stylized", rng), style=style, light_strength=light)
 
 
+def _altered(scenes: dict[str, "Scene"], how: str, *seed: int) -> dict[str, "Scene"]:
+    return {i: altered(s, how, np.random.default_rng([*seed, k])) for k, (i, s) in enumerate(scenes.items())}
+
+
 def hard_scenes(number: int, seed: int) -> tuple[Dataset, dict[str, "Scene"]]:
     """Fresh scenes that are hard in many ways at once, a pool to choose from, and the scenes they are made of."""
     from tabletop.data import VALIDATION
 
     plain = {f"pool/{k:05d}": VALIDATION.draw(seed + 2, "test", k) for k in range(number)}
-    hard = {i: altered(s, "hard", np.random.default_rng([seed, 5, k])) for k, (i, s) in enumerate(plain.items())}
-    return rendered("pool", hard), plain
+    return rendered("pool", _altered(plain, "hard", seed, 5)), plain
 
 
 def tabletop_frames(ids: Sequence[str], split: str, name: str) -> Dataset:
     """Frames around every scene, `<id>#<offset>`: `vid` moves the camera, `youtube-bb` the light."""
     moves, step = {"vid": ("camera_azimuth", 4.0), "youtube-bb": ("light_azimuth", 12.0)}[name]
     scenes, offsets = tabletop_scenes(split), range(-REACH, REACH + 1)
-    frames = {
-        f"{i}#{k}": replace(scenes[i], **{moves: getattr(scenes[i], moves) + step * k}) for i in ids for k in offsets
-    }
-    return rendered(name, frames)
+    at = {(i, k): {moves: getattr(scenes[i], moves) + step * k} for i in ids for k in offsets}
+    return rendered(name, {f"{i}#{k}": replace(scenes[i], **moved) for (i, k), moved in at.items()})
 
 
 def training_images(recipe: dict, number: int, seed: int) -> Dataset:
