@@ -54,13 +54,13 @@ def test_flips_are_counted_from_frame_to_frame_or_from_the_first():
 def test_relative_errors_are_100_for_the_normaliser_and_leave_out_what_it_never_gets_wrong():
     rng = np.random.default_rng(0)
     wrong = (rng.random((30, 4, 5)) < 0.4).astype(float)
-    assert scores.corruption_error(wrong, wrong).value == 100
+    assert scores.relative_errors(wrong, wrong).value == 100
     never = wrong * np.array([1, 1, 1, 0])[:, None]
-    assert scores.corruption_error(wrong, never).value == pytest.approx(100)
+    assert scores.relative_errors(wrong, never).value == pytest.approx(100)
     doubled = np.concatenate([wrong, wrong])
-    assert scores.corruption_error(doubled, np.concatenate([wrong, np.zeros_like(wrong)])).value == pytest.approx(200)
-    assert np.isnan(scores.corruption_error(wrong, np.zeros_like(wrong)).value)
-    assert scores.flip_rates(wrong.mean(2), wrong.mean(2)).value == pytest.approx(100)
+    assert scores.relative_errors(doubled, np.concatenate([wrong, np.zeros_like(wrong)])).value == pytest.approx(200)
+    assert np.isnan(scores.relative_errors(wrong, np.zeros_like(wrong)).value)
+    assert scores.relative_errors(*[wrong.mean(2, keepdims=True)] * 2).value == pytest.approx(100)
 
 
 def test_cells_are_sorted_by_name_and_severity():
@@ -112,8 +112,8 @@ def test_receipt_the_mean_corruption_errors_of_resnet_50_and_alexnet():
         for m in ("AlexNet", "Standard_R50")
     }
     assert errors["AlexNet"].shape == (1, 15, 5)
-    assert scores.corruption_error(errors["Standard_R50"], errors["AlexNet"]).value == pytest.approx(76.38, abs=0.01)
-    assert scores.corruption_error(errors["AlexNet"], errors["AlexNet"]).value == 100
+    assert scores.relative_errors(errors["Standard_R50"], errors["AlexNet"]).value == pytest.approx(76.38, abs=0.01)
+    assert scores.relative_errors(errors["AlexNet"], errors["AlexNet"]).value == 100
     published = [dist.ALEXNET[name] for name in sorted(dist.ALEXNET)]
     assert np.abs(errors["AlexNet"].mean((0, 2)) - published).max() < 0.02
 

@@ -12,11 +12,9 @@ from scipy import special
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zsr_utils import scores
-from zsr_utils.conditions import NOISES, ORIGINAL, SEVERITIES, Batch, Condition, Head, published_size, unchanged
-from zsr_utils.datasets import (
-    Dataset, Shift, hard_scenes, natural_shifts, published, rendered, tabletop_frames, training_images, video_frames,
-)  # fmt: skip
+from zsr_utils import datasets, scores
+from zsr_utils.conditions import NOISES, ORIGINAL, Batch, Condition, Head, published_size, unchanged
+from zsr_utils.datasets import Dataset, Shift
 from zsr_utils.measure import measure
 from zsr_utils.models import Model, SupervisedModel, load_model, training
 from zsr_utils.scores import Estimate, trends
@@ -38,7 +36,7 @@ ALEXNET = {
 def known_shifts(study: Study, folders: Sequence[str], *, pool: int) -> dict[str, Shift]:
     """The shifts of the data set by name; says where none is known."""
     p = study.parameters
-    found = natural_shifts(study.images, folders, split=p["split"], limit=p["limit"], seed=p["seed"])
+    found = datasets.natural_shifts(study.images, folders, split=p["split"], limit=p["limit"], seed=p["seed"])
     if study.images.name == "tabletop":
         found["a"] = what_the_twin_gets_wrong(pool, seed=p["seed"])
     if not found:
@@ -49,13 +47,12 @@ def known_shifts(study: Study, folders: Sequence[str], *, pool: int) -> dict[str
 
 def what_the_twin_gets_wrong(number: int, *, seed: int = 0) -> Shift:
     """ImageNet-A's recipe: hard scenes out of a pool that the supervised twin gets wrong, beside plain versions."""
-    pool, plain = hard_scenes(number, seed)
-    twin = load_model(TWIN)
+    (pool, plain), twin = datasets.hard_scenes(number, seed), load_model(TWIN)
     rows = measure(twin, pool, head_of(twin, pool), [ORIGINAL], seed=seed)
     wrong = rows.sample_id[rows.prediction != rows.label].tolist()
     if len(wrong) < 2:
         raise ValueError(f"pool is {number}, of which {TWIN} gets {len(wrong)} wrong: take a larger one.")
-    return Shift(pool.only(wrong), rendered("plain", {i: plain[i] for i in wrong}), paired=True)
+    return Shift(pool.only(wrong), datasets.rendered("plain", {i: plain[i] for i in wrong}), paired=True)
 
 
 def head_of(net: Model, images: Dataset) -> Head:
@@ -103,7 +100,7 @@ def in_words(table: pd.DataFrame, model: str) -> str:
 
 
 def patches(filters: int, x: Tensor, labels: Tensor, classes: int, seed: int) -> nn.Module:
-    """Random filters, pooled, and a ridge head with an output a class: a standard classifier that is quickly trained."""
+    """Random filters, pooled, and a ridge head with an output a class: a standard classifier, quickly trained."""
     convolution, head = nn.Conv2d(3, filters, 6, stride=2, bias=False), nn.Linear(filters * 16, classes)
     network = nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), head)
     kernels = torch.randn(filters, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
@@ -120,7 +117,10 @@ def patches(filters: int, x: Tensor, labels: Tensor, classes: int, seed: int) ->
 
 def standard_models(images: Dataset, *, filters: Sequence[int], scenes: Sequence[int], seed: int) -> dict[str, Model]:
     """Models trained on labels of Tabletop alone: random filters with a ridge head, and the supervised members."""
-    few, from_pil = training_images(training(TWIN)["distribution"], max(scenes), seed), load_model(TWIN).from_pil
+    few, from_pil = (
+        datasets.training_images(training(TWIN)["distribution"], max(scenes), seed),
+        load_model(TWIN).from_pil,
+    )
     x, labels = few.pixels([s.sample_id for s in few.samples], from_pil), torch.tensor([s.label for s in few.samples])
     how = {"image_size": 64, "mean": (0.0,) * 3, "std": (1.0,) * 3, "transform": from_pil}
     how["namings"] = [[(c,) for c in images.class_names]]
@@ -133,7 +133,7 @@ def standard_models(images: Dataset, *, filters: Sequence[int], scenes: Sequence
 
 
 def points(shown: pd.DataFrame, clean: pd.DataFrame, group: str = "") -> pd.DataFrame:
-    """Every model on every shift: `name`, `group` (its name by default), `shift`, `x` and `y`, clipped, y's interval."""
+    """Every model on every shift: `name`, `group` (its name by default), `shift`, clipped `x` and `y`, y's interval."""
     found = []
     for name, shift, *both in pairs(shown, clean):
         x, y = (scores.clipped(int(scores.correct(rows).sum()), len(rows)) for rows in both)
@@ -152,7 +152,7 @@ def standard_points(study: Study, shifts: Mapping[str, Shift], **options) -> pd.
             if (name, shift) != (TWIN, "a")  # it chose the images: 0 by construction
         ]
         return points(*map(pd.concat, zip(*rows)), "standard")
-    table = published("imagenet-testbed").query("group == 'standard'").rename(columns={"model": "name"})
+    table = datasets.published("imagenet-testbed").query("group == 'standard'").rename(columns={"model": "name"})
     found = [pd.DataFrame({"shift": []})]
     for shift in shifts if study.images.name == "imagenet" else ():
         if shift in table:
@@ -207,12 +207,11 @@ def curves_of(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
     """Accuracy by severity: the mean over corruptions of every model, and the own model's worst and mildest one."""
     every = study.estimate(rows, "corruptions/by_severity", right, ["severity"])
     own = rows[rows.model == study.name]
-    order = scores.estimates(own, ["condition"], right).sort_values("value").condition.tolist()
-    parts = [every.assign(group=every.model + ", all")]
-    for corruption, word in ((order[0], "worst"), (order[-1], "mildest")):
+    order, parts = hardest_first(scores.estimates(own, ["condition"], right)).condition, []
+    for word, corruption in zip(("worst", "mildest"), order.iloc[[0, -1]]):
         part = scores.estimates(own[own.condition == corruption], ["severity"], scores.accuracy)
         parts.append(part.assign(group=f"{study.name}, {word}: {corruption.replace('_', ' ')}"))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat([every.assign(group=every.model + ", all"), *parts], ignore_index=True)
 
 
 def right(rows: pd.DataFrame) -> Estimate:
@@ -223,9 +222,9 @@ def right(rows: pd.DataFrame) -> Estimate:
 def videos_of(study: Study, folders: Sequence[str], anchors: int) -> pd.DataFrame:
     """pm-0, pm-10 and their mean of every model on videos: rendered ones on Tabletop, and those of folders."""
     few = [s.sample_id for s in study.images.subset(anchors, study.parameters["seed"]).samples]
-    sets = {Path(folder).name: video_frames(folder) for folder in folders}
+    sets = {Path(folder).name: datasets.video_frames(folder) for folder in folders}
     if study.images.name == "tabletop":
-        sets |= {name: tabletop_frames(few, study.parameters["split"], name) for name in ("youtube-bb", "vid")}
+        sets |= {name: datasets.tabletop_frames(few, study.parameters["split"], name) for name in ("youtube-bb", "vid")}
     found = [
         {"model": model, "video": name, "counted": counted, **asdict(estimate)}
         for name, frames in sets.items()
@@ -241,8 +240,7 @@ def corruption_errors(study: Study, rows: pd.DataFrame) -> str:
     if study.images.name == "imagenet" and published_size(study.net.image_size) == 224:
         table = np.array([ALEXNET[name] for name in sorted(rows.condition.unique())])[:, None]
         known = np.broadcast_to(table, errors[study.name].shape), "AlexNet's published errors"
-    said = _relative(study, "corruptions/mce", errors, scores.corruption_error, *known)
-    return said or "no normaliser is known for these images, so there is no mCE"
+    return _relative(study, "mCE", errors, *known) or "no normaliser is known for these images, so there is no mCE"
 
 
 def flipped(rows: pd.DataFrame) -> pd.DataFrame:
@@ -257,21 +255,19 @@ def flipped(rows: pd.DataFrame) -> pd.DataFrame:
 
 def flip_rates(study: Study, table: pd.DataFrame) -> str:
     """Keeps the mFR of every model where the twin was measured, and says the own one."""
-    models = table.groupby("model", sort=False)
-    wide = {m: t.pivot(index="sample_id", columns="sequence", values="flip").to_numpy() for m, t in models}
-    said = _relative(study, "sequences/mfr", wide, scores.flip_rates)
-    return said or "no normaliser is known, since AlexNet's flip rates are not published, so there is no mFR"
+    wide = table.pivot(index=["model", "sample_id"], columns="sequence", values="flip")
+    flips = {model: wide.loc[model].to_numpy()[..., None] for model in table.model.unique()}
+    why = "no normaliser is known, since AlexNet's flip rates are not published, so there is no mFR"
+    return _relative(study, "mFR", flips, least=1 / 60) or why
 
 
-def _relative(study: Study, name: str, measured: Mapping, statistic, reference=None, whose: str = TWIN) -> str:
-    if reference is None and study.images.name == "tabletop":
-        reference = measured.get(whose)
-    if reference is None:
+def _relative(study: Study, short: str, measured: Mapping, reference=None, whose: str = TWIN, **least: float) -> str:
+    if reference is None and (study.images.name != "tabletop" or (reference := measured.get(whose)) is None):
         return ""
-    found = [{"model": m, **asdict(statistic(values, reference))} for m, values in measured.items() if m != whose]
-    if found:
-        study.keep(pd.DataFrame(found), name)
-    short = f"m{name[-2:].upper()}"
+    others = {m: scores.relative_errors(own, reference, **least) for m, own in measured.items() if m != whose}
+    name = f"{'corruptions' if short == 'mCE' else 'sequences'}/{short}".lower()
+    if others:
+        study.keep(pd.DataFrame([{"model": m, **asdict(found)} for m, found in others.items()]), name)
     own = f"its {short}, relative to {whose}, is {study[name]:.0f}" if study.name != whose else ""
     return own or f"it is the one that {short} is relative to"
 
@@ -291,9 +287,9 @@ def above_in_words(study: Study, table: pd.DataFrame) -> str:
     """Where the model is above or below the line, beyond both intervals."""
     if table.empty:
         return f"Fewer than {trends.FEWEST} standard models are known for these shifts, so there is no line."
-    own = table[table.model == study.name]
-    sides = {k: own[[scores.decide(scores.estimate_of(r)) == k for r in own.itertuples()]] for k in ("more", "less")}
-    words = {"more": "above", "less": "below"}
-    said = [f"{words[k]} the line under {', '.join(t['shift'])}" for k, t in sides.items() if len(t)]
+    said = []
+    for way, word in (("more", "above"), ("less", "below")):
+        own = [r for r in table[table.model == study.name].itertuples() if scores.decide(scores.estimate_of(r)) == way]
+        said += [f"{word} the line under {', '.join(r.shift for r in own)}"] if own else []
     said = " and ".join(said) or "not told from the line under any shift"
     return f"{study.name} is {said}; these intervals are not corrected for their number."

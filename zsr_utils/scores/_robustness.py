@@ -1,7 +1,6 @@
 """Robustness to shifts: drops, errors relative to a normaliser, flips of sequences, and what lies off a line."""
 
 from dataclasses import asdict, replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -34,22 +33,22 @@ def by_cell(rows: pd.DataFrame) -> Float[np.ndarray, "n c s"]:
     return (1 - correct(rows.sort_values(keys))).reshape(counts)
 
 
-def corruption_error(errors: Float[np.ndarray, "n c s"], reference: Float[np.ndarray, "n c s"]) -> Estimate:
-    """Mean corruption error (mCE), in percent: 100 is the normaliser's.
+def relative_errors(
+    errors: Float[np.ndarray, "n c s"], reference: Float[np.ndarray, "n c s"], least: float = 0.5
+) -> Estimate:
+    """Mean of every corruption's errors over a normaliser's, in percent: mCE; of flips of sequences it is the mFR.
 
-    The errors of every corruption are summed over severities and divided by those of the normaliser, and then averaged.
-    Corruptions under which the normaliser makes no error are left out (and half an error is taken where the bootstrap
-    draws none). Images are drawn together; shares over many images are one row, and have no interval.
+    Corruptions under which the normaliser makes no error are left out, and `least` is taken for none where the
+    bootstrap draws none. Images are drawn together; shares over many images are one row, and have no interval.
 
-    Source: Hendrycks & Dietterich (2019), mCE; the interval is ours.
+    Source: Hendrycks & Dietterich (2019), mCE and mFR; the interval is ours.
     """
     kept = reference.sum((0, 2)) > 0
-    return bootstrap(partial(_relative, least=0.5), errors[:, kept], reference[:, kept], unit="percent")
 
+    def relative(own: np.ndarray, its: np.ndarray) -> float:
+        return 100 * (own.sum((0, 2)) / np.maximum(its.sum((0, 2)), least)).mean() if kept.any() else np.nan
 
-def _relative(errors: np.ndarray, reference: np.ndarray, least: float) -> float:
-    own, its = (e.sum((0, 2)) for e in (errors, reference))
-    return float(100 * (own / np.maximum(its, least)).mean()) if len(its) else float("nan")
+    return bootstrap(relative, errors[:, kept], reference[:, kept], unit="percent")
 
 
 def flips(rows: pd.DataFrame, *, noise: bool) -> Float[np.ndarray, "n"]:
@@ -59,13 +58,6 @@ def flips(rows: pd.DataFrame, *, noise: bool) -> Float[np.ndarray, "n"]:
     """
     answers = rows.pivot(index="sample_id", columns="severity", values="prediction").sort_index(axis=1).to_numpy()
     return (answers[:, 1:] != (answers[:, :1] if noise else answers[:, :-1])).mean(1)
-
-
-def flip_rates(own: Float[np.ndarray, "n p"], reference: Float[np.ndarray, "n p"]) -> Estimate:
-    """Mean flip rate (mFR), in percent of the normaliser's, from the flips of every image and sequence."""
-    kept = reference.sum(0) > 0
-    own, reference = own[:, kept, None], reference[:, kept, None]
-    return bootstrap(partial(_relative, least=1 / 60), own, reference, unit="percent")
 
 
 def around_anchors(rows: pd.DataFrame) -> dict[str, Estimate]:
