@@ -40,27 +40,22 @@ def test_a_drop_is_the_difference_with_its_exact_test(paired):
     assert scores.drop(clean, clean, paired=paired)["p"] == 1
 
 
-def sequence(answers) -> pd.DataFrame:
-    table = pd.DataFrame(answers).rename_axis("sample_id").reset_index()
-    return table.melt("sample_id", var_name="severity", value_name="prediction")
-
-
-def test_flips_are_counted_from_frame_to_frame_or_from_the_first():
-    assert (scores.flips(sequence(np.ones((3, 5))), noise=False) == 0).all()
-    there_and_back = sequence([[0, 1, 0, 0, 0]])
-    assert scores.flips(there_and_back, noise=False) == 0.5 and scores.flips(there_and_back, noise=True) == 0.25
+@pytest.mark.parametrize(("answers", "noise", "share"), [
+    ([1, 1, 1, 1, 1], False, 0), ([0, 1, 0, 0, 0], False, 0.5), ([0, 1, 0, 0, 0], True, 0.25),
+])  # fmt: skip
+def test_flips_are_counted_from_frame_to_frame_or_from_the_first(answers, noise, share):
+    frames = pd.DataFrame({"sample_id": "a", "severity": range(1, 6), "prediction": answers})
+    assert scores.flips(frames, noise=noise).tolist() == [share]
 
 
 def test_relative_errors_are_100_for_the_normaliser_and_leave_out_what_it_never_gets_wrong():
-    rng = np.random.default_rng(0)
-    wrong = (rng.random((30, 4, 5)) < 0.4).astype(float)
+    wrong = (np.random.default_rng(0).random((30, 4, 5)) < 0.4).astype(float)
     assert scores.relative_errors(wrong, wrong).value == 100
     never = wrong * np.array([1, 1, 1, 0])[:, None]
     assert scores.relative_errors(wrong, never).value == pytest.approx(100)
-    doubled = np.concatenate([wrong, wrong])
-    assert scores.relative_errors(doubled, np.concatenate([wrong, np.zeros_like(wrong)])).value == pytest.approx(200)
-    assert np.isnan(scores.relative_errors(wrong, np.zeros_like(wrong)).value)
-    assert scores.relative_errors(*[wrong.mean(2, keepdims=True)] * 2).value == pytest.approx(100)
+    twice, once = np.concatenate([wrong, wrong]), np.concatenate([wrong, 0 * wrong])
+    assert scores.relative_errors(twice, once).value == pytest.approx(200)
+    assert np.isnan(scores.relative_errors(wrong, 0 * wrong).value)
 
 
 def test_cells_are_sorted_by_name_and_severity():
@@ -69,53 +64,58 @@ def test_cells_are_sorted_by_name_and_severity():
     assert scores.by_cell(pd.concat(cells)).tolist() == [[[0, 0], [0, 0]], [[1, 0], [1, 0]]]
 
 
+def test_an_anchor_counts_alone_and_with_every_frame_around_it():
+    frames = pd.DataFrame({"sample_id": ["a#-1", "a#0", "a#1", "b#0"], "label": 0, "prediction": [1, 0, 0, 0]})
+    assert [(k, e.value) for k, e in scores.around_anchors(frames).items()] == [
+        ("pm-0", 1),
+        ("pm-10", 0.5),
+        ("mean", 0.75),
+    ]
+
+
 def test_a_model_on_the_line_has_no_effective_robustness():
     x = np.array([0.3, 0.5, 0.7, 0.9])
     line = trends.fit_line(x, special.expit(0.9 * special.logit(x) - 0.4))
-    at = scores.Estimate(0.6, 0.55, 0.65, "", 100)
     y = float(special.expit(0.9 * special.logit(0.6) - 0.4))
-    found = scores.effective_robustness(line, at, scores.Estimate(y, y - 0.05, y + 0.05, "", 100))
+    at, shifted = (scores.Estimate(v, v - 0.05, v + 0.05, "", 100) for v in (0.6, y))
+    found = scores.effective_robustness(line, at, shifted)
     assert abs(found.value) < 1e-9 and found.low < -0.05 and found.high > 0.05
-    with pytest.raises(ValueError, match=r"2 models .* allowed is 3 models or more"):
-        trends.fit_line(x[:2], x[:2])
+    every = scores.clipped(rows([0] * 100))
+    assert every.value == 0.995 and np.isfinite(scores.effective_robustness(line, every, every).low)
 
 
 def test_words_name_what_is_decided_after_the_correction():
-    table = pd.DataFrame(
-        {"model": "m", "shift": ["v_2", "r", "s"], "value": [0.1, -0.5, -0.1], "p": [0.01, 0.001, 0.2]}
-    )
-    assert dist.in_words(table, "m") == "r lower its accuracy; v 2 raise its accuracy; not decided: s"
+    numbers = {"shift": ["v_2", "r", "s"], "value": [0.1, -0.5, -0.1], "p": [0.01, 0.001, 0.2]}
+    said = dist.in_words(pd.DataFrame({"model": "m", **numbers}), "m")
+    assert said == "r lower its accuracy; v 2 raise its accuracy; not decided: s"
 
 
 @present
-def test_receipt_the_lines_of_imagenet_v2():
+@pytest.mark.parametrize(("column", "slope", "intercept"), [
+    ("matched_frequency", 0.9340, -0.5060), ("threshold_0.7", 1.0230, -0.1910), ("top_images", 1.0327, 0.0874),
+])  # fmt: skip
+def test_receipt_the_lines_of_imagenet_v2(column, slope, intercept):
     table = pd.read_csv(DATA / "tables" / "imagenetv2_top1.csv")
-    expected = {
-        "matched_frequency": (0.9340, -0.5060),
-        "threshold_0.7": (1.0230, -0.1910),
-        "top_images": (1.0327, 0.0874),
-    }
-    for column, numbers in expected.items():
-        line = trends.fit_line(table.imagenet_val, table[column], resamples=1)
-        assert (line.slope[0, 0], line.intercept[0, 0]) == pytest.approx(numbers, abs=1e-4)
+    line = trends.fit_line(table.imagenet_val, table[column], resamples=1)
+    assert (line.slope[0, 0], line.intercept[0, 0]) == pytest.approx((slope, intercept), abs=1e-4)
+
+
+@present
+def test_receipt_the_straightness_of_imagenet_v2():
+    table = pd.read_csv(DATA / "tables" / "imagenetv2_top1.csv")
     found = trends.straightness(table.imagenet_val, table.matched_frequency, scale="logit", resamples=10)
-    assert found["r2"].value == pytest.approx(0.998, abs=5e-4) and found["spearman"].value == pytest.approx(
-        0.9965, abs=1e-4
-    )
+    assert found["r2"].value == pytest.approx(0.998, abs=5e-4)
+    assert found["spearman"].value == pytest.approx(0.9965, abs=1e-4)
 
 
 @present
 def test_receipt_the_mean_corruption_errors_of_resnet_50_and_alexnet():
     table = pd.read_csv(DATA / "logs" / "robustbench" / "unaggregated_results.csv", header=[0, 1], index_col=0)
-    errors = {
-        m: 1 - table.loc[m].unstack().loc[sorted(dist.ALEXNET)].to_numpy(float)[None]
-        for m in ("AlexNet", "Standard_R50")
-    }
-    assert errors["AlexNet"].shape == (1, 15, 5)
-    assert scores.relative_errors(errors["Standard_R50"], errors["AlexNet"]).value == pytest.approx(76.38, abs=0.01)
-    assert scores.relative_errors(errors["AlexNet"], errors["AlexNet"]).value == 100
-    published = [dist.ALEXNET[name] for name in sorted(dist.ALEXNET)]
-    assert np.abs(errors["AlexNet"].mean((0, 2)) - published).max() < 0.02
+    names = sorted(dist.ALEXNET)
+    alexnet, resnet = (1 - table.loc[m].unstack().loc[names].to_numpy(float)[None] for m in ("AlexNet", "Standard_R50"))
+    assert alexnet.shape == (1, 15, 5) and scores.relative_errors(alexnet, alexnet).value == 100
+    assert scores.relative_errors(resnet, alexnet).value == pytest.approx(76.38, abs=0.01)
+    assert np.abs(alexnet.mean((0, 2)) - [dist.ALEXNET[name] for name in names]).max() < 0.02
 
 
 @present

@@ -51,7 +51,10 @@ def corruptions(
     found = []
     for name in names:
         one_of("corruption", name, CORRUPTIONS)
-        ice = _pictures(Path(frost)) if frost and name == "frost" else ()
+        files = sorted(Path(frost).glob("*")) if frost and name == "frost" else ()
+        ice = [Image.open(file).convert("RGB") for file in files if file.suffix.lower() in (".png", ".jpg")]
+        if frost and name == "frost" and not ice:
+            raise ValueError(f"frost is {str(frost)!r}, allowed is a folder with pictures of frost (.png or .jpg).")
         for severity in severities:
             one_of(f"severity of {name}", severity, (0, *SEVERITIES))
             published = {size: values[severity - 1] for size, values in PARAMETERS[name].items()}
@@ -107,12 +110,8 @@ def _drawn(x: Tensor, each: Iterable, draw: Callable) -> Tensor:
     return torch.from_numpy(np.stack([draw(one) for one in each])).to(x)
 
 
-def _normal(x: Tensor, chance: Iterable, *shape: int) -> Tensor:
-    return _drawn(x, chance, lambda g: g.standard_normal(shape, dtype=np.float32))
-
-
-def _uniform(x: Tensor, chance: Iterable, *shape: int) -> Tensor:
-    return _drawn(x, chance, lambda g: g.random(shape, dtype=np.float32))
+def _random(x: Tensor, chance: Iterable, how: str, *shape: int) -> Tensor:
+    return _drawn(x, chance, lambda g: getattr(g, how)(shape, dtype=np.float32))
 
 
 def defocus_blur(x, c, chance):
@@ -146,7 +145,7 @@ def glass_blur(x, c, chance):
 
 def snow(x, c, chance, angles=None):
     mean, std, size, threshold, radius, sigma, stays = c
-    layer = _filtered(mean + std * _normal(x, chance, 1, *x.shape[2:]), _zoom, size)
+    layer = _filtered(mean + std * _random(x, chance, "standard_normal", 1, *x.shape[2:]), _zoom, size)
     layer = torch.where(layer < threshold, 0.0, layer).clamp(0, 1)
     angles = _drawn(x, chance, lambda g: g.uniform(-135, -45)) if angles is None else angles
     layer = _moved(layer, radius, sigma, angles)
@@ -157,7 +156,7 @@ def snow(x, c, chance, angles=None):
 def fog(x, c, chance):
     weight, decay = c
     side = 1 << (max(x.shape[2:]) - 1).bit_length()
-    chances, wibble = 2 * _uniform(x, chance, side, side) - 1, 100.0
+    chances, wibble = 2 * _random(x, chance, "random", side, side) - 1, 100.0
     plasma, step = torch.zeros_like(chances), side
 
     def fill(rows, columns, four):  # the mean of four neighbours, and a random height
@@ -187,12 +186,12 @@ def elastic_transform(x, c, chance):
     n, _, h, w = x.shape
     strength, sigma, reach = (v * h for v in c)
     corners = torch.tensor([h // 2, w // 2]).to(x) + min(h, w) // 3 * torch.tensor([[1, 1], [1, -1], [-1, -1]]).to(x)
-    moved = F.pad(corners + reach * (2 * _uniform(x, chance, 3, 2) - 1), (0, 1), value=1)  # homogeneous
+    moved = F.pad(corners + reach * (2 * _random(x, chance, "random", 3, 2) - 1), (0, 1), value=1)  # homogeneous
     back = torch.linalg.solve(moved.double(), corners.double().expand(n, -1, -1)).to(x)  # where a pixel comes from
     x = _sampled(x, torch.einsum("hwi,nij->nhwj", _places(x), back))
     if not strength:
         return x
-    field = strength * _filtered(2 * _uniform(x, chance, 2, h, w) - 1, _blur, sigma, "reflect", 3)
+    field = strength * _filtered(2 * _random(x, chance, "random", 2, h, w) - 1, _blur, sigma, "reflect", 3)
     return _sampled(x, _places(x)[..., :2] + field.permute(0, 2, 3, 1), outer=True)
 
 
@@ -205,9 +204,9 @@ def jpeg_compression(x, c, chance):
 
 
 CHANGES = {  # of images, with parameters and a generator for every image
-    "gaussian_noise": lambda x, c, g: x + c * _normal(x, g, *x.shape[1:]),
+    "gaussian_noise": lambda x, c, g: x + c * _random(x, g, "standard_normal", *x.shape[1:]),
     "shot_noise": lambda x, c, g: _drawn(x, zip(g, c * x.cpu().double().numpy()), lambda g: g[0].poisson(g[1])) / c,
-    "impulse_noise": lambda x, c, g: torch.where((u := _uniform(x, g, *x.shape[1:])) < c / 2, 1, x * (u >= c)),
+    "impulse_noise": lambda x, c, g: torch.where((u := _random(x, g, "random", *x.shape[1:])) < c / 2, 1, x * (u >= c)),
     "defocus_blur": defocus_blur,
     "glass_blur": glass_blur,
     "motion_blur": lambda x, c, g: _moved(x, *c, _drawn(x, g, lambda g: g.uniform(-45, 45))),
@@ -308,10 +307,3 @@ def _frost(h: int, w: int, g: np.random.Generator, *ice: Image.Image) -> np.ndar
     field = np.fft.irfft2(np.fft.rfft2(g.standard_normal((h, w))) * fall * arms, s=(h, w))
     light = g.uniform(0.45, 0.85) + 0.11 * (field - field.mean()) / field.std()
     return np.float32(light + np.reshape([-0.08, 0.01, 0.05], (3, 1, 1))).clip(0, 1)
-
-
-def _pictures(folder: Path) -> tuple[Image.Image, ...]:
-    files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".png", ".jpg"))
-    if not files:
-        raise ValueError(f"frost is {str(folder)!r}, allowed is a folder with pictures of frost (.png or .jpg).")
-    return tuple(Image.open(file).convert("RGB") for file in files)

@@ -59,9 +59,5 @@ def tabletop_frames(ids: Sequence[str], split: str, name: str) -> Dataset:
 
 def training_images(recipe: dict, number: int, seed: int) -> Dataset:
     """Scenes drawn by the recipe of a pre-training set, as an embedded model's training says it."""
-    drawn = SceneDistribution(**{name: _fixed(value) for name, value in recipe.items()})
+    drawn = SceneDistribution(**recipe)
     return rendered("training scenes", {f"train/{k:05d}": drawn.draw(seed, "pretrain", k) for k in range(number)})
-
-
-def _fixed(value):
-    return tuple(map(_fixed, value)) if isinstance(value, list) else value

@@ -1,7 +1,7 @@
 """Chapter 07: what natural and artificial shifts of the images take away, and what of it accuracy alone foretells."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zsr_utils import datasets, scores
+from zsr_utils._text import read_yaml
 from zsr_utils.conditions import NOISES, ORIGINAL, Batch, Condition, Head, published_size, unchanged
 from zsr_utils.datasets import Dataset, Shift
 from zsr_utils.measure import measure
@@ -25,12 +26,7 @@ TWIN = "tabletop-supervised"  # normalises mCE and mFR on Tabletop, and says wha
 STANDARD = (TWIN, "tabletop-conv-supervised")  # members of the family that are trained on labels alone
 PIVOT = {"imagenet-a": 0.9186}  # ResNet-50's accuracy on those classes of ImageNet: it chose the images
 # Errors of AlexNet, means over the five severities, as published with ImageNet-C: the normaliser of its mCE.
-ALEXNET = {
-    "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880,
-    "glass_blur": 0.826268, "motion_blur": 0.785948, "zoom_blur": 0.798360, "snow": 0.866816, "frost": 0.826572,
-    "fog": 0.819324, "brightness": 0.564592, "contrast": 0.853204, "elastic_transform": 0.646056,
-    "pixelate": 0.717840, "jpeg_compression": 0.606500,
-}  # fmt: skip
+ALEXNET = read_yaml(Path(__file__).resolve().parents[2] / "data" / "published" / "alexnet_errors.yaml")
 
 
 def known_shifts(study: Study, folders: Sequence[str], *, pool: int) -> dict[str, Shift]:
@@ -84,8 +80,8 @@ def pairs(shown: pd.DataFrame, clean: pd.DataFrame) -> Iterator[tuple[str, str, 
 
 def drops(shown: pd.DataFrame, clean: pd.DataFrame, shifts: Mapping[str, Shift]) -> pd.DataFrame:
     """What every shift takes of every model's accuracy: an estimate a row, with `p`, corrected for all (Holm)."""
-    found = [(m, s, scores.drop(*rows, paired=shifts[s].paired)) for m, s, *rows in pairs(shown, clean)]
-    table = pd.DataFrame([{"model": m, "shift": s, **drop} for m, s, drop in found])
+    found = [{"model": m, "shift": s, **scores.drop(*r, paired=shifts[s].paired)} for m, s, *r in pairs(shown, clean)]
+    table = pd.DataFrame(found)
     return table.assign(p=scores.holm(table.p.to_numpy()))
 
 
@@ -117,14 +113,11 @@ def patches(filters: int, x: Tensor, labels: Tensor, classes: int, seed: int) ->
 
 def standard_models(images: Dataset, *, filters: Sequence[int], scenes: Sequence[int], seed: int) -> dict[str, Model]:
     """Models trained on labels of Tabletop alone: random filters with a ridge head, and the supervised members."""
-    few, from_pil = (
-        datasets.training_images(training(TWIN)["distribution"], max(scenes), seed),
-        load_model(TWIN).from_pil,
-    )
-    x, labels = few.pixels([s.sample_id for s in few.samples], from_pil), torch.tensor([s.label for s in few.samples])
-    how = {"image_size": 64, "mean": (0.0,) * 3, "std": (1.0,) * 3, "transform": from_pil}
+    few, nets = datasets.training_images(training(TWIN)["distribution"], max(scenes), seed), {}
+    how = {"image_size": 64, "mean": (0.0,) * 3, "std": (1.0,) * 3, "transform": load_model(TWIN).from_pil}
     how["namings"] = [[(c,) for c in images.class_names]]
-    nets = {}
+    x = few.pixels([s.sample_id for s in few.samples], how["transform"])
+    labels = torch.tensor([s.label for s in few.samples])
     for number, size in product(filters, scenes):
         name = f"{number} random filters, {size} scenes"
         network = patches(number, x[:size], labels[:size], len(images.class_names), seed)
@@ -136,7 +129,7 @@ def points(shown: pd.DataFrame, clean: pd.DataFrame, group: str = "") -> pd.Data
     """Every model on every shift: `name`, `group` (its name by default), `shift`, clipped `x` and `y`, y's interval."""
     found = []
     for name, shift, *both in pairs(shown, clean):
-        x, y = (scores.clipped(int(scores.correct(rows).sum()), len(rows)) for rows in both)
+        x, y = map(scores.clipped, both)
         found.append((name, group or name, shift, x.value, y.value, y.low, y.high))
     return pd.DataFrame(found, columns=["name", "group", "shift", "x", "y", "low", "high"])
 
@@ -153,12 +146,12 @@ def standard_points(study: Study, shifts: Mapping[str, Shift], **options) -> pd.
         ]
         return points(*map(pd.concat, zip(*rows)), "standard")
     table = datasets.published("imagenet-testbed").query("group == 'standard'").rename(columns={"model": "name"})
-    found = [pd.DataFrame({"shift": []})]
+    found = []
     for shift in shifts if study.images.name == "imagenet" else ():
         if shift in table:
             x, y = table.get(f"imagenet-on-{shift}", table.imagenet), table[shift]
             found.append(table[["name", "group"]].assign(shift=shift, x=x, y=y, low=y, high=y).query("0 < y < 1"))
-    return pd.concat(found, ignore_index=True)
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame({"shift": []})
 
 
 def lines_through(standard: pd.DataFrame, *, seed: int = 0) -> dict[str, trends.Line]:
@@ -175,9 +168,7 @@ def above(shown: pd.DataFrame, clean: pd.DataFrame, lines: Mapping[str, trends.L
     found = []
     for model, shift, before, part in pairs(shown, clean):
         if shift in lines:
-            x = scores.clipped(int(scores.correct(before).sum()), len(before))
-            x = replace(x, low=max(x.low, 0.5 / x.n), high=min(x.high, 1 - 0.5 / x.n))
-            estimate = scores.effective_robustness(lines[shift], x, scores.accuracy(part))
+            estimate = scores.effective_robustness(lines[shift], scores.clipped(before), scores.accuracy(part))
             found.append({"model": model, "shift": shift, **asdict(estimate)})
     return pd.DataFrame(found)
 

@@ -74,11 +74,12 @@ def around_anchors(rows: pd.DataFrame) -> dict[str, Estimate]:
     return each | {"mean": bootstrap(np.mean, both.mean(1).to_numpy())}
 
 
-def clipped(right: int, n: int) -> Estimate:
+def clipped(rows: pd.DataFrame) -> Estimate:
     """An accuracy for a stretched axis: half an image from 0 and 1 at least, its interval exact at 99.5 %.
 
     Source: Clopper & Pearson (1934), at the level of Taori et al. (2020); half an image is ours.
     """
+    right, n = int(correct(rows).sum()), len(rows)
     low, high = stats.binomtest(right, n).proportion_ci(0.995)
     return Estimate(min(max(right, 0.5), n - 0.5) / n, float(low), float(high), "clopper-pearson 99.5 %", n)
 
@@ -90,6 +91,7 @@ def effective_robustness(line: Line, clean: Estimate, shifted: Estimate) -> Esti
 
     Source: Taori et al. (2020), effective robustness ρ; the interval is ours.
     """
-    low, at, high = (summary(draws, line.n) for draws in line(np.array([clean.low, clean.value, clean.high])).T)
+    ends = np.clip([clean.low, clean.value, clean.high], 0.5 / clean.n, 1 - 0.5 / clean.n)
+    low, at, high = (summary(draws, line.n) for draws in line(ends).T)
     expected = replace(at, low=min(low.low, high.low), high=max(low.high, high.high))
     return unpaired_difference(expected, shifted)
