@@ -10,7 +10,8 @@ from scipy import special
 from test_sources import save, tree
 
 from zsr_utils import scores
-from zsr_utils.datasets import Dataset, Sample, load_dataset, natural_shifts, pm_sets, video_frames
+from zsr_utils.datasets import Dataset, Sample, load_dataset, natural_shifts, pm_sets, tabletop_scenes, video_frames
+from zsr_utils.datasets._scenes import tabletop_shifts
 from zsr_utils.experiments import distribution_shifts as dist
 from zsr_utils.scores import trends
 
@@ -26,9 +27,9 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
-def rows(predictions, label=0, **columns) -> pd.DataFrame:
+def rows(predictions, **columns) -> pd.DataFrame:
     ids = [f"s{k}" for k in range(len(predictions))]
-    return pd.DataFrame({"sample_id": ids, "label": label, "prediction": predictions, **columns})
+    return pd.DataFrame({"sample_id": ids, "label": 0, "prediction": predictions, **columns})
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -91,21 +92,14 @@ def test_words_name_what_is_decided_after_the_correction():
 
 
 @present
-@pytest.mark.parametrize(("column", "slope", "intercept"), [
-    ("matched_frequency", 0.9340, -0.5060), ("threshold_0.7", 1.0230, -0.1910), ("top_images", 1.0327, 0.0874),
-])  # fmt: skip
-def test_receipt_the_lines_of_imagenet_v2(column, slope, intercept):
+def test_receipt_the_lines_of_imagenet_v2():
     table = pd.read_csv(DATA / "tables" / "imagenetv2_top1.csv")
-    line = trends.fit_line(table.imagenet_val, table[column], resamples=1)
-    assert (line.slope[0, 0], line.intercept[0, 0]) == pytest.approx((slope, intercept), abs=1e-4)
-
-
-@present
-def test_receipt_the_straightness_of_imagenet_v2():
-    table = pd.read_csv(DATA / "tables" / "imagenetv2_top1.csv")
-    found = trends.straightness(table.imagenet_val, table.matched_frequency, scale="logit", resamples=10)
-    assert found["r2"].value == pytest.approx(0.998, abs=5e-4)
-    assert found["spearman"].value == pytest.approx(0.9965, abs=1e-4)
+    x, y = table.imagenet_val, table[["matched_frequency", "threshold_0.7", "top_images"]]
+    lines = [trends.fit_line(x, y[column], resamples=1) for column in y]
+    assert [line.slope[0, 0] for line in lines] == pytest.approx([0.9340, 1.0230, 1.0327], abs=1e-4)
+    assert [line.intercept[0, 0] for line in lines] == pytest.approx([-0.5060, -0.1910, 0.0874], abs=1e-4)
+    found = trends.straightness(x, y.matched_frequency, scale="logit", resamples=10)
+    assert [found[k].value for k in ("r2", "spearman")] == pytest.approx([0.998, 0.9965], abs=4e-4)
 
 
 @present
@@ -126,26 +120,21 @@ def test_receipt_one_anchor_with_twenty_neighbours(name, anchor):
 
 
 def test_videos_are_read_by_their_pmsets_and_a_missing_frame_is_named(tmp_path):
-    for k in (*range(1, 22), 30):
-        save(tmp_path / f"clip-{k:03d}.jpg", k)
-    (tmp_path / "labels.json").write_text(json.dumps({"clip-011.jpg": "dog", "clip-030.jpg": "cat"}))
-    sets = {"clip-011.jpg": ["clip-010.jpg", "clip-013.jpg"], "clip-030.jpg": []}
-    (tmp_path / "pmsets.json").write_text(json.dumps(sets))
-    frames = video_frames(tmp_path)
-    assert [(s.sample_id, s.label) for s in frames.samples] == [
-        ("clip-011.jpg#-1", 1), ("clip-011.jpg#0", 1), ("clip-011.jpg#2", 1), ("clip-030.jpg#0", 0),
-    ]  # fmt: skip
-    (tmp_path / "clip-013.jpg").unlink()
-    with pytest.raises(ValueError, match=r"1 of the 20 frames around 'clip-011.jpg' are missing, such as number 13\.$"):
+    for k in (10, 11, 13, 30):
+        save(tmp_path / f"f-{k}.jpg", k)
+    (tmp_path / "labels.json").write_text(json.dumps({"f-11.jpg": "dog", "f-30.jpg": "cat"}))
+    (tmp_path / "pmsets.json").write_text(json.dumps({"f-11.jpg": ["f-10.jpg", "f-13.jpg"], "f-30.jpg": []}))
+    found = [(s.sample_id, s.label) for s in video_frames(tmp_path).samples]
+    assert found == [("f-11.jpg#-1", 1), ("f-11.jpg#0", 1), ("f-11.jpg#2", 1), ("f-30.jpg#0", 0)]
+    (tmp_path / "f-13.jpg").unlink()
+    with pytest.raises(ValueError, match=r"1 of the 20 frames around 'f-11.jpg' are missing, such as number 13\.$"):
         pm_sets(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "inner"), [
-    ("imagenet-v2", "matched-frequency"), ("imagenet-v2-threshold-0.7", "threshold0.7"),
-    ("imagenet-v2-top-images", "top-images"),
-])  # fmt: skip
-def test_the_three_sets_of_imagenet_v2_have_names_of_their_own(home, name, inner):
-    tree(home / name / f"imagenetv2-{inner}-format-val", "10", "2")
+@pytest.mark.parametrize("kind", ["threshold0.7", "top-images"])
+def test_the_further_sets_of_imagenet_v2_have_names_of_their_own(home, kind):
+    name = f"imagenet-v2-{kind.replace('d0', 'd-0')}"
+    tree(home / name / f"imagenetv2-{kind}-format-val", "10", "2")
     assert [s.label for s in load_dataset(name).samples] == [2, 10]
 
 
@@ -154,22 +143,19 @@ def test_the_shifts_of_imagenet_are_those_in_the_data_folder_with_their_own_clas
     tree(home / "imagenet-sketch", TENCH)
     tree(home / "imagenet-r", HEN)
     found = natural_shifts(load_dataset("imagenet"))
-    assert list(found) == ["imagenet-r", "imagenet-sketch"] and not any(s.paired for s in found.values())
-    r = found["imagenet-r"]
-    assert len(r.clean.class_names) == 200 and r.clean.class_names == r.shown.class_names
-    assert [s.sample_id[:9] for s in r.clean.samples] == [STINGRAY, HEN]
-    assert r.clean.samples[1].label == r.shown.samples[0].label
-    assert len(found["imagenet-sketch"].clean) == 4
+    assert {k: (len(s.clean), s.paired) for k, s in found.items()} == {"imagenet-r": (2, 0), "imagenet-sketch": (4, 0)}
+    clean, shown = found["imagenet-r"].clean, found["imagenet-r"].shown
+    assert len(clean.class_names) == 200 and clean.class_names == shown.class_names
+    assert clean.samples[1].sample_id[:9] == HEN and clean.samples[1].label == shown.samples[0].label
 
 
 def test_objectnet_is_beside_imagenet_many_to_one_and_its_map_must_fit(home):
-    mappings = home / "objectnet" / "mappings"
-    mappings.mkdir(parents=True)
+    tree(home / "objectnet" / "images", "fish", "roll")
+    tree(home / "imagenet" / "val", TENCH, HEN, STINGRAY, TOILET_PAPER)
+    (mappings := home / "objectnet" / "mappings").mkdir()
     (mappings / "folder_to_objectnet_label.json").write_text(json.dumps({"fish": "Fish", "roll": "Roll"}))
     overlap = {"Fish": "tench, Tinca tinca; stingray", "Roll": "toilet tissue, toilet paper, bathroom tissue"}
     (mappings / "objectnet_to_imagenet_1k.json").write_text(json.dumps(overlap))
-    tree(home / "objectnet" / "images", "fish", "roll")
-    tree(home / "imagenet" / "val", TENCH, HEN, STINGRAY, TOILET_PAPER)
     images = load_dataset("imagenet")
     clean = natural_shifts(images)["objectnet"].clean
     assert clean.class_names == ("fish", "roll") and [s.label for s in clean.samples] == [0, 0, 1]
@@ -193,12 +179,10 @@ def test_a_folder_is_a_shift_of_the_classes_that_both_have(tmp_path):
 
 
 def test_scenes_keep_what_a_shift_does_not_change():
-    from zsr_utils.datasets import _scenes, tabletop_scenes
-
     clean = dict(list(tabletop_scenes().items())[:6])
-    found = _scenes.tabletop_shifts(list(clean), "validation", 0)
-    assert not set(found["v2"]) & set(clean) and all(set(s) == set(clean) for n, s in found.items() if n != "v2")
+    found = tabletop_shifts(list(clean), "validation", 0)
+    assert not set(found.pop("v2")) & set(clean) and all(set(scenes) == set(clean) for scenes in found.values())
     for i, scene in clean.items():
-        assert {s[i].kind for n, s in found.items() if n != "v2"} == {scene.kind}
+        assert {scenes[i].kind for scenes in found.values()} == {scene.kind}
         assert found["stylized"][i].pattern != scene.pattern and found["sketch"][i].yaw == scene.yaw
         assert found["objectnet"][i].setting in ("beach", "night")
