@@ -58,7 +58,8 @@ def corruptions(
         for severity in severities:
             one_of(f"severity of {name}", severity, (0, *SEVERITIES))
             published = {size: values[severity - 1] for size, values in PARAMETERS[name].items()}
-            change = partial(_corrupted, name, published, ice) if severity else unchanged
+            made = partial(CHANGES[name], ice=ice) if ice else CHANGES[name]
+            change = partial(_shown, made, published, (name,)) if severity else unchanged
             found.append(Condition(name, severity, change, draws=1))
     return found
 
@@ -70,10 +71,13 @@ def sequences(names: Sequence[str] = SEQUENCES) -> list[Condition]:
         made of the pixels that the model sees (where theirs are cut from a larger picture, the edge is repeated) and
         are not compressed as a video; a translation has 31 frames at every size.
     """
+    found = []
     for name in names:
         one_of("sequence", name, SEQUENCES)
-    each = [(name, k) for name in names for k in range(31)]
-    return [Condition(f"{name}_sequence", k + 1, partial(_frame, name, k), draws=1) for name, k in each]
+        for k in range(31):
+            change = partial(_shown, partial(_frame, name, k), MILD, (f"{name} sequence", k if name in NOISES else 0))
+            found.append(Condition(f"{name}_sequence", k + 1, change, draws=1))
+    return found
 
 
 def published_size(side: int) -> int:
@@ -81,15 +85,14 @@ def published_size(side: int) -> int:
     return min((64, 224), key=lambda size: abs(np.log(size / side)))
 
 
-def _corrupted(name: str, published: dict, ice: Sequence[Image.Image], batch: Batch) -> Float[Tensor, "n 3 h w"]:
-    c = published[published_size(batch.pixels.shape[-1])]
-    return CHANGES[name](batch.pixels, c, _chance(batch, name), *ice).clamp(0, 1).to(batch.pixels)
+def _shown(change: Callable, parameters: dict, key: tuple, batch: Batch) -> Float[Tensor, "n 3 h w"]:
+    x, chance = batch.pixels, [generator(i, (batch.seed, batch.draw, *key)) for i in batch.sample_ids]
+    return change(x, parameters[published_size(x.shape[-1])], chance).clamp(0, 1).to(x)
 
 
-def _frame(name: str, k: int, batch: Batch) -> Float[Tensor, "n 3 h w"]:
+def _frame(name: str, k: int, x: Tensor, c: tuple, chance: Iterable) -> Tensor:
     """One frame of a sequence, counted from 0."""
-    x, chance = batch.pixels, _chance(batch, f"{name} sequence", k if name in NOISES else 0)
-    noise, photons, (radius, sigma, turn), flakes = MILD[published_size(x.shape[-1])]
+    noise, photons, (radius, sigma, turn), flakes = c
     made = {
         "gaussian_noise": lambda: CHANGES[name](x, noise, chance) if k else x,
         "shot_noise": lambda: CHANGES[name](x, photons, chance) if k else x,
@@ -98,11 +101,7 @@ def _frame(name: str, k: int, batch: Batch) -> Float[Tensor, "n 3 h w"]:
         "snow": lambda: snow(x, flakes, chance, 4 * k - 150),
         "brightness": lambda: brightness(x, (k - 15) / 50),
     }
-    return made.get(name, lambda: _filmed(x, name, k))().clamp(0, 1).to(x)
-
-
-def _chance(batch: Batch, *key) -> list[np.random.Generator]:
-    return [generator(i, (batch.seed, batch.draw, *key)) for i in batch.sample_ids]
+    return made.get(name, lambda: _filmed(x, name, k))()
 
 
 def _drawn(x: Tensor, each: Iterable, draw: Callable) -> Tensor:
@@ -212,7 +211,7 @@ CHANGES = {  # of images, with parameters and a generator for every image
     "motion_blur": lambda x, c, g: _moved(x, *c, _drawn(x, g, lambda g: g.uniform(-45, 45))),
     "zoom_blur": lambda x, c, _: (x + sum(_filtered(x, _zoom, 1 + k * c[1]) for k in range(c[0]))) / (c[0] + 1),
     "snow": snow,
-    "frost": lambda x, c, g, *ice: c[0] * x + c[1] * _drawn(x, g, lambda g: _frost(*x.shape[2:], g, *ice)),
+    "frost": lambda x, c, g, ice=(): c[0] * x + c[1] * _drawn(x, g, lambda g: _frost(*x.shape[2:], g, *ice)),
     "fog": fog,
     "brightness": brightness,
     "contrast": lambda x, c, _: (x - (means := x.mean((2, 3), keepdim=True))) * c + means,

@@ -63,24 +63,20 @@ def pm_sets(folder: str | Path, *, reach: int = REACH) -> dict[str, dict[int, Pa
 
     Source: Shankar et al. (2021), the frames within 10 of an anchor that people found similar to it.
     """
-    root, listed = Path(folder), Path(folder) / "pmsets.json"
-    if listed.is_file():
-        sets = json.loads(listed.read_text("utf-8"))
-    else:
-        names = sorted(p.name for p in root.glob("*.jp*g"))
-        sets = {name: names for name in names[len(names) // 2 :][:1]}
+    root, listed = Path(folder), (Path(folder) / "pmsets.json").is_file()
+    names = sorted(p.name for p in root.glob("*.jp*g"))
+    middle = {name: names for name in names[len(names) // 2 :][:1]}
+    sets = json.loads((root / "pmsets.json").read_text("utf-8")) if listed else middle
     if not sets:
         raise ValueError(f"{str(root)!r} has no pmsets.json and no frames, needed is one of them.")
     found = {}
     for anchor, names in sets.items():
         offsets = {_number(name) - _number(anchor): root / name for name in (anchor, *names)}
         offsets = {k: offsets[k] for k in sorted(offsets) if abs(k) <= reach}
-        expected = offsets if listed.is_file() else range(-reach, reach + 1)
+        expected = offsets if listed else range(-reach, reach + 1)
         if missing := [k for k in expected if k not in offsets or not offsets[k].is_file()]:
-            raise ValueError(
-                f"{str(root)!r}: {len(missing)} of the {2 * reach} frames around {anchor!r} are missing, "
-                f"such as number {_number(anchor) + missing[0]}."
-            )
+            few = f"{len(missing)} of the {2 * reach} frames around {anchor!r}"
+            raise ValueError(f"{str(root)!r}: {few} are missing, such as number {_number(anchor) + missing[0]}.")
         found[anchor] = offsets
     return found
 
