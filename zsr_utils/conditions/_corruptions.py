@@ -118,8 +118,10 @@ def defocus_blur(x, c, chance):
     steps = np.arange(-(reach := max(8, int(radius))), reach + 1)
     disk = (steps[:, None] ** 2 + steps**2 <= radius**2).astype(float)
     disk = ndimage.gaussian_filter(disk / disk.sum(), blur, mode="mirror", radius=1 if radius <= 8 else 2)
-    flat = F.pad(x.flatten(0, 1)[:, None], [reach] * 4, mode="reflect")
-    return F.conv2d(flat, torch.from_numpy(disk).to(x)[None, None])[:, 0].unflatten(0, x.shape[:2])
+    left = int(np.argmax(disk.max(0) > 1e-6))  # what the disk does not reach needs no padding
+    kernel = torch.from_numpy(disk).to(x)[left : len(disk) - left, left : len(disk) - left]
+    flat = F.pad(x.flatten(0, 1)[:, None], [reach - left] * 4, mode="reflect")
+    return F.conv2d(flat, kernel[None, None])[:, 0].unflatten(0, x.shape[:2])
 
 
 def glass_blur(x, c, chance):
@@ -251,9 +253,8 @@ def _zoom(side: int, factor: float) -> np.ndarray:
     """The middle of a line of pixels, drawn larger by linear interpolation to its own length again."""
     cut = int(np.ceil(side / factor))
     large = round(cut * factor)
-    middle = np.eye(side)[(side - cut) // 2 :][:cut]
-    at = np.linspace(0, cut - 1, large)[(large - side) // 2 :][:side]
-    return ndimage.map_coordinates(middle, np.meshgrid(at, np.arange(side), indexing="ij"), order=1)
+    at = np.linspace(0, cut - 1, large)[(large - side) // 2 :][:side] + (side - cut) // 2
+    return ndimage.map_coordinates(np.eye(side), np.meshgrid(at, np.arange(side), indexing="ij"), order=1)
 
 
 @cache
