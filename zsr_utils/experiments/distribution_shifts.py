@@ -181,10 +181,9 @@ def examples(shifts: Mapping[str, Shift], images: Dataset) -> tuple[list, list[s
 
 def changed(study: Study, conditions: Sequence[Condition]) -> tuple[list, list[str]]:
     """The first picture under some conditions, as the model sees it, with captions."""
-    sample = study.images.samples[0]
-    pixels = study.images.pixels([sample.sample_id], study.net.from_pil).to(study.net.device)
-    clean = study.heads[study.name].see(study.net, pixels)
-    batch = Batch(study.net, study.heads[study.name], [sample.sample_id], torch.tensor([sample.label]), clean)
+    net, head, sample = study.net, study.heads[study.name], study.images.samples[0]
+    clean = head.see(net, study.images.pixels([sample.sample_id], net.from_pil).to(net.device))
+    batch = Batch(net, head, [sample.sample_id], torch.tensor([sample.label]), clean)
     return [c.change(batch)[0].cpu() for c in conditions], [c.name.replace("_", " ") for c in conditions]
 
 
@@ -198,7 +197,7 @@ def curves_of(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
     """Accuracy by severity: the mean over corruptions of every model, and the own model's worst and mildest one."""
     every = study.estimate(rows, "corruptions/by_severity", right, ["severity"])
     own = rows[rows.model == study.name]
-    order, parts = hardest_first(scores.estimates(own, ["condition"], right)).condition, []
+    order, parts = scores.estimates(own, ["condition"], right).sort_values("value").condition, []
     for word, corruption in zip(("worst", "mildest"), order.iloc[[0, -1]]):
         part = scores.estimates(own[own.condition == corruption], ["severity"], scores.accuracy)
         parts.append(part.assign(group=f"{study.name}, {word}: {corruption.replace('_', ' ')}"))
