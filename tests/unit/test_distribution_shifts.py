@@ -10,7 +10,8 @@ from scipy import special
 from test_sources import save, tree
 
 from zsr_utils import scores
-from zsr_utils.datasets import Dataset, Sample, load_dataset, natural_shifts, pm_sets, video_frames
+from zsr_utils.datasets import Dataset, Sample, load_dataset, natural_shifts, pm_sets, tabletop_scenes, video_frames
+from zsr_utils.datasets._scenes import tabletop_shifts
 from zsr_utils.experiments import distribution_shifts as dist
 from zsr_utils.scores import trends
 
@@ -26,9 +27,9 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
-def rows(predictions, label=0, **columns) -> pd.DataFrame:
+def rows(predictions, **columns) -> pd.DataFrame:
     ids = [f"s{k}" for k in range(len(predictions))]
-    return pd.DataFrame({"sample_id": ids, "label": label, "prediction": predictions, **columns})
+    return pd.DataFrame({"sample_id": ids, "label": 0, "prediction": predictions, **columns})
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -40,27 +41,17 @@ def test_a_drop_is_the_difference_with_its_exact_test(paired):
     assert scores.drop(clean, clean, paired=paired)["p"] == 1
 
 
-def sequence(answers) -> pd.DataFrame:
-    table = pd.DataFrame(answers).rename_axis("sample_id").reset_index()
-    return table.melt("sample_id", var_name="severity", value_name="prediction")
-
-
 def test_flips_are_counted_from_frame_to_frame_or_from_the_first():
-    assert (scores.flips(sequence(np.ones((3, 5))), noise=False) == 0).all()
-    there_and_back = sequence([[0, 1, 0, 0, 0]])
-    assert scores.flips(there_and_back, noise=False) == 0.5 and scores.flips(there_and_back, noise=True) == 0.25
+    frames = pd.concat([rows([1, k], severity=severity) for severity, k in enumerate([0, 1, 0, 0, 0])])
+    assert [scores.flips(frames, noise=noise).tolist() for noise in (False, True)] == [[0, 0.5], [0, 0.25]]
 
 
 def test_relative_errors_are_100_for_the_normaliser_and_leave_out_what_it_never_gets_wrong():
-    rng = np.random.default_rng(0)
-    wrong = (rng.random((30, 4, 5)) < 0.4).astype(float)
-    assert scores.corruption_error(wrong, wrong).value == 100
-    never = wrong * np.array([1, 1, 1, 0])[:, None]
-    assert scores.corruption_error(wrong, never).value == pytest.approx(100)
-    doubled = np.concatenate([wrong, wrong])
-    assert scores.corruption_error(doubled, np.concatenate([wrong, np.zeros_like(wrong)])).value == pytest.approx(200)
-    assert np.isnan(scores.corruption_error(wrong, np.zeros_like(wrong)).value)
-    assert scores.flip_rates(wrong.mean(2), wrong.mean(2)).value == pytest.approx(100)
+    wrong = (np.random.default_rng(0).random((30, 4, 5)) < 0.4).astype(float)
+    never, twice = wrong * np.array([1, 1, 1, 0])[:, None], np.concatenate([wrong, wrong])
+    given = [(wrong, wrong), (wrong, never), (twice, np.concatenate([wrong, 0 * wrong])), (wrong, 0 * wrong)]
+    found = [scores.relative_errors(*both).value for both in given]
+    assert found == pytest.approx([100, 100, 200, np.nan], nan_ok=True)
 
 
 def test_cells_are_sorted_by_name_and_severity():
@@ -69,53 +60,48 @@ def test_cells_are_sorted_by_name_and_severity():
     assert scores.by_cell(pd.concat(cells)).tolist() == [[[0, 0], [0, 0]], [[1, 0], [1, 0]]]
 
 
+def test_an_anchor_counts_alone_and_with_every_frame_around_it():
+    frames = pd.DataFrame({"sample_id": ["a#-1", "a#0", "a#1", "b#0"], "label": 0, "prediction": [1, 0, 0, 0]})
+    found = {name: e.value for name, e in scores.around_anchors(frames).items()}
+    assert found == {"pm-0": 1, "pm-10": 0.5, "mean": 0.75}
+
+
 def test_a_model_on_the_line_has_no_effective_robustness():
     x = np.array([0.3, 0.5, 0.7, 0.9])
     line = trends.fit_line(x, special.expit(0.9 * special.logit(x) - 0.4))
-    at = scores.Estimate(0.6, 0.55, 0.65, "", 100)
     y = float(special.expit(0.9 * special.logit(0.6) - 0.4))
-    found = scores.effective_robustness(line, at, scores.Estimate(y, y - 0.05, y + 0.05, "", 100))
+    at, shifted = (scores.Estimate(v, v - 0.05, v + 0.05, "", 100) for v in (0.6, y))
+    found = scores.effective_robustness(line, at, shifted)
     assert abs(found.value) < 1e-9 and found.low < -0.05 and found.high > 0.05
-    with pytest.raises(ValueError, match=r"2 models .* allowed is 3 models or more"):
-        trends.fit_line(x[:2], x[:2])
+    every = scores.clipped(rows([0] * 100))
+    assert every.value == 0.995 and np.isfinite(scores.effective_robustness(line, every, every).low)
 
 
 def test_words_name_what_is_decided_after_the_correction():
-    table = pd.DataFrame(
-        {"model": "m", "shift": ["v_2", "r", "s"], "value": [0.1, -0.5, -0.1], "p": [0.01, 0.001, 0.2]}
-    )
-    assert dist.in_words(table, "m") == "r lower its accuracy; v 2 raise its accuracy; not decided: s"
+    numbers = {"shift": ["v_2", "r", "s"], "value": [0.1, -0.5, -0.1], "p": [0.01, 0.001, 0.2]}
+    said = dist.in_words(pd.DataFrame({"model": "m", **numbers}), "m")
+    assert said == "r lower its accuracy; v 2 raise its accuracy; not decided: s"
 
 
 @present
 def test_receipt_the_lines_of_imagenet_v2():
     table = pd.read_csv(DATA / "tables" / "imagenetv2_top1.csv")
-    expected = {
-        "matched_frequency": (0.9340, -0.5060),
-        "threshold_0.7": (1.0230, -0.1910),
-        "top_images": (1.0327, 0.0874),
-    }
-    for column, numbers in expected.items():
-        line = trends.fit_line(table.imagenet_val, table[column], resamples=1)
-        assert (line.slope[0, 0], line.intercept[0, 0]) == pytest.approx(numbers, abs=1e-4)
-    found = trends.straightness(table.imagenet_val, table.matched_frequency, scale="logit", resamples=10)
-    assert found["r2"].value == pytest.approx(0.998, abs=5e-4) and found["spearman"].value == pytest.approx(
-        0.9965, abs=1e-4
-    )
+    x, y = table.imagenet_val, table[["matched_frequency", "threshold_0.7", "top_images"]]
+    lines = [trends.fit_line(x, y[column], resamples=1) for column in y]
+    assert [line.slope[0, 0] for line in lines] == pytest.approx([0.9340, 1.0230, 1.0327], abs=1e-4)
+    assert [line.intercept[0, 0] for line in lines] == pytest.approx([-0.5060, -0.1910, 0.0874], abs=1e-4)
+    found = trends.straightness(x, y.matched_frequency, scale="logit", resamples=10)
+    assert [found[k].value for k in ("r2", "spearman")] == pytest.approx([0.998, 0.9965], abs=4e-4)
 
 
 @present
 def test_receipt_the_mean_corruption_errors_of_resnet_50_and_alexnet():
     table = pd.read_csv(DATA / "logs" / "robustbench" / "unaggregated_results.csv", header=[0, 1], index_col=0)
-    errors = {
-        m: 1 - table.loc[m].unstack().loc[sorted(dist.ALEXNET)].to_numpy(float)[None]
-        for m in ("AlexNet", "Standard_R50")
-    }
-    assert errors["AlexNet"].shape == (1, 15, 5)
-    assert scores.corruption_error(errors["Standard_R50"], errors["AlexNet"]).value == pytest.approx(76.38, abs=0.01)
-    assert scores.corruption_error(errors["AlexNet"], errors["AlexNet"]).value == 100
-    published = [dist.ALEXNET[name] for name in sorted(dist.ALEXNET)]
-    assert np.abs(errors["AlexNet"].mean((0, 2)) - published).max() < 0.02
+    names = sorted(dist.ALEXNET)
+    alexnet, resnet = (1 - table.loc[m].unstack().loc[names].to_numpy(float)[None] for m in ("AlexNet", "Standard_R50"))
+    assert alexnet.shape == (1, 15, 5) and scores.relative_errors(alexnet, alexnet).value == 100
+    assert scores.relative_errors(resnet, alexnet).value == pytest.approx(76.38, abs=0.01)
+    assert np.abs(alexnet.mean((0, 2)) - [dist.ALEXNET[name] for name in names]).max() < 0.02
 
 
 @present
@@ -126,26 +112,21 @@ def test_receipt_one_anchor_with_twenty_neighbours(name, anchor):
 
 
 def test_videos_are_read_by_their_pmsets_and_a_missing_frame_is_named(tmp_path):
-    for k in (*range(1, 22), 30):
-        save(tmp_path / f"clip-{k:03d}.jpg", k)
-    (tmp_path / "labels.json").write_text(json.dumps({"clip-011.jpg": "dog", "clip-030.jpg": "cat"}))
-    sets = {"clip-011.jpg": ["clip-010.jpg", "clip-013.jpg"], "clip-030.jpg": []}
-    (tmp_path / "pmsets.json").write_text(json.dumps(sets))
-    frames = video_frames(tmp_path)
-    assert [(s.sample_id, s.label) for s in frames.samples] == [
-        ("clip-011.jpg#-1", 1), ("clip-011.jpg#0", 1), ("clip-011.jpg#2", 1), ("clip-030.jpg#0", 0),
-    ]  # fmt: skip
-    (tmp_path / "clip-013.jpg").unlink()
-    with pytest.raises(ValueError, match=r"1 of the 20 frames around 'clip-011.jpg' are missing, such as number 13\.$"):
+    for k in (10, 11, 13, 30):
+        save(tmp_path / f"f-{k}.jpg", k)
+    (tmp_path / "labels.json").write_text(json.dumps({"f-11.jpg": "dog", "f-30.jpg": "cat"}))
+    (tmp_path / "pmsets.json").write_text(json.dumps({"f-11.jpg": ["f-10.jpg", "f-13.jpg"], "f-30.jpg": []}))
+    found = [(s.sample_id, s.label) for s in video_frames(tmp_path).samples]
+    assert found == [("f-11.jpg#-1", 1), ("f-11.jpg#0", 1), ("f-11.jpg#2", 1), ("f-30.jpg#0", 0)]
+    (tmp_path / "f-13.jpg").unlink()
+    with pytest.raises(ValueError, match=r"1 of the 20 frames around 'f-11.jpg' are missing, such as number 13\.$"):
         pm_sets(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "inner"), [
-    ("imagenet-v2", "matched-frequency"), ("imagenet-v2-threshold-0.7", "threshold0.7"),
-    ("imagenet-v2-top-images", "top-images"),
-])  # fmt: skip
-def test_the_three_sets_of_imagenet_v2_have_names_of_their_own(home, name, inner):
-    tree(home / name / f"imagenetv2-{inner}-format-val", "10", "2")
+@pytest.mark.parametrize("kind", ["threshold0.7", "top-images"])
+def test_the_further_sets_of_imagenet_v2_have_names_of_their_own(home, kind):
+    name = f"imagenet-v2-{kind.replace('d0', 'd-0')}"
+    tree(home / name / f"imagenetv2-{kind}-format-val", "10", "2")
     assert [s.label for s in load_dataset(name).samples] == [2, 10]
 
 
@@ -154,22 +135,19 @@ def test_the_shifts_of_imagenet_are_those_in_the_data_folder_with_their_own_clas
     tree(home / "imagenet-sketch", TENCH)
     tree(home / "imagenet-r", HEN)
     found = natural_shifts(load_dataset("imagenet"))
-    assert list(found) == ["imagenet-r", "imagenet-sketch"] and not any(s.paired for s in found.values())
-    r = found["imagenet-r"]
-    assert len(r.clean.class_names) == 200 and r.clean.class_names == r.shown.class_names
-    assert [s.sample_id[:9] for s in r.clean.samples] == [STINGRAY, HEN]
-    assert r.clean.samples[1].label == r.shown.samples[0].label
-    assert len(found["imagenet-sketch"].clean) == 4
+    assert {k: (len(s.clean), s.paired) for k, s in found.items()} == {"imagenet-r": (2, 0), "imagenet-sketch": (4, 0)}
+    clean, shown = found["imagenet-r"].clean, found["imagenet-r"].shown
+    assert len(clean.class_names) == 200 and clean.class_names == shown.class_names
+    assert clean.samples[1].sample_id[:9] == HEN and clean.samples[1].label == shown.samples[0].label
 
 
 def test_objectnet_is_beside_imagenet_many_to_one_and_its_map_must_fit(home):
-    mappings = home / "objectnet" / "mappings"
-    mappings.mkdir(parents=True)
+    tree(home / "objectnet" / "images", "fish", "roll")
+    tree(home / "imagenet" / "val", TENCH, HEN, STINGRAY, TOILET_PAPER)
+    (mappings := home / "objectnet" / "mappings").mkdir()
     (mappings / "folder_to_objectnet_label.json").write_text(json.dumps({"fish": "Fish", "roll": "Roll"}))
     overlap = {"Fish": "tench, Tinca tinca; stingray", "Roll": "toilet tissue, toilet paper, bathroom tissue"}
     (mappings / "objectnet_to_imagenet_1k.json").write_text(json.dumps(overlap))
-    tree(home / "objectnet" / "images", "fish", "roll")
-    tree(home / "imagenet" / "val", TENCH, HEN, STINGRAY, TOILET_PAPER)
     images = load_dataset("imagenet")
     clean = natural_shifts(images)["objectnet"].clean
     assert clean.class_names == ("fish", "roll") and [s.label for s in clean.samples] == [0, 0, 1]
@@ -193,12 +171,10 @@ def test_a_folder_is_a_shift_of_the_classes_that_both_have(tmp_path):
 
 
 def test_scenes_keep_what_a_shift_does_not_change():
-    from zsr_utils.datasets import _scenes, tabletop_scenes
-
     clean = dict(list(tabletop_scenes().items())[:6])
-    found = _scenes.tabletop_shifts(list(clean), "validation", 0)
-    assert not set(found["v2"]) & set(clean) and all(set(s) == set(clean) for n, s in found.items() if n != "v2")
+    found = tabletop_shifts(list(clean), "validation", 0)
+    assert not set(found.pop("v2")) & set(clean) and all(set(scenes) == set(clean) for scenes in found.values())
     for i, scene in clean.items():
-        assert {s[i].kind for n, s in found.items() if n != "v2"} == {scene.kind}
+        assert {scenes[i].kind for scenes in found.values()} == {scene.kind}
         assert found["stylized"][i].pattern != scene.pattern and found["sketch"][i].yaw == scene.yaw
         assert found["objectnet"][i].setting in ("beach", "night")

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -92,19 +92,14 @@ def objectnet(split: str) -> Dataset:
     return class_folders(root / "images", label_of, border=BORDER, templates=imagenet_templates(), **attributes)
 
 
-def objectnet_classes(class_names: Sequence[str], root: Path) -> tuple[list[str], dict[int, int]]:
-    """ObjectNet's names of the classes it shares with ImageNet, and the label among them of ImageNet labels.
+def as_objectnet(images: Dataset) -> Dataset:
+    """ImageNet images of the classes that ObjectNet has, under its names, several to one, as its `mappings/` say.
 
-    Args:
-        class_names: Those of the ImageNet images, all or some of them.
-
-    Raises: ValueError for a map that names a class ImageNet has not, or one that leaves all of these out.
-
-    Source: Barbu et al. (2019), `mappings/`; several ImageNet classes are one of ObjectNet's.
+    Raises: ValueError for a map that names a class ImageNet has not, or where a class has none among the images'.
     """
     from timm.data import ImageNetInfo
 
-    path = root / "mappings" / "objectnet_to_imagenet_1k.json"
+    path = folder_of("objectnet", "objectnet-1.0") / "mappings" / "objectnet_to_imagenet_1k.json"
     described = dict(zip(ImageNetInfo("imagenet-1k").label_descriptions(), imagenet_classes().values()))
     overlap = json.loads(path.read_text("utf-8"))
     names, label_of = sorted(overlap), {}
@@ -112,12 +107,14 @@ def objectnet_classes(class_names: Sequence[str], root: Path) -> tuple[list[str]
         for description in overlap[name].split("; "):
             if description not in described:
                 raise ValueError(f"{str(path)!r} maps {name!r} to {description!r}, which is no class of ImageNet.")
-            if described[description] in class_names:
-                label_of[list(class_names).index(described[description])] = label
+            same = (k for k, shown in enumerate(images.class_names) if shown == described[description])
+            label_of |= dict.fromkeys(same, label)
     if missing := set(range(len(names))) - set(label_of.values()):
         few = f"{len(missing)} of its {len(names)} classes, such as {names[min(missing)]!r}"
         raise ValueError(f"{str(path)!r} leaves the ImageNet images without {few}: take all of ImageNet's classes.")
-    return [name.lower() for name in names], label_of
+    shown = images.only([s.sample_id for s in images.samples if s.label in label_of])
+    samples = [replace(s, label=label_of[s.label]) for s in shown.samples]
+    return replace(shown, class_names=[name.lower() for name in names], samples=samples)
 
 
 def imagenet_x(path: str | Path | None = None, *, prototypes: bool = False) -> pd.DataFrame:

@@ -2,39 +2,29 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tabletop import Scene, SceneDistribution
+from tabletop.data import SETTINGS, VALIDATION
+from tabletop.materials import TYPICAL_PATTERN
 from zsr_utils.datasets._dataset import Dataset
 from zsr_utils.datasets._rendered import rendered, tabletop_scenes
 
 
-if TYPE_CHECKING:
-    from tabletop import Scene
-
 REACH = 10  # frames on both sides of an anchor
 
 
-def tabletop_shifts(ids: Sequence[str], split: str, seed: int) -> dict[str, dict[str, "Scene"]]:
+def tabletop_shifts(ids: Sequence[str], split: str, seed: int) -> dict[str, dict[str, Scene]]:
     """Scenes of a split, by shift and sample id: the same still life under each shift, but for `v2`, drawn anew."""
-    from tabletop.data import VALIDATION
-
     every = tabletop_scenes(split)
-    scenes = {i: every[i] for i in ids}
-    anew = {f"v2/{k:05d}": VALIDATION.draw(seed + 1, "test", k) for k in range(len(ids))}
-    styles = {"cartoon": "cartoon", "silhouette": "silhouette", "sketch": "sketch"}
-    found = {"v2": anew} | {n: {i: replace(s, style=style) for i, s in scenes.items()} for n, style in styles.items()}
-    for name in ("objectnet", "stylized"):
-        found[name] = {i: altered(s, name, np.random.default_rng([seed, k])) for k, (i, s) in enumerate(scenes.items())}
-    return found
+    found = {"v2": {f"v2/{k:05d}": VALIDATION.draw(seed + 1, "test", k) for k in range(len(ids))}}
+    found |= {name: {i: replace(every[i], style=name) for i in ids} for name in ("cartoon", "silhouette", "sketch")}
+    return found | {name: _altered({i: every[i] for i in ids}, name, seed) for name in ("objectnet", "stylized")}
 
 
-def altered(scene: "Scene", how: str, rng: np.random.Generator) -> "Scene":
+def altered(scene: Scene, how: str, rng: np.random.Generator) -> Scene:
     """A scene staged as for `objectnet`, in another kind's pattern (`stylized`), or with all of it (`hard`)."""
-    from tabletop.data import SETTINGS, VALIDATION
-    from tabletop.materials import TYPICAL_PATTERN
-
     if how == "stylized":
         others = [p for k, p in TYPICAL_PATTERN.items() if k != scene.kind and p not in ("plain", scene.pattern)]
         return replace(scene, pattern=str(rng.choice(others)), setting=str(rng.choice(list(SETTINGS))))
@@ -49,31 +39,25 @@ def altered(scene: "Scene", how: str, rng: np.random.Generator) -> "Scene":
     return replace(altered(staged, "stylized", rng), style=style, light_strength=light)
 
 
-def hard_scenes(number: int, seed: int) -> tuple[Dataset, dict[str, "Scene"]]:
-    """Fresh scenes that are hard in many ways at once, a pool to choose from, and the scenes they are made of."""
-    from tabletop.data import VALIDATION
+def _altered(scenes: dict[str, Scene], how: str, *seed: int) -> dict[str, Scene]:
+    return {i: altered(s, how, np.random.default_rng([*seed, k])) for k, (i, s) in enumerate(scenes.items())}
 
+
+def hard_scenes(number: int, seed: int) -> tuple[Dataset, dict[str, Scene]]:
+    """Fresh scenes that are hard in many ways at once, a pool to choose from, and the scenes they are made of."""
     plain = {f"pool/{k:05d}": VALIDATION.draw(seed + 2, "test", k) for k in range(number)}
-    hard = {i: altered(s, "hard", np.random.default_rng([seed, 5, k])) for k, (i, s) in enumerate(plain.items())}
-    return rendered("pool", hard), plain
+    return rendered("pool", _altered(plain, "hard", seed, 5)), plain
 
 
 def tabletop_frames(ids: Sequence[str], split: str, name: str) -> Dataset:
     """Frames around every scene, `<id>#<offset>`: `vid` moves the camera, `youtube-bb` the light."""
     moves, step = {"vid": ("camera_azimuth", 4.0), "youtube-bb": ("light_azimuth", 12.0)}[name]
     scenes, offsets = tabletop_scenes(split), range(-REACH, REACH + 1)
-    frames = {
-        f"{i}#{k}": replace(scenes[i], **{moves: getattr(scenes[i], moves) + step * k}) for i in ids for k in offsets
-    }
-    return rendered(name, frames)
+    at = {(i, k): {moves: getattr(scenes[i], moves) + step * k} for i in ids for k in offsets}
+    return rendered(name, {f"{i}#{k}": replace(scenes[i], **moved) for (i, k), moved in at.items()})
 
 
 def training_images(recipe: dict, number: int, seed: int) -> Dataset:
     """Scenes drawn by the recipe of a pre-training set, as an embedded model's training says it."""
-    from tabletop import SceneDistribution
-
-    def tuples(value):
-        return tuple(map(tuples, value)) if isinstance(value, list) else value
-
-    drawn = SceneDistribution(**{name: tuples(value) for name, value in recipe.items()})
+    drawn = SceneDistribution(**recipe)
     return rendered("training scenes", {f"train/{k:05d}": drawn.draw(seed, "pretrain", k) for k in range(number)})

@@ -2,15 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from zsr_utils.datasets._catalogue import folder_of
 from zsr_utils.datasets._dataset import Dataset, Sample
-from zsr_utils.datasets._imagenet import objectnet_classes
+from zsr_utils.datasets._imagenet import as_objectnet
 from zsr_utils.datasets._rendered import rendered
 from zsr_utils.datasets._scenes import REACH, tabletop_shifts
 from zsr_utils.datasets._sources import load_dataset
@@ -39,17 +38,16 @@ def natural_shifts(
     For `tabletop` they are rendered; for `imagenet` they are the sets that lie in the data folder. `folders` with
     classes in common are added for any data set, under the folder's name. `limit` is that of every set.
     """
-    found: dict[str, Shift] = {}
-    if images.name == "tabletop":
-        for name, scenes in tabletop_shifts([s.sample_id for s in images.samples], split, seed).items():
-            found[name] = Shift(rendered(name, scenes), images, paired=name != "v2")
+    ids = [s.sample_id for s in images.samples]
+    made = tabletop_shifts(ids, split, seed) if images.name == "tabletop" else {}
+    found = {name: Shift(rendered(name, scenes), images, paired=name != "v2") for name, scenes in made.items()}
     for name in (*(IMAGENET_SHIFTS if images.name == "imagenet" else ()), *folders):
         try:
             shown = load_dataset(name, limit=limit, seed=seed)
         except FileNotFoundError:
             continue
         if name == "objectnet":
-            found[name] = Shift(shown, _as_objectnet(images))
+            found[name] = Shift(shown, as_objectnet(images))
             continue
         common = [c for c in images.class_names if c in shown.class_names]
         if len(common) < 2:
@@ -59,34 +57,27 @@ def natural_shifts(
 
 
 def pm_sets(folder: str | Path, *, reach: int = REACH) -> dict[str, dict[int, Path]]:
-    """Anchors of a folder of video frames with their neighbours by offset: those of `pmsets.json`, or the middle frame.
+    """Anchors in a folder of video frames, named by their numbers, with their neighbours by offset.
 
-    Args:
-        folder: Frames whose names end in their numbers. `pmsets.json` names, for every anchor, the valid frames
-            around it; without it every frame within reach of the middle one must be there.
+    `pmsets.json` names the valid frames around every anchor; without it all those around the middle one must be there.
 
     Source: Shankar et al. (2021), the frames within 10 of an anchor that people found similar to it.
     """
-    root = Path(folder)
-    listed = root / "pmsets.json"
-    if listed.is_file():
-        sets = {a: [a, *near] for a, near in json.loads(listed.read_text("utf-8")).items()}
-    else:
-        names = sorted(p.name for p in root.glob("*.jp*g"))
-        sets = {names[len(names) // 2]: names} if names else {}
+    root, listed = Path(folder), (Path(folder) / "pmsets.json").is_file()
+    names = sorted(p.name for p in root.glob("*.jp*g"))
+    middle = {name: names for name in names[len(names) // 2 :][:1]}
+    sets = json.loads((root / "pmsets.json").read_text("utf-8")) if listed else middle
     if not sets:
         raise ValueError(f"{str(root)!r} has no pmsets.json and no frames, needed is one of them.")
     found = {}
     for anchor, names in sets.items():
-        offsets = {_number(name) - _number(anchor): root / name for name in names}
-        offsets = {k: path for k, path in offsets.items() if abs(k) <= reach}
-        expected = offsets if listed.is_file() else range(-reach, reach + 1)
+        offsets = {_number(name) - _number(anchor): root / name for name in (anchor, *names)}
+        offsets = {k: offsets[k] for k in sorted(offsets) if abs(k) <= reach}
+        expected = offsets if listed else range(-reach, reach + 1)
         if missing := [k for k in expected if k not in offsets or not offsets[k].is_file()]:
-            raise ValueError(
-                f"{str(root)!r}: {len(missing)} of the {2 * reach} frames around {anchor!r} are missing, "
-                f"such as number {_number(anchor) + missing[0]}."
-            )
-        found[anchor] = dict(sorted(offsets.items()))
+            few = f"{len(missing)} of the {2 * reach} frames around {anchor!r}"
+            raise ValueError(f"{str(root)!r}: {few} are missing, such as number {_number(anchor) + missing[0]}.")
+        found[anchor] = offsets
     return found
 
 
@@ -104,10 +95,3 @@ def video_frames(folder: str | Path) -> Dataset:
 
 def _number(name: str) -> int:
     return int("".join(c for c in Path(name).stem.split("-")[-1] if c.isdigit()) or 0)
-
-
-def _as_objectnet(images: Dataset) -> Dataset:
-    """ImageNet images of the classes that ObjectNet has, under ObjectNet's names, many to one."""
-    names, label_of = objectnet_classes(images.class_names, folder_of("objectnet", "objectnet-1.0"))
-    few = images._at([row for row, s in enumerate(images.samples) if s.label in label_of])
-    return replace(few, class_names=names, samples=[replace(s, label=label_of[s.label]) for s in few.samples])

@@ -1,7 +1,8 @@
 """Chapter 07: what natural and artificial shifts of the images take away, and what of it accuracy alone foretells."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,10 @@ from scipy import special
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zsr_utils import scores
-from zsr_utils.conditions import NOISES, ORIGINAL, SEVERITIES, Batch, Condition, Head, published_size, unchanged
-from zsr_utils.datasets import (
-    Dataset,
-    Shift,
-    hard_scenes,
-    natural_shifts,
-    published,
-    rendered,
-    tabletop_frames,
-    training_images,
-    video_frames,
-)  # fmt: skip
+from zsr_utils import datasets, scores
+from zsr_utils._text import read_yaml
+from zsr_utils.conditions import NOISES, ORIGINAL, Batch, Condition, Head, published_size, unchanged
+from zsr_utils.datasets import Dataset, Shift
 from zsr_utils.measure import measure
 from zsr_utils.models import Model, SupervisedModel, load_model, training
 from zsr_utils.scores import Estimate, trends
@@ -34,36 +26,29 @@ TWIN = "tabletop-supervised"  # normalises mCE and mFR on Tabletop, and says wha
 STANDARD = (TWIN, "tabletop-conv-supervised")  # members of the family that are trained on labels alone
 PIVOT = {"imagenet-a": 0.9186}  # ResNet-50's accuracy on those classes of ImageNet: it chose the images
 # Errors of AlexNet, means over the five severities, as published with ImageNet-C: the normaliser of its mCE.
-ALEXNET = {
-    "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880,
-    "glass_blur": 0.826268, "motion_blur": 0.785948, "zoom_blur": 0.798360, "snow": 0.866816, "frost": 0.826572,
-    "fog": 0.819324, "brightness": 0.564592, "contrast": 0.853204, "elastic_transform": 0.646056,
-    "pixelate": 0.717840, "jpeg_compression": 0.606500,
-}  # fmt: skip
+ALEXNET = read_yaml(Path(__file__).resolve().parents[2] / "data" / "published" / "alexnet_errors.yaml")
 
 
 def known_shifts(study: Study, folders: Sequence[str], *, pool: int) -> dict[str, Shift]:
     """The shifts of the data set by name; says where none is known."""
     p = study.parameters
-    found = natural_shifts(study.images, folders, split=p["split"], limit=p["limit"], seed=p["seed"])
+    found = datasets.natural_shifts(study.images, folders, split=p["split"], limit=p["limit"], seed=p["seed"])
     if study.images.name == "tabletop":
         found["a"] = what_the_twin_gets_wrong(pool, seed=p["seed"])
     if not found:
-        study.say(
-            "No shifted counterpart of {name} is known: only corruptions and sequences follow.", name=study.images.name
-        )
+        said = "No shifted counterpart of {name} is known: only corruptions and sequences follow."
+        study.say(said, name=study.images.name)
     return found
 
 
 def what_the_twin_gets_wrong(number: int, *, seed: int = 0) -> Shift:
     """ImageNet-A's recipe: hard scenes out of a pool that the supervised twin gets wrong, beside plain versions."""
-    pool, plain = hard_scenes(number, seed)
-    twin = load_model(TWIN)
+    (pool, plain), twin = datasets.hard_scenes(number, seed), load_model(TWIN)
     rows = measure(twin, pool, head_of(twin, pool), [ORIGINAL], seed=seed)
     wrong = rows.sample_id[rows.prediction != rows.label].tolist()
     if len(wrong) < 2:
         raise ValueError(f"pool is {number}, of which {TWIN} gets {len(wrong)} wrong: take a larger one.")
-    return Shift(pool.only(wrong), rendered("plain", {i: plain[i] for i in wrong}), paired=True)
+    return Shift(pool.only(wrong), datasets.rendered("plain", {i: plain[i] for i in wrong}), paired=True)
 
 
 def head_of(net: Model, images: Dataset) -> Head:
@@ -76,10 +61,7 @@ def seen(name: str) -> list[Condition]:
 
 
 def measured(study: Study, shifts: Mapping[str, Shift]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of the shifted images and of their clean counterparts, of every model, with the column `shift`.
-
-    Those of the twin on what it chose itself are left out.
-    """
+    """Rows of the shifted images and of their clean counterparts; the twin's on what it chose itself are left out."""
     if not shifts:
         return pd.DataFrame(), pd.DataFrame()
     shown = [study.measure(seen(name), images=s.shown).assign(shift=name) for name, s in shifts.items()]
@@ -88,13 +70,17 @@ def measured(study: Study, shifts: Mapping[str, Shift]) -> tuple[pd.DataFrame, p
     return tuple(rows[(rows.model != TWIN) | (rows["shift"] != "a")] for rows in both)
 
 
+def pairs(shown: pd.DataFrame, clean: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame, pd.DataFrame]]:
+    """Every model and shift with its clean and its shifted rows."""
+    if len(shown):
+        before = clean.groupby(["model", "shift"])
+        for key, rows in shown.groupby(["model", "shift"], sort=False):
+            yield *key, before.get_group(key), rows
+
+
 def drops(shown: pd.DataFrame, clean: pd.DataFrame, shifts: Mapping[str, Shift]) -> pd.DataFrame:
     """What every shift takes of every model's accuracy: an estimate a row, with `p`, corrected for all (Holm)."""
-    groups = clean.groupby(["model", "shift"], sort=False)
-    found = [
-        {"model": m, "shift": s, **scores.drop(groups.get_group((m, s)), part, paired=shifts[s].paired)}
-        for (m, s), part in shown.groupby(["model", "shift"], sort=False)
-    ]
+    found = [{"model": m, "shift": s, **scores.drop(*r, paired=shifts[s].paired)} for m, s, *r in pairs(shown, clean)]
     table = pd.DataFrame(found)
     return table.assign(p=scores.holm(table.p.to_numpy()))
 
@@ -109,111 +95,81 @@ def in_words(table: pd.DataFrame, model: str) -> str:
     return "; ".join(parts).replace("_", " ")
 
 
-class Patches(nn.Module):
-    """Random filters, pooled, and a linear head: the standard classifiers that anyone can train in a second."""
-
-    def __init__(self, filters: int, seed: int):
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.register_buffer("kernels", torch.randn(filters, 3, 6, 6, generator=generator))
-        self.kernels -= self.kernels.mean((1, 2, 3), keepdim=True)
-        self.head = nn.Linear(filters * 16, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.adaptive_avg_pool2d(F.conv2d(x, self.kernels, stride=2).relu(), 4).flatten(1))
-
-    def fit(self, x: Tensor, labels: Tensor, classes: int) -> None:
-        """Ridge regression to one output a class."""
-        head, self.head = self.head, nn.Identity()
-        features, self.head = self(x).double(), head
-        middle, spread = features.mean(0), features.std(0) + 1e-6
-        units = (features - middle) / spread
-        gram = units @ units.T + 0.1 * units.shape[1] * torch.eye(len(units))  # in its dual form
-        weights = (units.T @ torch.linalg.solve(gram, F.one_hot(labels, classes).double() - 1 / classes)).T / spread
-        self.head.weight, self.head.bias = nn.Parameter(weights.float()), nn.Parameter(-(weights @ middle).float())
+def patches(filters: int, x: Tensor, labels: Tensor, classes: int, seed: int) -> nn.Module:
+    """Random filters, pooled, and a ridge head with an output a class: a standard classifier, quickly trained."""
+    convolution, head = nn.Conv2d(3, filters, 6, stride=2, bias=False), nn.Linear(filters * 16, classes)
+    network = nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), head)
+    kernels = torch.randn(filters, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+    convolution.weight.data = kernels - kernels.mean((1, 2, 3), keepdim=True)
+    with torch.no_grad():
+        features = network[:-1](x).double()
+    middle, spread = features.mean(0), features.std(0) + 1e-6
+    units = (features - middle) / spread
+    gram = units @ units.T + 0.1 * units.shape[1] * torch.eye(len(units))  # in its dual form
+    weights = (units.T @ torch.linalg.solve(gram, F.one_hot(labels, classes).double() - 1 / classes)).T / spread
+    head.weight.data, head.bias.data = weights.float(), -(weights @ middle).float()
+    return network
 
 
 def standard_models(images: Dataset, *, filters: Sequence[int], scenes: Sequence[int], seed: int) -> dict[str, Model]:
     """Models trained on labels of Tabletop alone: random filters with a ridge head, and the supervised members."""
-    few, nets, names = training_images(training(TWIN)["distribution"], max(scenes), seed), {}, list(images.class_names)
-    twin = load_model(TWIN)
-    pixels = few.pixels([s.sample_id for s in few.samples], twin.from_pil)
+    few, nets = datasets.training_images(training(TWIN)["distribution"], max(scenes), seed), {}
+    how = {"image_size": 64, "mean": (0.0,) * 3, "std": (1.0,) * 3, "transform": load_model(TWIN).from_pil}
+    how["namings"] = [[(c,) for c in images.class_names]]
+    x = few.pixels([s.sample_id for s in few.samples], how["transform"])
     labels = torch.tensor([s.label for s in few.samples])
-    for number in filters:
-        for size in scenes:
-            network = Patches(number, seed)
-            with torch.no_grad():
-                network.fit(pixels[:size], labels[:size], len(names))
-            options = {"image_size": 64, "mean": (0.0,) * 3, "std": (1.0,) * 3, "transform": twin.from_pil}
-            name = f"{number} random filters, {size} scenes"
-            nets[name] = SupervisedModel(network, namings=[[(c,) for c in names]], name=name, **options)
+    for number, size in product(filters, scenes):
+        name = f"{number} random filters, {size} scenes"
+        network = patches(number, x[:size], labels[:size], len(images.class_names), seed)
+        nets[name] = SupervisedModel(network, name=name, **how)
     return nets | {name: load_model(name) for name in STANDARD}
 
 
 def points(shown: pd.DataFrame, clean: pd.DataFrame, group: str = "") -> pd.DataFrame:
-    """Every model of the rows on every shift: `name`, `group`, `shift`, `x` and `y`, clipped, and y's interval."""
+    """Every model on every shift: `name`, `group` (its name by default), `shift`, clipped `x` and `y`, y's interval."""
     found = []
-    for (name, shift), part in shown.groupby(["model", "shift"], sort=False):
-        before = clean[(clean.model == name) & (clean["shift"] == shift)]
-        x, y = (scores.clipped(int(scores.correct(rows).sum()), len(rows)) for rows in (before, part))
-        found.append(
-            {"name": name, "group": group, "shift": shift, "x": x.value, "y": y.value, "low": y.low, "high": y.high}
-        )
-    return pd.DataFrame(found)
+    for name, shift, *both in pairs(shown, clean):
+        x, y = map(scores.clipped, both)
+        found.append((name, group or name, shift, x.value, y.value, y.low, y.high))
+    return pd.DataFrame(found, columns=["name", "group", "shift", "x", "y", "low", "high"])
 
 
 def standard_points(study: Study, shifts: Mapping[str, Shift], **options) -> pd.DataFrame:
     """Standard models on every shift: measured on Tabletop, from the published testbed on ImageNet, else none."""
     if study.images.name == "tabletop":
-        parts = []
-        for name, net in standard_models(study.images, seed=study.parameters["seed"], **options).items():
-            for shift, s in shifts.items():
-                if shift == "a" and name == TWIN:
-                    continue  # it chose the images: 0 by construction
-                shown, clean = (
-                    measure(net, images, head_of(net, images), [ORIGINAL]).assign(model=name, shift=shift)
-                    for images in (s.shown, s.clean)
-                )
-                parts.append(points(shown, clean, "standard"))
-        return pd.concat(parts, ignore_index=True)
-    table = published("imagenet-testbed").query("group == 'standard'")
+        nets = standard_models(study.images, seed=study.parameters["seed"], **options)
+        rows = [
+            [measure(net, x, head_of(net, x), [ORIGINAL]).assign(model=name, shift=shift) for x in (s.shown, s.clean)]
+            for name, net in nets.items()
+            for shift, s in shifts.items()
+            if (name, shift) != (TWIN, "a")  # it chose the images: 0 by construction
+        ]
+        return points(*map(pd.concat, zip(*rows)), "standard")
+    table = datasets.published("imagenet-testbed").query("group == 'standard'").rename(columns={"model": "name"})
     found = []
     for shift in shifts if study.images.name == "imagenet" else ():
         if shift in table:
-            x = table.get(f"imagenet-on-{shift}", table.imagenet)
-            kept = pd.DataFrame({"name": table.model, "x": x, "y": table[shift], "shift": shift}).query("0 < y < 1")
-            found.append(kept.assign(group="standard", low=kept.y, high=kept.y))
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+            x, y = table.get(f"imagenet-on-{shift}", table.imagenet), table[shift]
+            found.append(table[["name", "group"]].assign(shift=shift, x=x, y=y, low=y, high=y).query("0 < y < 1"))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame({"shift": []})
 
 
 def lines_through(standard: pd.DataFrame, *, seed: int = 0) -> dict[str, trends.Line]:
     """The line of every shift that enough standard models were measured on."""
     return {
         shift: trends.fit_line(part.x, part.y, pivot=PIVOT.get(shift, np.inf), seed=(seed, k))
-        for k, (shift, part) in enumerate(standard.groupby("shift", sort=False) if len(standard) else ())
+        for k, (shift, part) in enumerate(standard.groupby("shift", sort=False))
         if len(part) >= trends.FEWEST
     }
-
-
-def bands(lines: Mapping[str, trends.Line], every: pd.DataFrame) -> pd.DataFrame:
-    """The lines with their bands, over the accuracies of all models on a shift."""
-    grids = {
-        s: special.expit(np.linspace(*special.logit(every[every["shift"] == s].x.agg(["min", "max"])), 40))
-        for s in lines
-    }
-    return pd.concat([line.band(grids[s]).assign(shift=s) for s, line in lines.items()], ignore_index=True)
 
 
 def above(shown: pd.DataFrame, clean: pd.DataFrame, lines: Mapping[str, trends.Line]) -> pd.DataFrame:
     """Effective robustness of every model under every shift with a line."""
     found = []
-    if not lines:
-        return pd.DataFrame()
-    for (model, shift), part in shown[shown["shift"].isin(lines)].groupby(["model", "shift"], sort=False):
-        before = clean[(clean.model == model) & (clean["shift"] == shift)]
-        x, y = scores.clipped(int(scores.correct(before).sum()), len(before)), scores.accuracy(part)
-        x = replace(x, low=max(x.low, 0.5 / x.n), high=min(x.high, 1 - 0.5 / x.n))
-        found.append({"model": model, "shift": shift, **asdict(scores.effective_robustness(lines[shift], x, y))})
+    for model, shift, before, part in pairs(shown, clean):
+        if shift in lines:
+            estimate = scores.effective_robustness(lines[shift], scores.clipped(before), scores.accuracy(part))
+            found.append({"model": model, "shift": shift, **asdict(estimate)})
     return pd.DataFrame(found)
 
 
@@ -225,10 +181,9 @@ def examples(shifts: Mapping[str, Shift], images: Dataset) -> tuple[list, list[s
 
 def changed(study: Study, conditions: Sequence[Condition]) -> tuple[list, list[str]]:
     """The first picture under some conditions, as the model sees it, with captions."""
-    sample = study.images.samples[0]
-    pixels = study.images.pixels([sample.sample_id], study.net.from_pil).to(study.net.device)
-    clean = study.heads[study.name].see(study.net, pixels)
-    batch = Batch(study.net, study.heads[study.name], [sample.sample_id], torch.tensor([sample.label]), clean)
+    net, head, sample = study.net, study.heads[study.name], study.images.samples[0]
+    clean = head.see(net, study.images.pixels([sample.sample_id], net.from_pil).to(net.device))
+    batch = Batch(net, head, [sample.sample_id], torch.tensor([sample.label]), clean)
     return [c.change(batch)[0].cpu() for c in conditions], [c.name.replace("_", " ") for c in conditions]
 
 
@@ -242,12 +197,11 @@ def curves_of(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
     """Accuracy by severity: the mean over corruptions of every model, and the own model's worst and mildest one."""
     every = study.estimate(rows, "corruptions/by_severity", right, ["severity"])
     own = rows[rows.model == study.name]
-    order = scores.estimates(own, ["condition"], right).sort_values("value").condition.tolist()
-    parts = [every.assign(group=every.model + ", all")]
-    for corruption, word in ((order[0], "worst"), (order[-1], "mildest")):
+    order, parts = scores.estimates(own, ["condition"], right).sort_values("value").condition, []
+    for word, corruption in zip(("worst", "mildest"), order.iloc[[0, -1]]):
         part = scores.estimates(own[own.condition == corruption], ["severity"], scores.accuracy)
         parts.append(part.assign(group=f"{study.name}, {word}: {corruption.replace('_', ' ')}"))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat([every.assign(group=every.model + ", all"), *parts], ignore_index=True)
 
 
 def right(rows: pd.DataFrame) -> Estimate:
@@ -258,9 +212,9 @@ def right(rows: pd.DataFrame) -> Estimate:
 def videos_of(study: Study, folders: Sequence[str], anchors: int) -> pd.DataFrame:
     """pm-0, pm-10 and their mean of every model on videos: rendered ones on Tabletop, and those of folders."""
     few = [s.sample_id for s in study.images.subset(anchors, study.parameters["seed"]).samples]
-    sets = {Path(folder).name: video_frames(folder) for folder in folders}
+    sets = {Path(folder).name: datasets.video_frames(folder) for folder in folders}
     if study.images.name == "tabletop":
-        sets |= {name: tabletop_frames(few, study.parameters["split"], name) for name in ("youtube-bb", "vid")}
+        sets |= {name: datasets.tabletop_frames(few, study.parameters["split"], name) for name in ("youtube-bb", "vid")}
     found = [
         {"model": model, "video": name, "counted": counted, **asdict(estimate)}
         for name, frames in sets.items()
@@ -272,63 +226,60 @@ def videos_of(study: Study, folders: Sequence[str], anchors: int) -> pd.DataFram
 
 def corruption_errors(study: Study, rows: pd.DataFrame) -> str:
     """Keeps the mCE of every model, and says the own one: relative to the twin on Tabletop, to AlexNet on ImageNet."""
-    errors = {m: scores.by_cell(part) for m, part in rows.groupby("model", sort=False)}
-    if study.images.name == "tabletop" and TWIN in errors:
-        return _relative(study, "corruptions/mce", errors, scores.corruption_error, errors[TWIN], TWIN)
+    errors, known = {m: scores.by_cell(part) for m, part in rows.groupby("model", sort=False)}, ()
     if study.images.name == "imagenet" and published_size(study.net.image_size) == 224:
-        table = np.array([[ALEXNET[name]] * len(SEVERITIES) for name in sorted(rows.condition.unique())])
-        table = np.broadcast_to(table, errors[study.name].shape)
-        return _relative(study, "corruptions/mce", errors, scores.corruption_error, table, "AlexNet's published errors")
-    return "no normaliser is known for these images, so there is no mCE"
+        table = np.array([ALEXNET[name] for name in sorted(rows.condition.unique())])[:, None]
+        known = np.broadcast_to(table, errors[study.name].shape), "AlexNet's published errors"
+    return _relative(study, "mCE", errors, *known) or "no normaliser is known for these images, so there is no mCE"
 
 
 def flipped(rows: pd.DataFrame) -> pd.DataFrame:
     """The share of changed answers of every image, sequence and model, in the column `flip`."""
     parts = []
     for (model, name), part in rows.groupby(["model", "condition"], sort=False):
-        sequence = name.removesuffix("_sequence")
+        sequence, ids = name.removesuffix("_sequence"), sorted(part.sample_id.unique())
         share = scores.flips(part, noise=sequence in NOISES)
-        ids = sorted(part.sample_id.unique())
         parts.append(pd.DataFrame({"model": model, "sequence": sequence, "sample_id": ids, "flip": share}))
     return pd.concat(parts, ignore_index=True)
 
 
 def flip_rates(study: Study, table: pd.DataFrame) -> str:
     """Keeps the mFR of every model where the twin was measured, and says the own one."""
-    models = table.groupby("model", sort=False)
-    wide = {m: t.pivot(index="sample_id", columns="sequence", values="flip").to_numpy() for m, t in models}
-    if study.images.name == "tabletop" and TWIN in wide:
-        return _relative(study, "sequences/mfr", wide, scores.flip_rates, wide[TWIN], TWIN)
-    return "no normaliser is known, since AlexNet's flip rates are not published, so there is no mFR"
+    wide = table.pivot(index=["model", "sample_id"], columns="sequence", values="flip")
+    flips = {model: wide.loc[model].to_numpy()[..., None] for model in table.model.unique()}
+    why = "no normaliser is known, since AlexNet's flip rates are not published, so there is no mFR"
+    return _relative(study, "mFR", flips, least=1 / 60) or why
 
 
-def _relative(study: Study, name: str, measured: Mapping, statistic, reference: np.ndarray, whose: str) -> str:
-    found = [{"model": m, **asdict(statistic(values, reference))} for m, values in measured.items() if m != whose]
-    if found:
-        study.keep(pd.DataFrame(found), name)
-    short = f"m{name[-2:].upper()}"
-    return (
-        f"it is the one that {short} is relative to"
-        if study.name == whose
-        else f"its {short}, relative to {whose}, is {study[name]:.0f}"
-    )
+def _relative(study: Study, short: str, measured: Mapping, reference=None, whose: str = TWIN, **least: float) -> str:
+    if reference is None and (study.images.name != "tabletop" or (reference := measured.get(whose)) is None):
+        return ""
+    others = {m: scores.relative_errors(own, reference, **least) for m, own in measured.items() if m != whose}
+    name = f"{'corruptions' if short == 'mCE' else 'sequences'}/{short}".lower()
+    if others:
+        study.keep(pd.DataFrame([{"model": m, **asdict(found)} for m, found in others.items()]), name)
+    own = f"its {short}, relative to {whose}, is {study[name]:.0f}" if study.name != whose else ""
+    return own or f"it is the one that {short} is relative to"
 
 
 def drawn(standard: pd.DataFrame, shown: pd.DataFrame, clean: pd.DataFrame, lines: Mapping) -> tuple:
     """Standard models and those of the study as points, and the lines with their bands, for `plots.trend`."""
-    own = points(shown, clean).assign(group=lambda t: t.name)
-    own = pd.concat([standard, own[~own.group.isin(STANDARD)]])
-    every = own[own["shift"].isin(lines)]
-    return every, bands(lines, every)
+    own = points(shown, clean)
+    every, bands = pd.concat([standard, own[~own.group.isin(STANDARD)]]), []
+    every = every[every["shift"].isin(lines)]
+    for shift, line in lines.items():
+        ends = special.logit(every[every["shift"] == shift].x.agg(["min", "max"]))
+        bands.append(line.band(special.expit(np.linspace(*ends, 40))).assign(shift=shift))
+    return every, pd.concat(bands, ignore_index=True)
 
 
 def above_in_words(study: Study, table: pd.DataFrame) -> str:
     """Where the model is above or below the line, beyond both intervals."""
     if table.empty:
         return f"Fewer than {trends.FEWEST} standard models are known for these shifts, so there is no line."
-    own = table[table.model == study.name]
-    sides = {k: own[[scores.decide(scores.estimate_of(r)) == k for r in own.itertuples()]] for k in ("more", "less")}
-    words = {"more": "above", "less": "below"}
-    said = [f"{words[k]} the line under {', '.join(t['shift'])}" for k, t in sides.items() if len(t)]
+    said = []
+    for way, word in (("more", "above"), ("less", "below")):
+        own = [r for r in table[table.model == study.name].itertuples() if scores.decide(scores.estimate_of(r)) == way]
+        said += [f"{word} the line under {', '.join(r.shift for r in own)}"] if own else []
     said = " and ".join(said) or "not told from the line under any shift"
     return f"{study.name} is {said}; these intervals are not corrected for their number."

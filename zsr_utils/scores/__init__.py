@@ -12,7 +12,7 @@ from zsr_utils.scores._noise import (
 )  # fmt: skip
 from zsr_utils.scores._paired import holm, paired_changes, paired_mean, sign_flip
 from zsr_utils.scores._robustness import (
-    around_anchors, by_cell, clipped, corruption_error, drop, effective_robustness, flip_rates, flips,
+    around_anchors, by_cell, clipped, drop, effective_robustness, flips, relative_errors,
 )  # fmt: skip
 from zsr_utils.scores._rows import (
     Statistic, accuracy, accuracy_against, changed_answer, correct, equal_vulnerability, estimates, flip_rate,
