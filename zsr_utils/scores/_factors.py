@@ -26,7 +26,8 @@ def half_dose(rows: pd.DataFrame) -> Estimate:
     drop = np.where(j > 0, curves[r, j - 1] - curves[r, j], 1)
     found = np.where(j > 0, at[j - 1] + (at[j] - at[j - 1]) * (curves[r, j - 1] - 0.5) / drop, np.inf)
     ends = [found[0], *np.quantile(found[1:], [0.025, 0.975], method="inverted_cdf")]
-    return Estimate(*(float(v) if v < np.inf else np.nan for v in ends), "bootstrap 95 % (1000)", len(kept), "dose")
+    kind = "bootstrap 95 % (1000)" + ("" if ends[-1] < np.inf else ", open: beyond the largest dose")
+    return Estimate(*(float(v) if v < np.inf else np.nan for v in ends), kind, len(kept), "dose")
 
 
 def column_means(values: Float[np.ndarray, "n k"], *, low: float = 0.0, seed: int = 0) -> Float[np.ndarray, "r k"]:
