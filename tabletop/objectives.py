@@ -167,8 +167,7 @@ class Robust(Continued):
 
     Source:
         Schlarmann et al. (2024), Robust CLIP, section 3 and their code. Ours are fewer steps (they have ten of one
-        grey level) that together
-        cross the ball, and pictures of the pre-training set in place of ImageNet.
+        grey level) that together cross the ball, and pictures of the pre-training set in place of ImageNet.
 
     Raises:
         ValueError: If there is no attack of this size or number of steps.

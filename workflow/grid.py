@@ -87,8 +87,6 @@ def of_profile(profile: str = "", chapters: str = "", model: str = "", dataset: 
     given = {path.stem: read_parameters([path], []) for path in folder.glob("*.yaml")} if profile else {}
     known = read_chapters()
     own = {name: given.get(name, {}) for name in chosen(chapters, known)}
-    left = not_for(profile, chapters, dataset)
-    own = {name: its for name, its in own.items() if name not in left}
     common = given.get("common", {})
     usual = defaults(ROOT / "notebooks" / f"{next(iter(own))}.ipynb") | common
     try:
@@ -99,6 +97,8 @@ def of_profile(profile: str = "", chapters: str = "", model: str = "", dataset: 
     if whose != ([(usual["model"], usual.get("pretrained", ""))], usual["dataset"]):
         common = {"models": []} | common
     named, dataset = whose
+    if not chapters:  # of what nobody asked for by name, what the data set has pictures for
+        own = {name: its for name, its in own.items() if dataset in known[name].get("datasets", [dataset])}
     grid = {
         "models": [{"name": model, "pretrained": tag} for model, tag in named],
         "datasets": [dataset],
@@ -113,15 +113,10 @@ def of_profile(profile: str = "", chapters: str = "", model: str = "", dataset: 
     return grid | ({"results": profile} if profile else {})
 
 
-def not_for(profile: str = "", chapters: str = "", dataset: str = "", **_) -> list[str]:
-    """Chapters that nobody asked for by name, and whose question the data set has no pictures for."""
-    common = ROOT / "profiles" / profile / "common.yaml"
-    known = read_chapters()
-    if chapters:
-        return []
-    usual = read_parameters([common], []) if profile and common.is_file() else {}
-    name = dataset or usual.get("dataset") or "tabletop"
-    return [chapter for chapter, entry in known.items() if name not in entry.get("datasets", [name])]
+def not_for(profile: str = "", chapters: str = "", model: str = "", dataset: str = "") -> list[str]:
+    """Chapters that `of_profile` leaves out because their question has no pictures in the data set."""
+    own = of_profile(profile, chapters, model, dataset)["chapters"]
+    return [name for name in chosen(chapters, read_chapters()) if name not in own]
 
 
 def jobs(grid: dict) -> list[Job]:
