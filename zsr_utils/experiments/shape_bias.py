@@ -168,21 +168,15 @@ def compared(rows: pd.DataFrame, plain: pd.DataFrame, model: str) -> pd.DataFram
     else:
         valued, bound = rows.assign(value=rows.decision.map({"shape": -1.0, "texture": 1.0, "other": 0.0})), 2.0
     base, others = valued[valued.model == model], valued[valued.model != model]
-    changes = [
-        scores.paired_changes(base.assign(model=name), part, "model", bounds={name: bound})
-        for name, part in others.groupby("model", sort=False)
-    ]
-    table = pd.concat(changes, ignore_index=True) if changes else pd.DataFrame()
-    return table.assign(p_holm=scores.holm(table.p)) if changes else table
+    every = [base.assign(model=name) for name in others.model.unique()]
+    return scores.paired_changes(pd.concat(every or [others]), others, "model", bounds=bound)
 
 
 def compared_in_words(table: pd.DataFrame, model: str) -> str:
     """For which models the surface counts more or less than for one, as far as the whole table decides it."""
     if table.empty:
         return "There is no other model to compare with."
-    sure = table[table.p_holm < 0.05]
-    more, less = (", ".join(sure[sign * sure.value > 0].model) for sign in (1, -1))
-    rest = ", ".join(table[table.p_holm >= 0.05].model)
+    more, less, rest = (", ".join(table[table.verdict == way].model) for way in ("more", "less", "undecided"))
     said = [f"the surface counts {word} than for {model} for {names}" for word, names in
             (("more", more), ("less", less)) if names]  # fmt: skip
     said += [f"for {rest} a difference from {model} is not decided"] if rest else []

@@ -131,16 +131,14 @@ def examples(images: Dataset, shown: Sequence[Condition]) -> tuple[list[Image.Im
 def beyond(rows: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], column: str = "right", **further) -> pd.DataFrame:
     """Mean differences of right answers, or another column, between the two conditions of every line, image by image.
 
-    With `p` of the sign-flip test, corrected by Holm over the lines of a model, `verdict` and `further` columns.
+    A table of `scores.paired_changes` by `model` and `line`, each model a family of tests, and `further` columns.
     """
-    found, bounds = [], dict.fromkeys(pairs, 1.0 if column == "right" else None)
-    for model, own in rows.assign(right=scores.correct(rows)).groupby("model", sort=False):
-        of = {condition: part.assign(value=part[column]) for condition, part in own.groupby("condition")}
-        sides = (pd.concat([of[pair[k]].assign(line=line) for line, pair in pairs.items()]) for k in (0, 1))
-        table = scores.paired_changes(*sides, "line", bounds=bounds)
-        found.append(table.assign(model=model, p=scores.holm(table.p.to_numpy()), **further))
-    table = pd.concat(found, ignore_index=True)
-    return table.assign(verdict=np.select([table.p >= 0.05, table.value > 0], ["undecided", "more"], "less"))
+    of = {
+        c: part.assign(value=part[column]) for c, part in rows.assign(right=scores.correct(rows)).groupby("condition")
+    }
+    sides = (pd.concat([of[pair[k]].assign(line=line) for line, pair in pairs.items()]) for k in (0, 1))
+    bounds = 1.0 if column == "right" else None
+    return scores.paired_changes(*sides, ["model", "line"], bounds=bounds, within="model").assign(**further)
 
 
 def defended(study: Study, rows: pd.DataFrame, shown: Sequence[Condition]) -> pd.DataFrame:

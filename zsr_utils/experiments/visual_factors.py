@@ -189,17 +189,18 @@ def losses(rows: pd.DataFrame, model: str, *, share: float | None = None) -> pd.
 def lost(rows: pd.DataFrame, *, than: str = "") -> pd.DataFrame:
     """Accuracy lost at the largest dose, a row a model and factor, image by image; strongest first.
 
-    With `than`, it is the loss of the other models less that of this one. `p` is Holm's over all rows of a model.
+    With `than`, it is the loss of the other models less that of this one. A table of `scores.paired_changes`, each
+    model a family of tests.
     """
-    found, base = [], losses(rows, than, share=1.0) if than else 0
-    for model in rows.model[rows.model != than].unique():
-        wide = losses(rows, model, share=1.0) - base
-        each = [
-            asdict(scores.paired_mean(v, bound=2 if than else 1)) | {"p": scores.sign_flip(v)} for _, v in wide.items()
-        ]
-        part = pd.DataFrame(each).assign(condition=wide.columns, model=model, p=lambda t: scores.holm(t.p))
-        found.append(part.sort_values("value", ascending=False, kind="stable"))
-    return pd.concat(found, ignore_index=True)
+    largest = rows[rows.share == 1].assign(value=lambda t: t.lost)
+    if not than:
+        base, others, bound = largest.assign(value=0.0), largest, 1
+    else:
+        own, others, bound = largest[largest.model == than], largest[largest.model != than], 2
+        base = pd.concat([own.assign(model=name) for name in others.model.unique()])
+    table = scores.paired_changes(base, others, ["model", "condition"], bounds=bound, within="model")
+    places = table.model.map({name: k for k, name in enumerate(table.model.unique())})
+    return table.iloc[np.lexsort([-table.value, places])].reset_index(drop=True)
 
 
 def interactions(rows: pd.DataFrame, both: pd.DataFrame, images: Dataset) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Differences on the same samples: intervals that are never of width zero, exact tests, several at once."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from functools import reduce
 
 import numpy as np
@@ -80,27 +80,41 @@ def holm(p: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
 
 
 def paired_changes(
-    base: pd.DataFrame, other: pd.DataFrame, by: str, *, bounds: Mapping[str, float] | None = None
-) -> pd.DataFrame:
+    base: pd.DataFrame, other: pd.DataFrame, by: str | Sequence[str], *, bounds: float | Mapping | None = None,
+    within: str | None = None, unit: str = "fraction",
+) -> pd.DataFrame:  # fmt: skip
     """Mean difference `other - base` in every group, sample by sample; several values of a sample are averaged first.
 
-    Both have the columns `by`, `sample_id`, `value`; samples that only one of them has are left out. `bounds` are those
-    of the differences, by group, as for `paired_mean`.
+    Both have the columns `by`, `sample_id`, `value`; samples that only one of them has are left out.
 
-    Returns: The column `by`, the means `base` and `other` over the common samples, the columns of an estimate of the
-        difference, and `p` of `sign_flip`. A group without a common sample has no row.
+    Args:
+        bounds: Of the differences, as for `paired_mean`: one for all groups, or by the value of the last of `by`.
+        within: The column of `by` whose values are families of tests of their own; else the whole table is one.
+
+    Returns: The columns `by`, the means `base` and `other` over the common samples, the columns of an estimate of the
+        difference, `p` of `sign_flip`, `p_holm` over the family, and what that decides, `verdict`: `more`, `less` or
+        `undecided`. A group without a common sample has no row.
 
     Examples:
         >>> base = pd.DataFrame({"m": "a", "sample_id": [1, 2, 3], "value": [0.0, 0.0, 1.0]})
         >>> other = pd.DataFrame({"m": "a", "sample_id": [1, 2, 4], "value": [1.0, 0.0, 1.0]})
-        >>> paired_changes(base, other, "m")[["base", "other", "value", "p"]].values.tolist()
-        [[0.0, 0.5, 0.5, 1.0]]
+        >>> paired_changes(base, other, "m")[["base", "other", "value", "p", "verdict"]].values.tolist()
+        [[0.0, 0.5, 0.5, 1.0, 'undecided']]
     """
-    means = [table.groupby([by, "sample_id"], sort=False).value.mean() for table in (base, other)]
+    by = [by] if isinstance(by, str) else list(by)
+    means = [table.groupby([*by, "sample_id"], sort=False).value.mean() for table in (base, other)]
     both = pd.concat(means, axis=1, join="inner", keys=["base", "other"])
     found = []
-    for group, part in both.groupby(level=0, sort=False):
+    for group, part in both.groupby(level=by, sort=False):
         d = (part.other - part.base).to_numpy()
-        change = paired_mean(d, bound=(bounds or {}).get(group))
-        found.append({by: group, **part.mean(), **asdict(change), "p": sign_flip(d)})
-    return pd.DataFrame(found)
+        bound = bounds.get(group[-1]) if isinstance(bounds, Mapping) else bounds
+        change = paired_mean(d, bound=bound, unit=unit)
+        found.append({**dict(zip(by, group)), **part.mean(), **asdict(change), "p": sign_flip(d)})
+    if not found:
+        return pd.DataFrame(
+            columns=[*by, "base", "other", *(f.name for f in fields(Estimate)), "p", "p_holm", "verdict"]
+        )
+    table = pd.DataFrame(found)
+    p_holm = table.groupby(within).p.transform(holm) if within else holm(table.p)
+    verdict = np.select([~(p_holm < 0.05), table.value > 0], ["undecided", "more"], "less")
+    return table.assign(p_holm=p_holm, verdict=verdict)
