@@ -1,7 +1,10 @@
 """One step of many pairs at once: a pass each way, a move, and back into the ball."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,8 +31,8 @@ class Settings:
             squared pixels per unit of loss.
         momentum: Share of the last move (`polyak`) or of the accumulated gradient (`pgd`) kept.
         max_steps: Steps after which a pair is given up.
-        eps: Radius of the ball around the source that the image may not leave, in units of [0, 1] pixels; None leaves
-            only the box [0, 1].
+        eps: Radius of the ball around the source that the image may not leave, in units of [0, 1] pixels; three numbers
+            are an L-infinity radius for each channel; None leaves only the box [0, 1].
         norm: `linf` bounds the change of every pixel, `l2` its Euclidean norm over the image.
         eight_bit: Look at the model, in every step, through an image rounded to 256 grey levels, so that what is
             reached holds for the saved file. An L-infinity ball then holds the levels inside it, wherever between two
@@ -47,7 +50,7 @@ class Settings:
     step: float | None = None
     momentum: float = 0.0
     max_steps: int = 200
-    eps: float | None = None
+    eps: float | tuple[float, float, float] | None = None
     norm: str = "linf"
     eight_bit: bool = False
     noise: float = 0.0
@@ -55,13 +58,22 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        one_of("optimizer", self.optimizer, STEPS)
+        one_of("optimizer", self.optimizer, self.optimizers())
         one_of("norm", self.norm, ("linf", "l2"))
         if self.step is None:
             if self.optimizer == "gradient_descent":
                 raise ValueError("gradient_descent needs a step, in squared pixels per unit of loss.")
             object.__setattr__(self, "step", 1.0)
-        bounds = {
+        for name, (good, allowed) in self.bounds().items():
+            if not good:
+                raise ValueError(f"{name} is {getattr(self, name)}, allowed is {allowed}.")
+
+    def optimizers(self) -> dict[str, Callable]:
+        return STEPS
+
+    def bounds(self) -> dict[str, tuple[bool, str]]:
+        """Whether each value is good, and what is allowed."""
+        found = {
             "step": (self.step > 0, "above 0"),
             "momentum": (0 <= self.momentum < 1, "0 to below 1"),
             "max_steps": (self.max_steps >= 1, "1 or more"),
@@ -69,11 +81,27 @@ class Settings:
             "draws": (self.draws >= 1, "1 or more"),
         }
         if self.eps is not None:
-            most = self.norm == "l2" or self.eps <= 1
-            bounds["eps"] = (self.eps >= 0 and most, "0 to 1" if self.norm == "linf" else "0 or more")
-        for name, (good, allowed) in bounds.items():
-            if not good:
-                raise ValueError(f"{name} is {getattr(self, name)}, allowed is {allowed}.")
+            radii = np.atleast_1d(self.eps)
+            good = (radii >= 0).all() and (len(radii) == 1 if self.norm == "l2" else (radii <= 1).all())
+            found["eps"] = (good, "0 to 1" if self.norm == "linf" else "0 or more")
+        return found
+
+    @property
+    def random(self) -> bool:
+        """Whether what becomes of a pair depends on its name."""
+        return self.noise > 0
+
+    def begin(self, sources: Tensor, rows: list[int], names: list[str], device) -> dict[str, Tensor]:
+        """State of pairs that enter the batch; every entry has one row a pair."""
+        return begin(sources, rows, self, device)
+
+    def look(self, net, pixels, goal, until, batch, names, last) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixel gradient, or what stands for it, loss, and whether each pair is finished."""
+        return gradient_step(net, pixels, goal, until, batch, names, self, last)
+
+    def move(self, batch: dict[str, Tensor], gradient: Tensor, loss: Tensor, names: list[str]) -> Tensor:
+        """How every pair's image changes; the step may leave the ball."""
+        return move(batch, gradient, loss, self)
 
 
 def begin(sources: Tensor, rows: list[int], settings: Settings, device) -> dict[str, Tensor]:
@@ -97,11 +125,16 @@ def box(source: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     """Least and largest value of every pixel; where no grey level lies between them, the first is the larger one."""
     if settings.eps is None or settings.norm == "l2":
         return source.new_zeros(len(source), 1, 1, 1), source.new_ones(len(source), 1, 1, 1)
-    levels, reach = 255 * source.double(), 255 * settings.eps
+    levels, reach = 255 * source.double(), 255 * radius(settings, source.double())
     low, high = (levels - reach).clamp_min(0), (levels + reach).clamp_max(255)
     if settings.eight_bit:
         low, high = (low - ROUNDING).ceil(), (high + ROUNDING).floor()
     return (low / 255).float(), (high / 255).float()
+
+
+def radius(settings: Settings, like: Tensor) -> float | Tensor:
+    """The radius of the ball, of every channel where they differ."""
+    return like.new_tensor(settings.eps)[:, None, None] if isinstance(settings.eps, tuple) else settings.eps
 
 
 def join(batch: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -110,14 +143,18 @@ def join(batch: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.cat([value, new[name]]) for name, value in batch.items()}
 
 
-def gradient_step(net, pixels, goal, until, batch, names, settings, last=False) -> tuple[Tensor, Tensor, Tensor]:
+def gradient_step(
+    net, pixels, goal, until, batch, names, settings, last=False, view=lambda pixels: pixels
+) -> tuple[Tensor, Tensor, Tensor]:
     """Pixel gradient and loss of every pair and whether it is finished, from one pass each way.
 
-    After the `last` one no pair moves, so it needs no way back: its gradient is zero.
+    After the `last` one no pair moves, so it needs no way back: its gradient is zero. The model sees a `view` of the
+    pixels.
     """
     rows, copies = batch["rows"], 1
-    shown = pixels = pixels.detach().requires_grad_(not last)
+    pixels = pixels.detach().requires_grad_(not last)
     with torch.set_grad_enabled(not last):
+        shown = view(pixels)
         if settings.noise:
             copies += settings.draws
             keys = [f"{names[row]}\0{step}" for row, step in zip(rows.tolist(), batch["steps"].tolist())]
@@ -127,9 +164,25 @@ def gradient_step(net, pixels, goal, until, batch, names, settings, last=False) 
         features = net.encode_image(shown)
         rows = rows.repeat(copies)
         loss = goal.loss(features, rows).view(copies, -1).mean(0)
-        gradient = torch.zeros_like(pixels) if last else torch.autograd.grad(loss.sum(), pixels)[0]
+        gradient = torch.zeros_like(pixels) if last else gradient_of(loss, pixels, net)
     reached = until.reached(features.detach(), rows).view(copies, -1).all(0)
     return gradient, loss.detach(), reached
+
+
+@contextmanager
+def answers_have_gradients(net) -> Iterator[None]:
+    """One clear sentence where a model answers through other libraries than torch."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "require" not in str(error) or "grad" not in str(error):
+            raise
+        raise ValueError(f"{net.name} gives no gradient of its answers, allowed are nes, spsa and square.") from error
+
+
+def gradient_of(loss: Tensor, pixels: Tensor, net, **options) -> Tensor:
+    with answers_have_gradients(net):
+        return torch.autograd.grad(loss.sum(), pixels, **options)[0]
 
 
 def move(batch: dict[str, Tensor], gradient: Tensor, loss: Tensor, settings: Settings) -> Tensor:
@@ -155,12 +208,16 @@ def _gradient_descent(batch, gradient, loss, settings):
 
 
 def _pgd(batch, gradient, loss, settings):
+    decay = 0.5 * (1 + torch.cos(torch.pi * batch["steps"] / settings.max_steps))
+    return -_wide(settings.step * settings.eps * decay) * steepest(batch, gradient, settings)
+
+
+def steepest(batch: dict[str, Tensor], gradient: Tensor, settings: Settings) -> Tensor:
+    """The direction, of length 1 in the ball's norm, in which the loss (or its accumulated gradient) grows fastest."""
     if settings.momentum:  # gradients of different steps are comparable only at equal length
         size = gradient.flatten(1).abs().sum(1).clamp_min(TINY)
         gradient = batch["velocity"] = settings.momentum * batch["velocity"] + gradient / _wide(size)
-    direction = gradient.sign() if settings.norm == "linf" else gradient / _wide(_squares(gradient).sqrt())
-    decay = 0.5 * (1 + torch.cos(torch.pi * batch["steps"] / settings.max_steps))
-    return -_wide(settings.step * settings.eps * decay) * direction
+    return gradient.sign() if settings.norm == "linf" else gradient / _wide(_squares(gradient).sqrt())
 
 
 STEPS = {"polyak": _polyak, "gradient_descent": _gradient_descent, "pgd": _pgd}

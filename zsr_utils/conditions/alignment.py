@@ -145,11 +145,11 @@ def align(
         while waiting or len(batch.get("rows", ())):
             free = batch_size - len(batch.get("rows", ()))
             taken, waiting = waiting[:free], waiting[free:]
-            batch = _steps.join(batch, _steps.begin(sources, taken, settings, net.device))
+            batch = _steps.join(batch, settings.begin(sources, taken, names, net.device))
             pixels = saved_as_png(batch["pixels"]) if settings.eight_bit else batch["pixels"]
             given_up = batch["steps"] >= batch["limit"]
             last = bool(given_up.all())
-            gradient, loss, reached = _steps.gradient_step(net, pixels, goal, until, batch, names, settings, last)
+            gradient, loss, reached = settings.look(net, pixels, goal, until, batch, names, last)
             done = reached | given_up
             _refuse_not_finite(gradient, done, batch, names)
             if done.any():
@@ -162,7 +162,7 @@ def align(
                     store.add(aligned, rows)
                 batch = {name: value[~done] for name, value in batch.items()}
                 gradient, loss = gradient[~done], loss[~done]
-            moved = batch["pixels"] + _steps.move(batch, gradient, loss, settings)
+            moved = batch["pixels"] + settings.move(batch, gradient, loss, names)
             batch["pixels"] = _steps.project(moved, batch, settings)
             batch["steps"] = batch["steps"] + 1
     if store:
@@ -289,13 +289,14 @@ def _check(net, sources, goal, until, settings: Settings, names: Sequence[str], 
         raise ValueError(f"batch_size is {batch_size}, allowed is 1 or more.")
     if settings.optimizer == "pgd" and settings.eps is None:
         raise ValueError("pgd needs eps, the radius of its ball.")
-    if settings.eight_bit and settings.eps is not None and settings.eps < 0.5 / 255:
+    if settings.eight_bit and settings.eps is not None and np.min(settings.eps) < 0.5 / 255:
         low, high = _steps.box(sources, settings)
         empty = (low > high).flatten(1).any(1)
         if empty.any():
+            pair = names[int(empty.nonzero()[0])]
             raise ValueError(
-                f"eps is {settings.eps:.2g}: no 8-bit image lies in the ball of pair {names[int(empty.nonzero()[0])]}, "
-                "whose source lies between grey levels."
+                f"eps is {np.min(settings.eps):.2g}: no 8-bit image lies in the ball of pair {pair}, whose source lies "
+                "between grey levels."
             )
 
 
@@ -303,5 +304,5 @@ def _refuse_not_finite(gradient: Tensor, done: Tensor, batch: dict[str, Tensor],
     wrong = ~gradient.flatten(1).isfinite().all(1) & ~done
     if wrong.any():
         first = int(wrong.nonzero()[0])
-        pair, step = names[int(batch["rows"][first])], int(batch["steps"][first])
+        pair, step = names[int(batch["rows"][first])].split("\0")[0], int(batch["steps"][first])
         raise FloatingPointError(f"The gradient of pair {pair} is not finite at step {step}.")
