@@ -11,7 +11,7 @@ from torch import nn
 
 from zsr_utils import scores
 from zsr_utils._cache import digest
-from zsr_utils.conditions import ATTACKS, GRADIENTS, Batch, Fooled, Head, _attacks, attack, generator, random_noise
+from zsr_utils.conditions import ATTACKS, Batch, Fooled, Head, _attacks, attack, generator, random_noise
 from zsr_utils.experiments import adversarial_attacks
 from zsr_utils.measure import Pixels, measure
 
@@ -55,12 +55,16 @@ def world(n=40, amplitude=0.03) -> Pixels:
 HEAD = Head(torch.eye(5), NAMES)
 
 
-def batch_of(net, images: Pixels, head=HEAD, **options) -> Batch:
-    return Batch(net, head, images.sample_ids, torch.from_numpy(images.labels), head.see(net, images.pixels), **options)
+def batch_of(net, images: Pixels, head=HEAD) -> Batch:
+    return Batch(net, head, images.sample_ids, torch.tensor(images.labels), head.see(net, images.pixels))
 
 
 def rows_of(net, images, conditions, head=HEAD, **options) -> pd.DataFrame:
     return measure(net, images, head, conditions, **options)
+
+
+def few(images: Pixels, n: int) -> Pixels:
+    return Pixels(images.sample_ids[:n], images.labels[:n], (images.pixels[:n] * 255).round() / 255)
 
 
 @pytest.fixture
@@ -73,62 +77,42 @@ def images():
     return world()
 
 
-def two_classes(net):
-    """A head of two classes, and for every image the radius at which its border is met."""
-    pair = Head(torch.eye(5)[:2], NAMES[:2])
-    w = net.net.scale * (net.net.directions[0] - net.net.directions[1])
-    return pair, lambda pixels: ((pixels - 0.5).flatten(1) @ w).abs() / w.abs().sum()
+def two_classes(net, images):
+    """A head of two classes, images with its answers as labels, and how far each is from the border."""
+    w, head = 3 * (net.net.directions[0] - net.net.directions[1]), Head(torch.eye(5)[:2], NAMES[:2])
+    border = ((images.pixels - 0.5).flatten(1) @ w).abs() / w.abs().sum()
+    return head, replace(images, labels=head.see(net, images.pixels).predictions.numpy()), border
 
 
 def test_fgsm_breaks_what_the_closed_form_says(net, images):
-    head, border = two_classes(net)
-    images = replace(images, labels=head.see(net, images.pixels).predictions.numpy())
-    radius = border(images.pixels)
-    for eps in radius.quantile(torch.tensor([0.2, 0.5, 0.8])).tolist():
+    head, images, border = two_classes(net, images)
+    for eps in border.clamp_max(0.019).quantile(torch.tensor([0.2, 0.5, 0.8])).tolist():  # no pixel leaves [0, 1]
         rows = rows_of(net, images, [attack("fgsm", eps)], head)
-        inside = images.pixels.flatten(1).clamp(eps, 1 - eps).eq(images.pixels.flatten(1)).all(1).numpy()
-        expected = (radius > eps).numpy()
-        assert inside.all() and ((rows.margin > 0).to_numpy() == expected).all()
+        assert ((rows.margin > 0).to_numpy() == (border > eps).numpy()).all()
 
 
 def test_deepfool_stops_at_the_nearest_border(net, images):
-    head, border = two_classes(net)
-    images = replace(images, labels=head.see(net, images.pixels).predictions.numpy())
-    rows = rows_of(net, images, [attack("deepfool", 1.0)], head)
-    radius = 255 * border(images.pixels).numpy()
+    head, two, border = two_classes(net, images)
+    rows, radius = rows_of(net, two, [attack("deepfool", 1.0)], head), 255 * border.numpy()
     assert (rows.margin < 0).all() and (rows.linf > radius).all() and (rows.linf < 1.02 * radius + 0.03).all()
-
-
-def test_deepfool_goes_to_the_nearest_of_many_borders(net, images):
-    w, labels = net.net.scale * net.net.directions, torch.from_numpy(images.labels)
-    logits = net.logits(images.pixels, torch.eye(5))
-    apart = (w[labels][:, None] - w[None]).abs().sum(2)
-    far = (logits.gather(1, labels[:, None]) - logits) / apart
-    nearest = 255 * far.scatter(1, labels[:, None], torch.inf).amin(1)
+    w, labels = 3 * net.net.directions, torch.tensor(images.labels)
+    logits, apart = net.logits(images.pixels, torch.eye(5)), (w[labels][:, None] - w[None]).abs().sum(2)
+    far = ((logits.gather(1, labels[:, None]) - logits) / apart).scatter(1, labels[:, None], torch.inf)
     rows = rows_of(net, images, [attack("deepfool", 1.0)])
-    right = (rows.clean_prediction == rows.label).to_numpy()
-    assert right.sum() > 30 and np.allclose(
-        rows.linf[right], 1.02 * nearest[torch.from_numpy(right)] + 0.026, atol=0.05
-    )
+    assert (rows.clean_prediction == rows.label).all()
+    np.testing.assert_allclose(rows.linf, 1.02 * (255 * far.amin(1) + 0.0255), atol=0.05)
 
 
 @pytest.mark.parametrize("options", [{}, {"eight_bit": True}, {"norm": "l2"}, {"space": "normalised"}])
 def test_no_attack_leaves_its_ball(net, images, options):
-    few = replace(
-        images,
-        sample_ids=images.sample_ids[:6],
-        labels=images.labels[:6],
-        pixels=(images.pixels[:6] * 255).round() / 255,
-    )
     net.std.fill_(0.5 if "space" in options else 1.0)
+    images, limit = few(images, 6), 3 if "space" in options else 6
     for name in ("bim", "pgd") if "norm" in options else ATTACKS:
-        made = attack(name, 6 / 255, steps=5, **options, **({"queries": 3} if name in ("nes", "spsa") else {}))
-        change = 255 * (made.change(batch_of(net, few)) - few.pixels)
-        limit = 3 if "space" in options else 6
+        made = attack(name, 6 / 255, steps=8, queries=3, **options)
+        change = 255 * (made.change(batch_of(net, images)) - images.pixels)
         size = change.flatten(1).norm(dim=1) if "norm" in options else change.abs()
         assert 0 < size.max() <= limit + 1e-3 or name == "deepfool"
-        if "eight_bit" in options:
-            assert torch.allclose(change, change.round(), atol=1e-3)
+        assert "eight_bit" not in options or torch.allclose(change, change.round(), atol=1e-3)
 
 
 def test_a_radius_of_0_changes_nothing(net, images):
@@ -137,15 +121,11 @@ def test_a_radius_of_0_changes_nothing(net, images):
 
 
 def test_an_image_is_left_when_the_model_errs_and_not_touched_if_it_did_before(net, images):
-    rows = rows_of(net, images, [GRADIENTS, attack("bim", 0.3, steps=20)])
-    made = rows[rows.condition == "bim"]
-    wrong = made.clean_prediction != made.label
-    assert (made.linf[wrong] == 0).all() and (made.margin < 0).all() and (made.steps < 20).all()
-    eps = made.steps.max() * 0.15 * 0.3 * 255
-    assert (
-        made.linf.max() <= eps + 1e-3
-        and (made.passes == made.steps.where(wrong, made.steps + 1).where(~wrong, 0)).all()
-    )
+    images = replace(images, labels=np.where(np.arange(40) < 5, (images.labels + 1) % 5, images.labels))
+    rows = rows_of(net, images, [attack("bim", 0.3, steps=20)])
+    assert (rows.margin < 0).all() and (rows.steps[5:] < 20).all() and rows.fooled.all()
+    assert (rows[:5][["linf", "steps", "passes"]] == 0).all(axis=None) and (rows.passes[5:] == rows.steps[5:] + 1).all()
+    assert (rows.linf <= rows.steps * 0.15 * 0.3 * 255 + 1e-3).all()
 
 
 @pytest.mark.parametrize("name", ["nes", "spsa"])
@@ -176,16 +156,15 @@ class ByNumpy(nn.Module):
 @pytest.mark.parametrize("name", ["nes", "spsa", "square"])
 def test_a_model_without_gradients_is_attacked_by_answers_and_they_are_counted(net, images, name):
     asks = handle(ByNumpy(net.net, detach=False))
-    batch = batch_of(asks, images)
-    asks.net.asked, made = 0, attack(name, 0.1, steps=8, queries=20)
-    pixels = made.change(batch)
-    asked, seen = asks.net.asked, HEAD.see(asks, pixels)
-    facts = made.facts(batch, seen)
+    batch, made = batch_of(asks, images), attack(name, 0.1, steps=8, queries=20)
+    asks.net.asked = 0
+    pixels, asked = made.change(batch), asks.net.asked
+    facts = made.facts(batch, HEAD.see(asks, pixels))
+    assert asked == facts["passes"].sum() < len(images) * (9 + 8 * 40 * (name != "square"))  # who errs is asked no more
     assert (
-        asked == facts["passes"].sum()
-        and (seen.predictions != batch.labels).sum() > (batch.clean.predictions != batch.labels).sum()
+        facts["fooled"].any()
+        and (HEAD.see(net, pixels).predictions[facts["fooled"]] != batch.labels[facts["fooled"]]).all()
     )
-    assert asked < len(images) * (9 + 8 * 40 * (name != "square"))  # those that err are asked no more
 
 
 @pytest.mark.parametrize("detach", [True, False])
@@ -196,17 +175,14 @@ def test_a_white_box_attack_without_gradients_says_so(net, images, detach):
 
 
 def test_rows_do_not_depend_on_the_company(net):
-    images = world(10)
-    shown = [attack(name, 0.02, steps=4, queries=3) for name in ATTACKS] + [random_noise(0.02)]
-    order = np.argsort([generator(i, ("order",)).random() for i in images.sample_ids])
+    images, order = world(10), np.array([3, 1, 9, 0, 2, 8, 4, 7, 5, 6])
     other = Pixels([images.sample_ids[k] for k in order], images.labels[order], images.pixels[order])
-    both = [rows_of(net, i, shown, batch_size=size, draws=2) for i, size in ((images, 64), (other, 3))]
+    shown = [attack(name, 0.02, steps=4, queries=3, draws=2) for name in ATTACKS] + [random_noise(0.02, 2)]
+    both = [rows_of(net, i, shown, batch_size=size) for i, size in ((images, 64), (other, 3))]
     one, two = (r.sort_values(["condition", "draw", "sample_id"]).reset_index(drop=True) for r in both)
     pd.testing.assert_frame_equal(one, two, atol=1e-4)
-    pgd = rows_of(net, images, [attack("pgd", 0.02, steps=4, draws=2)]).pivot(
-        index="sample_id", columns="draw", values="rms"
-    )
-    assert (pgd[0] != pgd[1]).mean() > 0.5
+    starts = one[one.condition == "pgd"].pivot(index="sample_id", columns="draw", values="rms")
+    assert (starts[0] != starts[1]).mean() > 0.5
 
 
 def test_a_transfer_attack_follows_the_substitute_all_the_way(net, images):
@@ -296,7 +272,7 @@ def test_read_outs_are_those_of_a_table_worked_by_hand():
     draws = pd.concat([rows, rows.assign(draw=1, margin=1.0)])
     assert scores.robust_accuracy(draws[draws.severity == 2]).value == 0.5
     deep = rows[rows.condition == "bim"].assign(condition="deepfool", severity=255.0, margin=-1.0)
-    assert (adversarial_attacks.in_ball(deep, 3).margin >= 0).tolist() == [False] * 4 + [True] * 8
+    assert (adversarial_attacks.in_ball([deep], 3).margin >= 0).tolist() == [False] * 4 + [True] * 8
 
 
 # alarms
@@ -347,7 +323,7 @@ def test_a_defence_that_masks_raises_its_alarm(way):
     assert table.raised[MASKED[way]], table[["value", "low", "raised"]]
 
 
-@pytest.mark.parametrize("amplitude", [0.05, 0.2])
+@pytest.mark.parametrize("amplitude", [0.03, 0.2])
 def test_a_plain_and_a_robust_model_raise_none(amplitude):
     table = alarms_of("none", amplitude)
     assert not table.raised.any() and table.value.notna().all(), table[["value", "low", "raised"]]

@@ -38,14 +38,10 @@ class Fooled:
     """Goal: another class than the label is named. The loss falls towards it.
 
     Attributes:
-        net, head: Who answers, and by what.
-        labels: One an image.
-        kind: `cross_entropy` vanishes where the label's probability is 1; `margin` is the logit of the label less the
-            largest other one; `dlr` is the margin over the distance of the largest logit and the third, so that no
-            scale of the logits changes it.
-        temperature: Divides the logits for the cross-entropy.
-        targets: The class to be named, for a targeted margin or `dlr` (over the distance of the largest logit from the
-            mean of the third and fourth); by default the best other one.
+        kind: `cross_entropy`, of the logits over `temperature`, vanishes where the label's probability is 1; `margin`
+            is the label's logit less the largest other one; `dlr` is the margin over the distance of the largest logit
+            from the third (towards a target: from the mean of third and fourth), whatever the scale.
+        targets: The class to be named by `margin` and `dlr`; by default the best other one.
         leave: Whether an image is finished when the model errs, as it is for the victim and not for a substitute.
 
     Source: Carlini & Wagner (2017) for the margin; Croce & Hein (2020) for the difference of logits ratio (DLR).
@@ -63,7 +59,6 @@ class Fooled:
         return len(self.labels)
 
     def key(self, row: int) -> bytes:
-        """What the end of one image's way depends on."""
         target = None if self.targets is None else int(self.targets[row])
         said = repr((self.kind, self.temperature, int(self.labels[row]), target, self.leave, self.head.merged))
         return as_bytes(self.head.weights) + said.encode()
@@ -103,12 +98,11 @@ class Attack(Settings):
 
     Attributes:
         optimizer: `sign`, steps of `step * eps`; `pgd`, whose steps decay; `apgd`, which halves its step where it makes
-            no progress; `deepfool`, to the nearest border by a linear account; `square`, random squares.
-        asks: `gradient`; `nes` or `spsa`, which estimate it from `2 * queries` answers a step; or `score`, answers.
+            no progress; `deepfool`, to the nearest border of `candidates` classes by a linear account; `square`.
+        asks: `gradient`; `nes` or `spsa`, which estimate it from `queries` pairs of answers a step, `probe` apart; or
+            `score`, answers alone.
         start: `source`, `random` (uniform in the ball) or `stripes` (of `square`).
         diversity: Chance that a step looks through a picture made up to 10 % smaller, somewhere on black (DIM).
-        queries, probe: Pairs of answers that `nes` and `spsa` take a step, and how far apart, in units of [0, 1].
-        candidates: Nearest classes that `deepfool` compares.
     """
 
     optimizer: str = "sign"
@@ -153,52 +147,54 @@ class Attack(Settings):
             reach = torch.from_numpy(np.stack([2 * draw.integers(0, 2, (shape[0], 1, shape[2])) - 1 for draw in draws]))
             change = (_steps.radius(self, sources) * reach).to(state["pixels"])
             state["pixels"] = _steps.project(state["source"] + change, state, self)
-        zeros = {name: torch.zeros_like(state["best"]) for name in ("rises", "halved")}
-        best = {"best_pixels": state["pixels"], "best_gradient": torch.zeros_like(state["pixels"])}
-        return state | zeros | best | {"previous": state["pixels"], "checked": state["best"], "loss": state["best"]}
+        if self.optimizer in ("apgd", "square"):
+            never, pixels = state["best"], state["pixels"]
+            state |= {"rises": 0 * state["steps"], "halved": 0 * state["steps"], "checked": never, "loss": -never}
+            state |= {"best_pixels": pixels, "best_gradient": torch.zeros_like(pixels), "previous": pixels}
+        return state
 
     def look(self, net, pixels, goal, until, batch, names, last) -> tuple[Tensor, Tensor, Tensor]:
         """Pixel gradient or what stands for it, loss, and who is finished."""
-        keys = [f"{names[row]}\0{step}" for row, step in zip(batch["rows"].tolist(), batch["steps"].tolist())]
         if self.asks in PROBES:
-            return self._estimated(net, pixels, goal, until, batch, keys)
+            return self._estimated(net, pixels, goal, until, batch, names)
         if self.optimizer == "deepfool" and not last:
             return self._nearest(net, pixels, goal, until, batch)
         look = partial(_steps.gradient_step, net, pixels, goal, until, batch, names, self)
         if self.asks == "score" or last or not self.diversity:
             return look(last or self.asks == "score")
-        grid, plain = self._views(pixels, keys, batch["steps"] >= batch["limit"])
+        grid, plain = self._views(pixels, batch, names)
         gradient, loss, reached = look(view=lambda x: F.grid_sample(x, grid, align_corners=False).clamp(0, 1))
         return gradient, loss, reached & plain  # an answer to a smaller picture is not one to this
 
     def move(self, batch: dict[str, Tensor], gradient: Tensor, loss: Tensor, names: list[str]) -> Tensor:
-        batch["names"] = [names[row] for row in batch["rows"].tolist()] if self.optimizer == "square" else ()
-        moved = MOVES[self.optimizer](batch, gradient, loss, self)
-        del batch["names"]
-        return moved
+        return MOVES[self.optimizer](batch, gradient, loss, self, names)
 
-    def _views(self, pixels: Tensor, keys: list[str], done: Tensor) -> tuple[Tensor, Tensor]:
+    def randoms(self, batch: dict[str, Tensor], names: list[str], what: str) -> list[np.random.Generator]:
+        """Random numbers of every image and step."""
+        rows, steps = batch["rows"].tolist(), batch["steps"].tolist()
+        return [generator(f"{names[row]}\0{step}", (self.seed, what)) for row, step in zip(rows, steps)]
+
+    def _views(self, pixels: Tensor, batch: dict[str, Tensor], names: list[str]) -> tuple[Tensor, Tensor]:
         """Where each pixel of a view comes from, and which views are the image as it is."""
         size, placed = pixels.shape[-1], []
-        for key in keys:
-            draw = generator(key, (self.seed, "diversity"))
-            side = int(draw.integers(int(0.9 * size), size)) if draw.random() < self.diversity else size
+        for draw, last in zip(self.randoms(batch, names, "diversity"), (batch["steps"] >= batch["limit"]).tolist()):
+            smaller = not last and draw.random() < self.diversity
+            side = int(draw.integers(int(0.9 * size), size)) if smaller else size
             placed.append([side, *draw.integers(0, size - side + 1, 2)])
         side, left, top = torch.tensor(placed, dtype=pixels.dtype, device=pixels.device).T
-        side, left, top = (torch.where(done, whole, v) for v, whole in ((side, float(size)), (left, 0.0), (top, 0.0)))
         scale, zero = size / side, torch.zeros_like(side)
         shift = [-scale * ((2 * begins + side) / size - 1) for begins in (left, top)]
         rows = torch.stack([scale, zero, shift[0], zero, scale, shift[1]], 1).view(-1, 2, 3)
         return F.affine_grid(rows, list(pixels.shape), align_corners=False), side == size
 
     @torch.no_grad()
-    def _estimated(self, net, pixels, goal, until, batch, keys) -> tuple[Tensor, Tensor, Tensor]:
+    def _estimated(self, net, pixels, goal, until, batch, names) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient from answers to pairs of images a little apart, for those that will move."""
         features, rows = net.encode_image(pixels), batch["rows"]
         reached, gradient = until.reached(features, rows), torch.zeros_like(pixels)
-        going = (~reached & (batch["steps"] < batch["limit"])).nonzero()[:, 0]
-        draws = [generator(keys[row], (self.seed, self.asks)) for row in going.tolist()]
-        for _ in range(self.queries if len(going) else 0):
+        going = ~reached & (batch["steps"] < batch["limit"])
+        draws = [draw for draw, on in zip(self.randoms(batch, names, self.asks), going.tolist()) if on]
+        for _ in range(self.queries if draws else 0):
             drawn = np.stack([PROBES[self.asks](draw, pixels.shape[1:]) for draw in draws])
             ways = torch.from_numpy(drawn).to(pixels)
             ends = [(pixels[going] + sign * self.probe * ways).clamp(0, 1) for sign in (1, -1)]
@@ -229,44 +225,45 @@ def _length(gradient: Tensor) -> Tensor:
     return gradient.flatten(1).abs().sum(1).clamp_min(_steps.TINY)
 
 
-def _sign(batch, gradient, loss, attack):
+def _sign(batch, gradient, loss, attack, names):
     return -attack.step * _steps.radius(attack, gradient) * _steps.steepest(batch, gradient, attack)
 
 
-def _pgd(batch, gradient, loss, attack):
-    decay = 0.5 * (1 + torch.cos(torch.pi * batch["steps"] / attack.max_steps))[:, None, None, None]
-    return decay * _sign(batch, gradient, loss, attack)
+def _pgd(batch, gradient, loss, attack, names):
+    decay = 0.5 * (1 + torch.cos(torch.pi * batch["steps"] / attack.max_steps))
+    return _steps.wide(decay) * _sign(batch, gradient, loss, attack, names)
 
 
-def _deepfool(batch, gradient, loss, attack):
-    return -attack.step * ((loss.abs() / _length(gradient)).clamp_max(1) + 1e-4)[:, None, None, None] * gradient.sign()
+def _deepfool(batch, gradient, loss, attack, names):
+    return -attack.step * _steps.wide((loss.abs() / _length(gradient)).clamp_max(1) + 1e-4) * gradient.sign()
 
 
-def _apgd(batch, gradient, loss, attack):
+def _apgd(batch, gradient, loss, attack, names):
     """Momentum, and at checkpoints half the step from the best image so far where few steps made progress."""
     due, spans = (v.to(loss.device)[batch["steps"]] for v in _checkpoints(attack.max_steps))
     batch["rises"] = batch["rises"] + (loss < batch["loss"])
-    better = loss < batch["best"]
-    for name, value in (("best_pixels", batch["pixels"]), ("best_gradient", gradient), ("best", loss)):
-        batch[name] = torch.where(better.view(-1, *[1] * (value.ndim - 1)), value, batch[name])
+    _keep_best(batch, gradient, loss)
     stuck = (batch["halved"] == 0) & (batch["checked"] <= batch["best"])
     halve = due & ((batch["rises"] < 0.75 * spans) | stuck)
-    wide, first = halve[:, None, None, None], (batch["steps"] == 0)[:, None, None, None]
     batch["length"] = torch.where(halve, batch["length"] / 2, batch["length"])
-    batch["halved"] = torch.where(due, halve.to(loss), batch["halved"])
+    batch["halved"] = torch.where(due, halve.long(), batch["halved"])
     batch["checked"] = torch.where(due, batch["best"], batch["checked"])
-    batch["rises"] = torch.where(due, 0.0, batch["rises"])
-    pixels = torch.where(wide, batch["best_pixels"], batch["pixels"])
-    gradient = torch.where(wide, batch["best_gradient"], gradient)
-    length = batch["length"][:, None, None, None] * _steps.radius(attack, pixels)
-    ahead = _steps.project(pixels - length * gradient.sign(), batch, attack)
-    moved = (
-        pixels
-        + torch.where(first, 1.0, 0.75) * (ahead - pixels)
-        + torch.where(first, 0.0, 0.25) * (pixels - batch["previous"])
-    )
-    batch["previous"], batch["loss"], before = pixels, loss, batch["pixels"]
-    return moved - before
+    batch["rises"] = torch.where(due, 0, batch["rises"])
+    pixels = torch.where(_steps.wide(halve), batch["best_pixels"], batch["pixels"])
+    gradient = torch.where(_steps.wide(halve), batch["best_gradient"], gradient)
+    length = _steps.wide(batch["length"]) * _steps.radius(attack, pixels)
+    ahead = _steps.project(pixels - length * gradient.sign(), batch, attack) - pixels
+    share = _steps.wide(torch.where(batch["steps"] == 0, 1.0, 0.75))
+    moved = pixels + share * ahead + (1 - share) * (pixels - batch["previous"]) - batch["pixels"]
+    batch["previous"], batch["loss"] = pixels, loss
+    return moved
+
+
+def _keep_best(batch, gradient, loss):
+    better = loss < batch["best"]
+    for name, value in (("best_pixels", batch["pixels"]), ("best_gradient", gradient)):
+        batch[name] = torch.where(_steps.wide(better), value, batch[name])
+    batch["best"] = torch.where(better, loss, batch["best"])
 
 
 def _checkpoints(steps: int) -> tuple[Tensor, Tensor]:
@@ -281,19 +278,16 @@ def _checkpoints(steps: int) -> tuple[Tensor, Tensor]:
     return due, spans
 
 
-def _square(batch, gradient, loss, attack):
+def _square(batch, gradient, loss, attack, names):
     """Another random square from the best image so far."""
-    better = loss < batch["best"]
-    batch["best"] = torch.where(better, loss, batch["best"])
-    batch["best_pixels"] = torch.where(better[:, None, None, None], batch["pixels"], batch["best_pixels"])
-    tried, (channels, height, width) = batch["best_pixels"].clone(), gradient.shape[1:]
+    _keep_best(batch, gradient, loss)
+    tried, size = batch["best_pixels"].clone(), gradient.shape[-1]
     reach = 2 * _steps.radius(attack, tried)
-    for image, name, step in zip(tried, batch["names"], batch["steps"].tolist()):
-        draw = generator(f"{name}\0{step}", (attack.seed, "square"))
+    for image, draw, step in zip(tried, attack.randoms(batch, names, "square"), batch["steps"].tolist()):
         share = 0.8 * 0.5 ** sum(10_000 * step / attack.max_steps > k for k in SHRINKS)
-        side = min(max(round((share * height * width) ** 0.5), 1), height - 1, width - 1)
-        top, left = draw.integers(0, height - side + 1), draw.integers(0, width - side + 1)
-        sign = torch.from_numpy(2 * draw.integers(0, 2, (channels, 1, 1)) - 1).to(image)
+        side = min(max(round(share**0.5 * size), 1), size - 1)
+        top, left = draw.integers(0, size - side + 1, 2)
+        sign = torch.from_numpy(2 * draw.integers(0, 2, (3, 1, 1)) - 1).to(image)
         image[:, top : top + side, left : left + side] += reach * sign
     return _steps.project(tried, batch, attack) - batch["pixels"]
 
@@ -317,16 +311,6 @@ TARGETED = ("apgd_dlr",)  # one run for each of the nearest other classes, as Au
 
 
 @dataclass(frozen=True)
-class Made:
-    """What became of the images of a batch."""
-
-    pixels: Float[Tensor, "n 3 h w"]
-    steps: Int[Tensor, "n"]
-    passes: Int[Tensor, "n"]
-    fooled: Tensor  # whether the victim erred in the attack's own last look
-
-
-@dataclass(frozen=True)
 class Attacked:
     """The change of `attack`."""
 
@@ -338,45 +322,37 @@ class Attacked:
     substitute: tuple[Model, Head] | None = None
 
     def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
-        made = self._made(batch)
-        batch.memo[id(self)] = made
-        return made.pixels
+        made, batch.memo[id(self)] = self._made(batch)
+        return made
 
     def facts(self, batch: Batch, seen: Seen) -> dict:
         """`rms` and `linf` of the change in grey levels, `steps`, `passes` (images that the attacked network was
         shown), and `fooled`: the victim erred when the attack looked last; missing where it did not look.
         """
-        made = batch.memo.pop(id(self))
-        fooled = None if self.substitute else made.fooled.numpy()
-        counts = {"steps": made.steps.numpy(), "passes": made.passes.numpy()}
-        return sizes(batch, seen) | counts | ({} if fooled is None else {"fooled": fooled})
+        return sizes(batch, seen) | batch.memo.pop(id(self))
 
-    def _made(self, batch: Batch) -> Made:
+    def _made(self, batch: Batch) -> tuple[Tensor, dict[str, np.ndarray]]:
         net, head = self.substitute or (batch.net, batch.head)
         self._check(batch, net, head)
         attack = replace(self.attack, seed=batch.seed, **self._ball(batch.net))
-        kinds = (torch.long, torch.long, torch.bool)
-        made = Made(batch.pixels.clone(), *(torch.zeros(len(batch), dtype=kind) for kind in kinds))
-        # what is wrong already counts as broken by a change of 0
-        right = batch.clean.predictions == batch.labels if not self.substitute else torch.ones(len(batch)).bool()
-        made.fooled[:] = ~right
+        pixels, steps, passes = batch.pixels.clone(), *(np.zeros(len(batch), int) for _ in range(2))
+        # what is wrong already counts as broken by a change of 0; a substitute does not know
+        fooled = (batch.clean.predictions != batch.labels) & (self.substitute is None)
         ranks = batch.clean.logits.scatter(1, batch.labels[:, None], -torch.inf).argsort(1, descending=True)
         for k in range(min(self.targets, ranks.shape[1] - 1) or 1):
-            rows = (right & ~made.fooled).nonzero()[:, 0]
-            if not len(rows):
+            if not len(rows := (~fooled).nonzero()[:, 0]):
                 break
             targets = ranks[rows, k] if self.targets else None
-            leave = self.substitute is None
-            goal = Fooled(net, head, batch.labels[rows], self.kind, self.temperature, targets, leave)
+            goal = Fooled(net, head, batch.labels[rows], self.kind, self.temperature, targets, self.substitute is None)
             names = [f"{batch.sample_ids[row]}\0{batch.draw}\0{k}" for row in rows.tolist()]
-            sources = batch.pixels[rows.to(batch.pixels.device)].cpu()
+            sources, there = batch.pixels.cpu()[rows], rows.to(pixels.device)
             with _steps.answers_have_gradients(net):
-                found = align(net, sources, goal, attack, names=names, keep=not leave)
-            made.pixels[rows.to(made.pixels.device)] = found.pixels.to(made.pixels.device)
-            made.steps[rows] += found.steps
-            made.passes[rows] += torch.from_numpy(attack.passes(found.steps.numpy()))
-            made.fooled[rows] = found.reached
-        return made
+                found = align(net, sources, goal, attack, names=names, keep=self.substitute is not None)
+            pixels[there], fooled[rows] = found.pixels.to(pixels.device), found.reached
+            steps[rows.numpy()] += found.steps.numpy()
+            passes[rows.numpy()] += attack.passes(found.steps.numpy())
+        counts = {"steps": steps, "passes": passes}
+        return pixels, counts if self.substitute else counts | {"fooled": fooled.numpy()}
 
     def _ball(self, net: Model) -> dict:
         if self.space == "pixel":
@@ -406,8 +382,7 @@ def attack(
     Args:
         eps: Radius in units of [0, 1]; the severity is 255 times that. `deepfool` stops by itself, in any ball.
         steps: At most so many; 0 is what the attack's source has. Of `square`, its answers.
-        loss: One of `LOSSES`; by default the attack's own.
-        temperature: Divides the logits for the cross-entropy.
+        loss: One of `LOSSES`, by default the attack's own; `temperature` divides the logits for the cross-entropy.
         targets: Classes that `apgd_dlr` asks for, the nearest first.
         substitute: A network and its head whose gradient is followed all the way in place of the victim's (transfer).
         space: `normalised` takes eps in units of the victim's normalised input, as the code of Wang et al. does.

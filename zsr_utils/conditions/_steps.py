@@ -195,7 +195,7 @@ def move(batch: dict[str, Tensor], gradient: Tensor, loss: Tensor, settings: Set
 def _polyak(batch, gradient, loss, settings):
     squares = _squares(gradient)
     longest = LONGEST * (gradient.shape[1:].numel() / squares).sqrt()
-    return -_wide(torch.minimum(settings.step * loss / squares, longest)) * gradient
+    return -wide(torch.minimum(settings.step * loss / squares, longest)) * gradient
 
 
 def _gradient_descent(batch, gradient, loss, settings):
@@ -204,20 +204,20 @@ def _gradient_descent(batch, gradient, loss, settings):
     batch["best"] = torch.minimum(loss, batch["best"])
     batch["length"] = torch.where(stalled >= PATIENCE, batch["length"] / 2, batch["length"])
     batch["stalled"] = torch.where(stalled >= PATIENCE, 0.0, stalled)
-    return -_wide(batch["length"]) * gradient
+    return -wide(batch["length"]) * gradient
 
 
 def _pgd(batch, gradient, loss, settings):
     decay = 0.5 * (1 + torch.cos(torch.pi * batch["steps"] / settings.max_steps))
-    return -_wide(settings.step * settings.eps * decay) * steepest(batch, gradient, settings)
+    return -wide(settings.step * settings.eps * decay) * steepest(batch, gradient, settings)
 
 
 def steepest(batch: dict[str, Tensor], gradient: Tensor, settings: Settings) -> Tensor:
     """The direction, of length 1 in the ball's norm, in which the loss (or its accumulated gradient) grows fastest."""
     if settings.momentum:  # gradients of different steps are comparable only at equal length
         size = gradient.flatten(1).abs().sum(1).clamp_min(TINY)
-        gradient = batch["velocity"] = settings.momentum * batch["velocity"] + gradient / _wide(size)
-    return gradient.sign() if settings.norm == "linf" else gradient / _wide(_squares(gradient).sqrt())
+        gradient = batch["velocity"] = settings.momentum * batch["velocity"] + gradient / wide(size)
+    return gradient.sign() if settings.norm == "linf" else gradient / wide(_squares(gradient).sqrt())
 
 
 STEPS = {"polyak": _polyak, "gradient_descent": _gradient_descent, "pgd": _pgd}
@@ -226,7 +226,7 @@ STEPS = {"polyak": _polyak, "gradient_descent": _gradient_descent, "pgd": _pgd}
 def project(pixels: Tensor, batch: dict[str, Tensor], settings: Settings) -> Tensor:
     if settings.eps is not None and settings.norm == "l2":
         change = pixels - batch["source"]
-        pixels = batch["source"] + change * _wide((settings.eps / _squares(change).sqrt()).clamp_max(1))
+        pixels = batch["source"] + change * wide((settings.eps / _squares(change).sqrt()).clamp_max(1))
     return pixels.clamp(batch["low"], batch["high"])
 
 
@@ -234,5 +234,5 @@ def _squares(values: Tensor) -> Tensor:
     return values.flatten(1).square().sum(1).clamp_min(TINY)
 
 
-def _wide(values: Tensor) -> Tensor:
+def wide(values: Tensor) -> Tensor:
     return values[:, None, None, None]

@@ -1,6 +1,6 @@
 """Chapter 08: how small a change makes a model err, by which attack, and whether the attack is to be believed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -12,6 +12,8 @@ from zsr_utils.study import Study
 
 
 PAPER = ("fgsm", "bim", "mim", "dim")  # of Wang et al., from the victim or from a substitute
+NOTHING = pd.DataFrame(columns=["rival", "eps", "sample_id", "value"])
+RADII, EPS = ({"x": column, "x_title": "radius (grey levels)"} for column in ("severity", "eps"))  # for `plots.curves`
 CHANGES = {"more": "more robust", "less": "less robust", "undecided": "not decided"}
 Substitute = tuple[Model, Head]
 
@@ -35,12 +37,12 @@ def ladder(
         targets: Classes that `apgd_dlr` asks for, one after the other.
     """
     made = [GRADIENTS]
-    for eps in (radius / 255 for radius in radii):
+    for k, eps in enumerate(radius / 255 for radius in radii):
         made += [random_noise(eps), attack("fgsm", eps), attack("pgd", eps, steps=steps, draws=starts)]
         made += [attack("apgd_ce", eps, steps=steps), attack("apgd_dlr", eps, steps=steps, targets=targets)]
-        made += [attack("square", eps, steps=answers)]
-        if substitute:
-            made.append(transferred("mim", eps, substitute, steps))
+        if k >= len(radii) // 2:  # what sees less needs room
+            made.append(attack("square", eps, steps=answers))
+            made += [transferred("mim", eps, substitute, steps)] if substitute else []
     return [*made, attack("apgd_ce", WHOLE / 255, steps=max(steps, 10))]
 
 
@@ -72,42 +74,74 @@ def losses(eps: float, *, steps: int, temperature: float) -> list[Condition]:
     return [attack("apgd_ce", eps, steps=steps, called=f"apgd, {name}", **given) for name, given in kinds.items()]
 
 
-def in_ball(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
-    """Rows of one radius; those of `deepfool`, which stops by itself, hold where their change is larger."""
+def ladder_of(study: Study, substitute: Substitute) -> Callable[[Model], list[Condition]]:
+    """The ladder of a chapter's parameters for a model; the substitute's own gradient is no transfer."""
+    given = {key: study.parameters[key] for key in ("steps", "answers", "starts", "targets")}
+    return lambda net: ladder(
+        study.parameters["radii"], **given, substitute=None if net is substitute[0] else substitute
+    )
+
+
+def strongest(shown: Sequence[Condition], radius: float) -> Condition:
+    """APGD by the cross-entropy in one ball."""
+    return next(c for c in shown if c.name == "apgd_ce" and c.severity == radius)
+
+
+def of(rows: pd.DataFrame, model: str, shown: Condition) -> pd.DataFrame:
+    """A model's rows of one condition."""
+    return rows[(rows.model == model) & (rows.condition == shown.name) & (rows.severity == shown.severity)]
+
+
+def by_radius(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
+    """Robust accuracy by attack and radius; the attack in words in `label`."""
+    bounded = rows[(rows.severity < WHOLE) & (rows.severity > 0)]
+    table = study.estimate(bounded, "attacks/robust_accuracy", scores.robust_accuracy, ["condition", "severity"])
+    return table.assign(label=table.condition.str.replace("_", " "))
+
+
+def grid(rows: pd.DataFrame, model: str, name: str) -> pd.DataFrame:
+    """A model's rows of one attack in growing balls, unchanged images first."""
+    return rows[(rows.model == model) & rows.condition.isin(["original", name]) & (rows.severity < WHOLE)]
+
+
+def in_ball(parts: Sequence[pd.DataFrame], radius: float) -> pd.DataFrame:
+    """Rows of one ball; of `deepfool`, which stops by itself, an image holds where its change is larger."""
+    rows = joined(parts)
     alone = rows.condition == "deepfool"
-    margin = rows.margin.where(~alone | (rows.linf <= eps + scores.LEVEL), rows.margin.abs())
-    return rows.assign(margin=margin)[alone | (rows.severity == eps)]
+    margin = rows.margin.where(~alone | (rows.linf <= radius + scores.LEVEL), rows.margin.abs())
+    return rows.assign(margin=margin)[alone | (rows.severity == radius)]
 
 
 def curve(rows: pd.DataFrame, radii: Sequence[float]) -> pd.DataFrame:
     """Robust accuracy by model and radius against every attack at once, unchanged images at 0."""
     models = rows.groupby("model", sort=False)
-    return pd.concat([scores.robustness_curve(part, [0, *radii]).assign(model=m) for m, part in models])
+    return joined([scores.robustness_curve(part, [0, *radii]).assign(model=m) for m, part in models])
 
 
-def compared(rows: pd.DataFrame, base: str, others: Sequence[str], radii: Sequence[float]) -> pd.DataFrame:
+def compared(rows: pd.DataFrame, base: str, radii: Sequence[float]) -> pd.DataFrame:
     """Robust accuracy against every attack at once, of each other model less that of `base`, image by image."""
     smallest = {m: scores.smallest_change(part) for m, part in rows.groupby("model", sort=False)}
+    held = {m: {float(r): (s > r + scores.LEVEL).astype(float) for r in radii} for m, s in smallest.items()}
+    sides = []
+    for model in (base, None):
+        parts = {o: pd.concat(held[model or o], names=["eps"]) for o in held if o != base}
+        sides.append(pd.concat(parts, names=["rival"]).rename("value").reset_index() if parts else NOTHING)
+    table = scores.paired_changes(*sides, ["rival", "eps"], bounds=1.0)
+    return table.assign(line=[f"{r}, {e:g} grey levels" for r, e in zip(table.rival, table.eps)])
 
-    def held(model: str) -> pd.DataFrame:
-        values = {float(r): (smallest[model] > r + scores.LEVEL).astype(float) for r in radii}
-        return pd.concat(values, names=["eps"]).rename("value").reset_index()
 
-    sides = (pd.concat([held(model or other).assign(other=other) for other in others]) for model in (base, None))
-    return scores.paired_changes(*sides, ["other", "eps"], bounds=1.0)
-
-
-def against(base: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Robust accuracy under each condition of some rows less that under the one of `base`, image by image."""
+def against(base: pd.DataFrame, other: pd.DataFrame | Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Robust accuracy under each condition of some rows, or of tables by name, less that under the one of `base`."""
+    if not isinstance(other, pd.DataFrame):
+        other = joined([rows.assign(condition=name) for name, rows in other.items()])
     shown = scores.held(other)
     every = [scores.held(base).assign(condition=name) for name in shown.condition.unique()]
-    return scores.paired_changes(pd.concat(every), shown, "condition", bounds=1.0)
+    return scores.paired_changes(joined(every), shown, "condition", bounds=1.0)
 
 
-def joined(parts: Sequence[pd.DataFrame], names: Sequence[str] = ()) -> pd.DataFrame:
-    """Tables one after the other; with names, each is one condition."""
-    named = [part.assign(condition=name) for part, name in zip(parts, names)] if names else parts
-    return pd.concat(named, ignore_index=True)
+def joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables one after the other."""
+    return pd.concat(parts, ignore_index=True)
 
 
 def all_alarms(rows: pd.DataFrame) -> pd.DataFrame:
@@ -131,6 +165,8 @@ def matrix(table: pd.DataFrame) -> dict:
 def in_words(table: pd.DataFrame, column: str, spec: str = "pct") -> str:
     """Estimates of a table after what a column says of them and, of a comparison, its verdict."""
     verdicts = [f"{CHANGES[v]}, " for v in table.verdict] if "verdict" in table else [""] * len(table)
+    if table.empty:
+        return "there is no other model"
     said = zip(table[column].astype(str).str.replace("_", " "), verdicts, map(scores.estimate_of, table.itertuples()))
     return "; ".join(f"{name}: {verdict}{estimate:{spec}}" for name, verdict, estimate in said)
 
