@@ -58,6 +58,11 @@ class Fooled:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, device: torch.device) -> "Fooled":
+        """The goal with its labels on a device."""
+        targets = None if self.targets is None else self.targets.to(device)
+        return replace(self, labels=self.labels.to(device), targets=targets)
+
     def key(self, row: int) -> bytes:
         target = None if self.targets is None else int(self.targets[row])
         said = repr((self.kind, self.temperature, int(self.labels[row]), target, self.leave, self.head.merged))
@@ -89,7 +94,7 @@ class Fooled:
 
     @staticmethod
     def _of(values: Tensor, rows: Tensor) -> Tensor:
-        return values[rows.cpu()].to(rows.device)
+        return values.to(rows.device)[rows]
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,58 @@ class Settings:
         return move(batch, gradient, loss, self)
 
 
+LATE = ("cuda",)  # devices that are read one step late
+
+
+class Inside:
+    """Which pairs are in the batch, as the host knows it without asking the device."""
+
+    def __init__(self):
+        self.rows, self.steps, self._limits = [], [], []
+
+    def enter(self, rows: list[int], limits: list[int]) -> None:
+        self.rows, self.steps, self._limits = self.rows + rows, self.steps + [0] * len(rows), self._limits + limits
+
+    def leave(self, rows: list[int]) -> Tensor:
+        """Take pairs out, and give the positions of those that stay."""
+        gone = set(rows)
+        kept = [k for k, row in enumerate(self.rows) if row not in gone]
+        self.rows, self.steps, self._limits = ([v[k] for k in kept] for v in (self.rows, self.steps, self._limits))
+        return torch.tensor(kept, dtype=torch.long)
+
+    @property
+    def given_up(self) -> list[bool]:
+        """Whether each has used its steps."""
+        return [steps >= limit for steps, limit in zip(self.steps, self._limits)]
+
+    def step(self) -> None:
+        self.steps = [steps + 1 for steps in self.steps]
+
+
+class Look:
+    """What a look at the batch found, on its way to the host."""
+
+    def __init__(self, pixels: Tensor, gradient: Tensor, reached: Tensor, given_up: Tensor, inside: Inside):
+        self.pixels, self.reached, self.rows, self.steps = pixels, reached, inside.rows, inside.steps
+        done = reached | given_up
+        wrong = ~gradient.flatten(1).isfinite().all(1) & ~done
+        self._flags = torch.stack([done, wrong]).to("cpu", non_blocking=True)
+        self._sent = torch.cuda.Event() if pixels.is_cuda else None
+        if self._sent:
+            self._sent.record()
+
+    def finished(self, inside: Inside, names: list[str]) -> list[int]:
+        """Positions of pairs that are done, of those still in the batch; refuses a gradient that is not finite."""
+        if self._sent:
+            self._sent.synchronize()
+        here, (done, wrong) = set(inside.rows), self._flags.tolist()
+        for k, row in enumerate(self.rows):
+            if wrong[k] and row in here:
+                pair = names[row].split("\0")[0]
+                raise FloatingPointError(f"The gradient of pair {pair} is not finite at step {self.steps[k]}.")
+        return [k for k, row in enumerate(self.rows) if done[k] and row in here]
+
+
 def begin(sources: Tensor, rows: list[int], settings: Settings, device) -> dict[str, Tensor]:
     """State of pairs that enter the batch; every entry has one row a pair."""
     low, high = (ends.to(device) for ends in box(sources[rows], settings))
@@ -144,17 +196,32 @@ def join(batch: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gradient_step(
-    net, pixels, goal, until, batch, names, settings, last=False, view=lambda pixels: pixels
-) -> tuple[Tensor, Tensor, Tensor]:
+    net, pixels, goal, until, batch, names, settings, last=False, view=None
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Pixel gradient and loss of every pair and whether it is finished, from one pass each way.
 
     After the `last` one no pair moves, so it needs no way back: its gradient is zero. The model sees a `view` of the
-    pixels.
+    pixels. Where the device's memory does not suffice, it is done in two parts, and so on.
     """
+    try:
+        return _gradient_step(net, pixels, goal, until, batch, names, settings, last, view)
+    except torch.OutOfMemoryError:
+        if view or len(pixels) < 2:
+            raise
+    half = len(pixels) // 2  # outside of the handler, which would keep the failed pass alive
+    torch.cuda.empty_cache()
+    parts = [
+        gradient_step(net, pixels[k], goal, until, {n: v[k] for n, v in batch.items()}, names, settings, last)
+        for k in (slice(half), slice(half, None))
+    ]
+    return tuple(map(torch.cat, zip(*parts)))
+
+
+def _gradient_step(net, pixels, goal, until, batch, names, settings, last, view):
     rows, copies = batch["rows"], 1
     pixels = pixels.detach().requires_grad_(not last)
     with torch.set_grad_enabled(not last):
-        shown = view(pixels)
+        shown = view(pixels) if view else pixels
         if settings.noise:
             copies += settings.draws
             keys = [f"{names[row]}\0{step}" for row, step in zip(rows.tolist(), batch["steps"].tolist())]
