@@ -80,6 +80,29 @@ def _caption_of_card(scene: Scene, rng: np.random.Generator) -> str:
     return f"{text} in the {scene.setting}" if rng.random() < 0.35 else text
 
 
+def claims(text: str) -> dict[str, str]:
+    """What a caption of one object says of its scene; what it leaves out may be anything.
+
+    Examples:
+        >>> claims("a photo of a small red mug in the kitchen seen from above")
+        {'style': 'photo', 'size': 'small', 'color': 'red', 'kind': 'mug', 'setting': 'kitchen', 'view': 'above'}
+    """
+    said = {}
+    for style, templates in OPENINGS.items():
+        for opening in (t.removesuffix("{}") for t in templates):
+            if opening and text.startswith(opening):
+                text = text.removeprefix(opening)
+                said |= {"style": style} if opening not in ("a picture of ", "this is ") else {}
+    about = {"size": ("small", "large"), "view": ("above", "side"), "box": ("box",)}
+    about |= {"color": COLORS, "pattern": PATTERNS, "kind": ALL_KINDS, "setting": SETTINGS}
+    rest, card, word = text.partition(" with a card")
+    if card and (after := word.split())[:2] == ["that", "says"]:
+        said, rest = said | {"card": after[2]}, f"{rest} {' '.join(after[3:])}"
+    elif card:
+        said, rest = said | {"card": ""}, rest + word
+    return said | {name: w for w in rest.split() for name, values in about.items() if w in values}
+
+
 @dataclass(frozen=True)
 class Question:
     """A question about a scene with its answer and the answers to choose from."""
