@@ -61,26 +61,28 @@ def encoded(net: Model, texts: Sequence[str]) -> np.ndarray:
 def searches(study: Study, pictures: Captioned, forms: Sequence[str] = (AS_IT_IS,), models=()) -> pd.DataFrame:
     """Every caption and every picture as a query, for every model and form; they become the chapter's rows.
 
-    Returns: The columns of `scores.placed`, `direction`, `sample_id` (of the picture), `form`, `model`. Where it is
-        known of which pictures a caption is true, also `true`, how many of the gallery are, and where the nearest of
-        them stands: `above_true`, `tied_true`, `equal_true`.
+    Returns: The columns of `scores.placed` for the query's own picture or captions and, with the suffix `_true`, for
+        all that is true where that is known; `direction`, `sample_id` (of the picture), `form`, `model`.
     """
     p, frames = study.parameters, []
     for name in models or study.nets:
         seen = embed(study.nets[name], pictures.images, batch_size=p["batch_size"])
-        a = pictures.readable(seen.sample_ids)
-        ids, n, owners = np.array([s.sample_id for s in a.images.samples]), np.arange(len(a.images)), a.owners
+        part = pictures.readable(seen.sample_ids)
         for form in forms:
-            texts = encoded(study.nets[name], [said(text, form, p["seed"]) for text in a.texts])
-            images = seen.of(ids).numpy()
-            sides = (
-                (texts, images, lambda p: owners[p, None] == n, lambda p: a.holds[a.claim[p]], ids[owners]),
-                (images, texts, lambda p: n[p, None] == owners, lambda p: a.holds[:, p][a.claim].T, ids),
-            )
-            for direction, (queries, gallery, own, true, of) in zip(DIRECTIONS, sides):
-                rows = scores.placed(queries, gallery, {"": own} | ({"_true": true} if a.holds is not None else {}))
-                frames.append(rows.assign(direction=direction, sample_id=of, form=form, model=name))
+            texts = encoded(study.nets[name], [said(text, form, p["seed"]) for text in part.texts])
+            frames.append(_searched(part, texts, seen.features).assign(form=form, model=name))
     return study.keep_rows(pd.concat(frames, ignore_index=True))
+
+
+def _searched(a: Captioned, texts: np.ndarray, images: np.ndarray) -> pd.DataFrame:
+    ids, n = np.array([s.sample_id for s in a.images.samples]), np.arange(len(images))
+    sides = (
+        ((texts, images, ids[a.owners]), (lambda p: a.owners[p, None] == n, lambda p: a.holds[a.claim[p]])),
+        ((images, texts, ids), (lambda p: n[p, None] == a.owners, lambda p: a.holds[:, p][a.claim].T)),
+    )
+    known = ["", "_true"][: 1 + (a.holds is not None)]
+    frames = [scores.placed(*pair, dict(zip(known, which))).assign(sample_id=of) for (*pair, of), which in sides]
+    return pd.concat([f.assign(direction=d) for f, d in zip(frames, DIRECTIONS)], ignore_index=True)
 
 
 def recalls(study: Study, rows: pd.DataFrame) -> pd.DataFrame:

@@ -67,7 +67,7 @@ def recall(k: int, *, true: bool = False) -> Statistic:
 
 
 def by_luck(rows: pd.DataFrame, k: int, among: str = "gallery") -> float:
-    """R@k of a random order of the gallery, or among what is true (`relevant_true`): all that captions tell a reader."""
+    """R@k of a random order of the gallery, or of what is true (`relevant_true`): all that captions tell a reader."""
     return float(stats.hypergeom.sf(0, rows[among], rows.relevant, np.minimum(k, rows[among])).mean())
 
 
