@@ -87,20 +87,16 @@ def claims(text: str) -> dict[str, str]:
         >>> claims("a photo of a small red mug in the kitchen seen from above")
         {'style': 'photo', 'size': 'small', 'color': 'red', 'kind': 'mug', 'setting': 'kitchen', 'view': 'above'}
     """
-    said = {}
-    for style, templates in OPENINGS.items():
-        for opening in (t.removesuffix("{}") for t in templates):
-            if opening and text.startswith(opening):
-                text = text.removeprefix(opening)
-                said |= {"style": style} if opening not in ("a picture of ", "this is ") else {}
-    about = {"size": ("small", "large"), "view": ("above", "side"), "box": ("box",)}
-    about |= {"color": COLORS, "pattern": PATTERNS, "kind": ALL_KINDS, "setting": SETTINGS}
-    rest, card, word = text.partition(" with a card")
-    if card and (after := word.split())[:2] == ["that", "says"]:
-        said, rest = said | {"card": after[2]}, f"{rest} {' '.join(after[3:])}"
-    elif card:
-        said, rest = said | {"card": ""}, rest + word
-    return said | {name: w for w in rest.split() for name, values in about.items() if w in values}
+    for opening, style in (("a pencil drawing of", "sketch"), ("a black shape of", "silhouette")):
+        text = text.replace(opening, style)
+    about = {"style": STYLES, "size": ("small", "large"), "color": COLORS, "pattern": PATTERNS, "kind": ALL_KINDS}
+    about |= {"setting": SETTINGS, "box": ("box",), "view": ("above", "side")}
+    said, words = {}, text.split()
+    for word in words:  # the object is named before what its card says
+        said |= {name: word for name, values in about.items() if word in values and name not in said}
+    if "card" in words:
+        said["card"] = words[words.index("says") + 1] if "says" in words else ""
+    return said
 
 
 @dataclass(frozen=True)

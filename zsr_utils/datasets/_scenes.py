@@ -17,6 +17,7 @@ from zsr_utils.datasets._rendered import rendered, tabletop_scenes
 
 
 REACH = 10  # frames on both sides of an anchor
+NAMED = {"kind": KINDS, "color": COLORS}  # of both objects of a scene
 
 
 def tabletop_shifts(ids: Sequence[str], split: str, seed: int) -> dict[str, dict[str, Scene]]:
@@ -84,35 +85,31 @@ def captioned_scenes(images: Dataset, split: str, per_image: int, seed: int) -> 
 
 
 def changed_words(number: int, seed: int) -> tuple[Dataset, pd.DataFrame]:
-    """Scenes of two objects with a true caption of each, and what one change of its words makes of that.
+    """Scenes of two objects, and a row a picture and change: `sample_id`, `change`, captions `true` and `false`.
 
-    Returns: The pictures, and a row a picture and change: `sample_id`, `change`, the captions `true` and `false`. With
-        colours swapped both have the same words; `reordered`, the further object comes first in both.
+    With the colours swapped both captions have the same words; `reordered`, the further object comes first in both.
     """
     both, scenes, rows = SceneDistribution(second=1.0), {}, []
     for k in range(number):
-        rng, scene = np.random.default_rng([seed, 16, k]), both.draw(seed + 3, "test", k)
-        kinds, colors = {scene.kind, scene.second_kind}, {scene.color, scene.second_color}
-        if len(colors) == 1:
-            scene = replace(scene, second_color=str(rng.choice([c for c in COLORS if c not in colors])))
-            colors = {scene.color, scene.second_color}
+        scene, rng = both.draw(seed + 3, "test", k), np.random.default_rng([seed, 16, k])
+
+        def other(values, *seen, rng=rng):
+            return str(rng.choice([v for v in values if v not in seen]))
+
+        if scene.color == scene.second_color:
+            scene = replace(scene, second_color=other(COLORS, scene.color))
         scenes[i := f"two/{k:05d}"] = scene
-        kind, color, pattern = (
-            str(rng.choice([v for v in values if v not in seen]))
-            for values, seen in ((KINDS, kinds), (COLORS, colors), (PATTERNS, {scene.pattern}))
-        )
-        swapped = replace(scene, color=scene.second_color, second_color=scene.color)
-        wrong = {
-            "kind": replace(scene, kind=kind), "second_kind": replace(scene, second_kind=kind),
-            "color": replace(scene, color=color), "second_color": replace(scene, second_color=color),
-            "pattern": replace(scene, pattern=pattern), "colors_swapped": swapped,
-        }  # fmt: skip
-        rows += [(i, change, _two(scene), _two(other)) for change, other in wrong.items()]
-        rows.append((i, "colors_swapped_reordered", _two(scene, True), _two(swapped, True)))
+        kind, color = (other(v, getattr(scene, n), getattr(scene, f"second_{n}")) for n, v in NAMED.items())
+        changes = {"kind": {"kind": kind}, "second_kind": {"second_kind": kind}, "color": {"color": color}}
+        changes |= {"second_color": {"second_color": color}, "pattern": {"pattern": other(PATTERNS, scene.pattern)}}
+        changes |= {"colors_swapped": {"color": scene.second_color, "second_color": scene.color}}
+        rows += [(i, name, _two(scene), _two(replace(scene, **change))) for name, change in changes.items()]
+        swapped = replace(scene, **changes["colors_swapped"])
+        rows.append((i, "colors_swapped_reordered", _two(scene, reordered=True), _two(swapped, reordered=True)))
     return rendered("two objects", scenes), pd.DataFrame(rows, columns=["sample_id", "change", "true", "false"])
 
 
-def _two(scene: Scene, reordered: bool = False) -> str:
+def _two(scene: Scene, *, reordered: bool = False) -> str:
     one = article(f"{scene.color} {scene.pattern} {scene.kind}")
     other = article(f"{scene.second_color} {scene.second_kind}")
     return "a photo of " + " and ".join([other, one] if reordered else [one, other])

@@ -96,17 +96,6 @@ def recalls(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def own_and_true(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
-    """R@k as it is counted and, where it is known, with everything that is true; `counted` tells which."""
-    kinds = {"the own one": False} | ({"whatever is true": True} if "relevant_true" in rows else {})
-    found = []
-    for k, (name, true) in ((k, kind) for k in KS for kind in kinds.items()):
-        part = scores.estimates(rows, "direction", scores.recall(k, true=true))
-        found.append(part.assign(k=k, counted=name, label=part.direction + f", R@{k}"))
-    table = pd.concat(found, ignore_index=True)
-    return study.keep(table, "retrieval/counted/{counted}_{direction}_{k}").assign(label=table.label)
-
-
 def reader_in_words(perfect: float) -> str:
     """R@1 of who knows what is true, where that is known."""
     return (

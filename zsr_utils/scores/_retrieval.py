@@ -35,7 +35,8 @@ def placed(
         >>> placed(square, square[[1, 0, 2]], {"": own})[["above", "tied", "equal"]].values.tolist()
         [[1, 1, 1], [1, 1, 1], [0, 0, 1]]
     """
-    a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (np.asarray(v, float) for v in (queries, gallery)))
+    a, b = (np.asarray(v, dtype=float) for v in (queries, gallery))
+    a, b = (v / np.linalg.norm(v, axis=1, keepdims=True).clip(TIE) for v in (a, b))  # 0 has a cosine of 0 to all
     counts, step = [], max(1, at_once // len(b))
     for part in (slice(i, i + step) for i in range(0, len(a), step)):
         similarity, columns = a[part] @ b.T, []
@@ -72,7 +73,7 @@ def by_luck(rows: pd.DataFrame, k: int, among: str = "gallery") -> float:
 
 
 def true_misses(k: int) -> Statistic:
-    """Share of the misses at k among whose first k is something that is true all the same."""
+    """Share of the misses at k among whose first k is something that is true all the same; not measured if unknown."""
 
     def statistic(rows: pd.DataFrame) -> Estimate:
         if "above_true" not in rows:
@@ -80,6 +81,9 @@ def true_misses(k: int) -> Statistic:
         own, true = found(rows, k), found(rows, k, true=True)
         part = pd.DataFrame({"both": true - own, "missed": 1 - own}).groupby(rows.sample_id.to_numpy()).sum()
         part = part[part.missed > TIE]
+        share = part.both.sum() / max(part.missed.sum(), TIE)
+        if not TIE < share < 1 - TIE:  # resamples would not vary
+            return grouped_proportion(np.full(len(part), round(share)), part.index)
         return bootstrap(lambda a, b, axis=-1: a.sum(axis) / b.sum(axis), part.both, part.missed)
 
     return statistic
