@@ -80,6 +80,25 @@ def _caption_of_card(scene: Scene, rng: np.random.Generator) -> str:
     return f"{text} in the {scene.setting}" if rng.random() < 0.35 else text
 
 
+def claims(text: str) -> dict[str, str]:
+    """What a caption of one object says of its scene; what it leaves out may be anything.
+
+    Examples:
+        >>> claims("a photo of a small red mug in the kitchen seen from above")
+        {'style': 'photo', 'size': 'small', 'color': 'red', 'kind': 'mug', 'setting': 'kitchen', 'view': 'above'}
+    """
+    for opening, style in (("a pencil drawing of", "sketch"), ("a black shape of", "silhouette")):
+        text = text.replace(opening, style)
+    about = {"style": STYLES, "size": ("small", "large"), "color": COLORS, "pattern": PATTERNS, "kind": ALL_KINDS}
+    about |= {"setting": SETTINGS, "box": ("box",), "view": ("above", "side")}
+    said, words = {}, text.split()
+    for word in words:  # the object is named before what its card says
+        said |= {name: word for name, values in about.items() if word in values and name not in said}
+    if "card" in words:
+        said["card"] = words[words.index("says") + 1] if "says" in words else ""
+    return said
+
+
 @dataclass(frozen=True)
 class Question:
     """A question about a scene with its answer and the answers to choose from."""

@@ -5,6 +5,7 @@ import re
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from scipy.stats import binomtest
 
@@ -95,6 +96,27 @@ def test_changes_of_the_config_are_its_differences_to_the_default(name):
     assert config["name"] == name and card_of(name).startswith(f"# {name}\n")
     assert sorted(config["changes"]) == sorted({key.split(".")[0] for key in train.differences(config)})
     assert config == train.load_config(name), "the committed config has changed since"
+
+
+def survivors(net, images, epsilon=4 / 255, steps=10):
+    """Which of the first 100 images are right at every step of an attack (PGD, L-infinity, cross-entropy)."""
+    pixels, labels = (t[:100] for t in train._validation(_tabletop.ROOT / "data" / "tabletop" / "validation.parquet"))
+    head, right = net.classifier(images.class_names, images.templates), True
+    attacked = pixels + epsilon * (2 * torch.rand(pixels.shape, generator=torch.Generator().manual_seed(0)) - 1)
+    for _ in range(steps + 1):
+        attacked = attacked.clamp(pixels - epsilon, pixels + epsilon).clamp(0, 1).requires_grad_()
+        logits = net.logits(attacked, head)
+        right &= logits.argmax(1) == labels
+        (slope,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, labels), attacked)
+        attacked = attacked.detach() + epsilon / 4 * slope.sign()
+    return right
+
+
+def test_fare_withstands_an_attack_that_base_does_not_and_keeps_its_accuracy(images):
+    assert curve_of("tabletop-fare")[-1]["zero_shot"] >= 0.98
+    models = (zsr.load_model(f"tabletop-{name}", device="cpu") for name in ("base", "fare"))
+    weak, strong = (scores.proportion(int(survivors(net, images).sum()), 100) for net in models)
+    assert strong.low > weak.high and strong.value >= 0.8, (weak, strong)
 
 
 @pytest.mark.slow

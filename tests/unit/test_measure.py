@@ -45,6 +45,7 @@ DETAIL = {"representation_drift": "layers"}
 # every experiment's conditions for a model and a data set
 CONTRACT = {
     "zero_shot": lambda net, images: [ORIGINAL],
+    "retrieval": lambda net, images: [ORIGINAL],  # its queries are no views of images
     "representation_drift": lambda net, images: [
         *representation_drift.views(["scale", "scale_pad", "rotation", "text_random"], text_height=0.1)[::5],
         *filters([0.0, 0.3, 1.0]), *band_noise([0, 8]), *band_attacks([8], steps=2),

@@ -2,17 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from zlib import crc32
 
 import numpy as np
+import pandas as pd
 
-from tabletop import Scene, SceneDistribution
+from tabletop import KINDS, Scene, SceneDistribution
+from tabletop.captions import article, caption, claims
 from tabletop.data import SETTINGS, VALIDATION
-from tabletop.materials import TYPICAL_PATTERN
+from tabletop.materials import COLORS, PATTERNS, TYPICAL_PATTERN
+from zsr_utils.datasets._captioned import Captioned
 from zsr_utils.datasets._dataset import Dataset
 from zsr_utils.datasets._rendered import rendered, tabletop_scenes
 
 
 REACH = 10  # frames on both sides of an anchor
+NAMED = {"kind": KINDS, "color": COLORS}  # of both objects of a scene
 
 
 def tabletop_shifts(ids: Sequence[str], split: str, seed: int) -> dict[str, dict[str, Scene]]:
@@ -61,3 +66,50 @@ def training_images(recipe: dict, number: int, seed: int) -> Dataset:
     """Scenes drawn by the recipe of a pre-training set, as an embedded model's training says it."""
     drawn = SceneDistribution(**recipe)
     return rendered("training scenes", {f"train/{k:05d}": drawn.draw(seed, "pretrain", k) for k in range(number)})
+
+
+def captioned_scenes(images: Dataset, split: str, per_image: int, seed: int) -> Captioned:
+    """Pictures of a split with captions as its models were trained on, and of which pictures each caption is true."""
+    every, texts = tabletop_scenes(split), {}
+    for i in (s.sample_id for s in images.samples):
+        rng = np.random.default_rng([seed, crc32(i.encode())])
+        texts[i] = list(dict.fromkeys(caption(every[i], rng) for _ in range(per_image)))
+    facts = pd.DataFrame([vars(every[i]) for i in texts])
+    facts["size"] = np.where(facts["size"] < 0.97, "small", "large")
+    facts["view"] = np.where(facts.camera_elevation > 21, "above", "side")
+    facts["box"] = np.where(facts.occlusion > 0, "box", "")
+    said = [tuple(claims(text).items()) for of in texts.values() for text in of]
+    number = {claim: k for k, claim in enumerate(dict.fromkeys(said))}
+    holds = np.array([np.all([facts[name] == value for name, value in claim], axis=0) for claim in number])
+    return Captioned.of(images, texts, np.array([number[claim] for claim in said]), holds)
+
+
+def changed_words(number: int, seed: int) -> tuple[Dataset, pd.DataFrame]:
+    """Scenes of two objects, and a row a picture and change: `sample_id`, `change`, captions `true` and `false`.
+
+    With the colours swapped both captions have the same words; `reordered`, the further object comes first in both.
+    """
+    both, scenes, rows = SceneDistribution(second=1.0), {}, []
+    for k in range(number):
+        scene, rng = both.draw(seed + 3, "test", k), np.random.default_rng([seed, 16, k])
+
+        def other(values, *seen, rng=rng):
+            return str(rng.choice([v for v in values if v not in seen]))
+
+        if scene.color == scene.second_color:
+            scene = replace(scene, second_color=other(COLORS, scene.color))
+        scenes[i := f"two/{k:05d}"] = scene
+        kind, color = (other(v, getattr(scene, n), getattr(scene, f"second_{n}")) for n, v in NAMED.items())
+        changes = {"kind": {"kind": kind}, "second_kind": {"second_kind": kind}, "color": {"color": color}}
+        changes |= {"second_color": {"second_color": color}, "pattern": {"pattern": other(PATTERNS, scene.pattern)}}
+        changes |= {"colors_swapped": {"color": scene.second_color, "second_color": scene.color}}
+        rows += [(i, name, _two(scene), _two(replace(scene, **change))) for name, change in changes.items()]
+        swapped = replace(scene, **changes["colors_swapped"])
+        rows.append((i, "colors_swapped_reordered", _two(scene, reordered=True), _two(swapped, reordered=True)))
+    return rendered("two objects", scenes), pd.DataFrame(rows, columns=["sample_id", "change", "true", "false"])
+
+
+def _two(scene: Scene, *, reordered: bool = False) -> str:
+    one = article(f"{scene.color} {scene.pattern} {scene.kind}")
+    other = article(f"{scene.second_color} {scene.second_kind}")
+    return "a photo of " + " and ".join([other, one] if reordered else [one, other])

@@ -12,6 +12,7 @@ from zsr_utils.datasets._names import index, read_lines, read_names
 
 
 NSHARDS = "nshards.txt"
+WORDS = {".cls": ("class", "classes", 99), ".txt": ("caption", "captions", 99_999)}  # and bytes at most
 
 
 def is_webdataset(folder: Path) -> bool:
@@ -31,7 +32,7 @@ def webdataset(folder: Path, split: str, *, name: str) -> Dataset:
     if not (folder / "classnames.txt").is_file():
         raise FileNotFoundError(f"The webdataset {str(folder)!r} has no classnames.txt.")
     class_names, left, samples = read_names(folder / "classnames.txt"), LeftOut(), []
-    for shard in _shards(split_folder(folder, split), left):
+    for shard in shards(split_folder(folder, split), left):
         for key, label, place in _indexed(shard, len(class_names), left):
             open_it = partial(open_member, str(shard), *place)
             samples.append(Sample(f"{readable(shard.stem)}/{key}", label, open_it, (str(shard), *place)))
@@ -47,13 +48,13 @@ def _templates(folder: Path) -> tuple[str, ...]:
     return tuple(line.replace("{c}", "{}") for line in lines) or Dataset.templates
 
 
-def _shards(folder: Path, left: LeftOut) -> list[Path]:
-    shards = sorted(folder.glob("*.tar"), key=lambda p: (len(p.stem), p.stem))  # 2.tar before 10.tar
+def shards(folder: Path, left: LeftOut) -> list[Path]:
+    found = sorted(folder.glob("*.tar"), key=lambda p: (len(p.stem), p.stem))  # 2.tar before 10.tar
     if (folder / NSHARDS).is_file():
         text = " ".join(line for _, line in read_lines(folder / NSHARDS))
         if not (count := index(text)):
             raise ValueError(f"{str(folder / NSHARDS)!r} is {text!r}, allowed is the number of shards.")
-        there = {shard.name for shard in shards}
+        there = {shard.name for shard in found}
         listed = [f"{k}.tar" for k in range(min(count, len(there) + 1))]  # one more than there are is missing for sure
         if missing := [name for name in listed if name not in there]:
             counted = sum(f"{index(name[:-4])}.tar" == name and int(name[:-4]) < count for name in there)
@@ -61,14 +62,25 @@ def _shards(folder: Path, left: LeftOut) -> list[Path]:
             raise ValueError(f"{str(folder)!r} has no {missing[0]!r}: {few} shards are missing.")
         for name in sorted(there.difference(listed)):
             left.add(f"shards beyond the number in {NSHARDS}", readable(name))
-        shards = [folder / name for name in listed]
-    if not shards:
+        found = [folder / name for name in listed]
+    if not found:
         raise ValueError(f"{str(folder)!r} holds no .tar shards.")
-    return shards
+    return found
 
 
 def _indexed(shard: Path, classes: int, left: LeftOut) -> list[tuple[str, int, tuple[int, int]]]:
-    """Key, label, and where the picture lies (offset and size), of every sample.
+    """Key, label, and where the picture lies (offset and size), of every sample."""
+    found = []
+    for key, text, place in members(shard, ".cls", left):
+        if (label := index(text)) is None or label >= classes:
+            allowed = f"0 to {classes - 1}, the lines of classnames.txt"
+            raise ValueError(f"The class of {key!r} in {str(shard)!r} is {text}, allowed is {allowed}.")
+        found.append((key, label, place))
+    return found
+
+
+def members(shard: Path, kind_of_text: str, left: LeftOut) -> list[tuple[str, str, tuple[int, int]]]:
+    """Key, text in the file `<key>.cls` or `.txt`, and where the picture lies, of every sample.
 
     A key ends at the last dot of a name, so that `a.v2.jpg` and `a.v2.cls` are a sample; a picture `a.mask.png` without
     a class of its own is a further file of the sample `a`.
@@ -76,7 +88,7 @@ def _indexed(shard: Path, classes: int, left: LeftOut) -> list[tuple[str, int, t
     places: dict[str, tuple[int, int]] = {}
     labels: dict[str, str] = {}
     length = shard.stat().st_size
-    what = f"The shard {str(shard)!r}"
+    what, (one, several, at_most) = f"The shard {str(shard)!r}", WORDS[kind_of_text]
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
@@ -86,16 +98,16 @@ def _indexed(shard: Path, classes: int, left: LeftOut) -> list[tuple[str, int, t
                     raise tarfile.ReadError(f"it ends within {member.name!r}" if member.isfile() else "it holds links")
                 key, extension = os.path.splitext(readable(member.name))
                 extension = extension.lower()
-                if extension not in EXTENSIONS and extension != ".cls":
+                if extension not in EXTENSIONS and extension != kind_of_text:
                     left.add(
                         f"files of type {extension or '(none)'}", f"{readable(shard.stem)}/{readable(member.name)}"
                     )
                     continue
-                kind = labels if extension == ".cls" else places
+                kind = labels if extension == kind_of_text else places
                 if key in kind:
-                    raise ValueError(f"{what} has two {'classes' if kind is labels else 'pictures'} for {key!r}.")
+                    raise ValueError(f"{what} has two {several if kind is labels else 'pictures'} for {key!r}.")
                 if kind is labels:
-                    labels[key] = tar.extractfile(member).read(99).decode("utf-8", "backslashreplace").strip()
+                    labels[key] = tar.extractfile(member).read(at_most).decode("utf-8", "backslashreplace").strip()
                 else:
                     places[key] = member.offset_data, member.size
     except (tarfile.TarError, OSError) as error:
@@ -106,11 +118,8 @@ def _indexed(shard: Path, classes: int, left: LeftOut) -> list[tuple[str, int, t
         del places[key]
     for key in {**places, **labels}:
         if key not in places or key not in labels:
-            raise ValueError(f"{what} has no {'class' if key in places else 'picture'} for {key!r}.")
-        if (label := index(labels[key])) is None or label >= classes:
-            allowed = f"0 to {classes - 1}, the lines of classnames.txt"
-            raise ValueError(f"The class of {key!r} in {str(shard)!r} is {labels[key]}, allowed is {allowed}.")
-    return [(key, index(labels[key]), place) for key, place in places.items()]
+            raise ValueError(f"{what} has no {one if key in places else 'picture'} for {key!r}.")
+    return [(key, labels[key], place) for key, place in places.items()]
 
 
 def _first(key: str) -> str:

@@ -54,8 +54,8 @@ def sign_flip(differences: Float[np.ndarray, "n"]) -> float:
     """
     d = np.asarray(differences, dtype=float)
     d = d[d != 0]
-    if len(d) >= EXACT and np.ptp(d) == 0 and len(d) == len(differences):
-        return 2.0 ** (1 - len(d))  # where all are the same, Student's t has no spread to go by
+    if len(d) >= EXACT and len(d) == len(differences) and np.ptp(d) == 0:
+        return 2.0 ** (1 - len(d))  # all as one, of which Student's t knows no spread
     if len(d) >= EXACT:
         return float(stats.ttest_1samp(np.asarray(differences, dtype=float), 0).pvalue)
     one, other = (reduce(lambda s, v: np.concatenate([s - v, s + v]), half, np.zeros(1)) for half in (d[::2], d[1::2]))
