@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from tiny import linear_model, tiny_model
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zsr_utils.conditions import Settings, _finished, _steps, alignment
 
@@ -379,3 +380,63 @@ def test_steps_in_all_balls_are_counted(net, pairs):
     settings, budgets = Settings("pgd", max_steps=3), [0.001, 0.002, 0.003]
     found = alignment.smallest_budgets(net, sources, match(targets, 0.99999, 1e-12), budgets, settings)
     assert [found[eps].steps.tolist() for eps in budgets] == [[3] * 7, [6] * 7, [9] * 7]
+
+
+@pytest.mark.parametrize("optimizer", ["polyak", "pgd"])
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_a_device_that_is_read_one_step_late_gives_the_same_pairs(net, pairs, optimizer, batch_size, monkeypatch):
+    settings = Settings(optimizer, 1.0, max_steps=40, eps=0.3 if optimizer == "pgd" else None)
+    goal = match(pairs[1], 0.99, 1e-3)
+    at_once = alignment.align(net, pairs[0], goal, settings, batch_size=batch_size)
+    monkeypatch.setattr(_steps, "LATE", ("cpu",))
+    late = alignment.align(net, pairs[0], goal, settings, batch_size=batch_size)
+    assert at_once.steps.tolist() == late.steps.tolist() and len(set(late.steps.tolist())) > 1
+    assert at_once.reached.tolist() == late.reached.tolist()
+    torch.testing.assert_close(at_once.pixels, late.pixels, atol=1e-6, rtol=0)
+
+
+class Asks(TorchDispatchMode):
+    """Counts what makes the host wait for a device: values read, and sizes that depend on values."""
+
+    WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += str(func).startswith(self.WAITS)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["polyak", "pgd"])
+def test_steps_in_which_no_pair_finishes_wait_for_nothing(net, pairs, optimizer, monkeypatch):
+    monkeypatch.setattr(_steps, "LATE", ("cpu",))
+    asked = []
+    for steps in (5, 25):
+        settings = Settings(optimizer, 0.01, max_steps=steps, eps=0.3 if optimizer == "pgd" else None)
+        with Asks() as asks:
+            alignment.align(net, pairs[0], match(pairs[1], 0.9999999, 1e-20), settings)
+        asked.append(asks.number)
+    assert asked[0] == asked[1]
+
+
+def test_a_batch_that_does_not_fit_the_memory_is_done_in_parts(net, pairs, monkeypatch):
+    whole = alignment.align(net, pairs[0], match(pairs[1]), Settings(max_steps=5))
+    encode, sizes = net.net.encode_image, []
+
+    def short_of_memory(x):
+        sizes.append(len(x))
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("no more memory")
+        return encode(x)
+
+    monkeypatch.setattr(net.net, "encode_image", short_of_memory)
+    parts = alignment.align(net, pairs[0], match(pairs[1]), Settings(max_steps=5))
+    torch.testing.assert_close(whole.pixels, parts.pixels, atol=1e-6, rtol=0)
+    assert {s for s in sizes if s <= 2} == {1, 2}
+
+
+def test_sources_outside_the_range_are_refused(net, pairs):
+    with pytest.raises(ValueError, match=r"sources run from .* to 1.5, allowed is \[0, 1\]"):
+        alignment.align(net, pairs[0].clone().fill_(1.5), match(pairs[1]))

@@ -1,5 +1,6 @@
-"""How an image is shown again: geometry, overlays, bands of spatial frequency, noise, alignment."""
+"""How an image is shown again: geometry, overlays, bands of spatial frequency, noise, alignment, attacks."""
 
+from zsr_utils.conditions._attacks import ATTACKS, GRADIENTS, LOSSES, WHOLE, Attack, Fooled, attack, random_noise
 from zsr_utils.conditions._bands import (
     BANDS, at_rms, band_attacks, band_mask, band_noise, energy_outside, filters, high_pass, low_pass, project,
     radial_frequency,

@@ -65,6 +65,10 @@ class Head:
         """Logits of raw embeddings, float64 on the CPU; of merged classes the logarithm of their mean probability."""
         net.check_classifier(self.weights, features.shape[1])
         logits = net.logits_of(features.to(net.device).float(), self.weights.to(net.device)).cpu().double()
+        return self.merge(logits)
+
+    def merge(self, logits: Float[Tensor, "n rows"]) -> Float[Tensor, "n k"]:
+        """Logits of the classes, from those of the rows."""
         if not self.merged:
             return logits
         each = logits.log_softmax(1)
@@ -83,6 +87,9 @@ class Batch:
     draw: int = 0  # which repetition of a random condition this is
     seed: int = 0  # of everything random
     open: Callable[[str], Image.Image] | None = field(default=None, repr=False)  # a picture by its sample id
+
+    # what the changes of conditions found out beside pixels, for their facts
+    memo: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.sample_ids)

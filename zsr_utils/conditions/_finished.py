@@ -19,7 +19,7 @@ class FinishedPairs:
 
     def __init__(self, net, sources, goal, until, settings, names):
         self._folder = cache_folder() / "aligned" / digest(net.fingerprint, net.precision, settings, code(*CODE))
-        noise = names if settings.noise else [""] * len(names)  # by which it is drawn
+        noise = names if settings.random else [""] * len(names)  # by which it is drawn
         self._keys = [digest(as_bytes(sources[i]), goal.key(i), until.key(i), noise[i]) for i in range(len(goal))]
         self._new: list[int] = []
 

@@ -1,7 +1,10 @@
 """One step of many pairs at once: a pass each way, a move, and back into the ball."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,8 +31,8 @@ class Settings:
             squared pixels per unit of loss.
         momentum: Share of the last move (`polyak`) or of the accumulated gradient (`pgd`) kept.
         max_steps: Steps after which a pair is given up.
-        eps: Radius of the ball around the source that the image may not leave, in units of [0, 1] pixels; None leaves
-            only the box [0, 1].
+        eps: Radius of the ball around the source that the image may not leave, in units of [0, 1] pixels; three numbers
+            are an L-infinity radius for each channel; None leaves only the box [0, 1].
         norm: `linf` bounds the change of every pixel, `l2` its Euclidean norm over the image.
         eight_bit: Look at the model, in every step, through an image rounded to 256 grey levels, so that what is
             reached holds for the saved file. An L-infinity ball then holds the levels inside it, wherever between two
@@ -47,7 +50,7 @@ class Settings:
     step: float | None = None
     momentum: float = 0.0
     max_steps: int = 200
-    eps: float | None = None
+    eps: float | tuple[float, float, float] | None = None
     norm: str = "linf"
     eight_bit: bool = False
     noise: float = 0.0
@@ -55,13 +58,22 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        one_of("optimizer", self.optimizer, STEPS)
+        one_of("optimizer", self.optimizer, self.optimizers())
         one_of("norm", self.norm, ("linf", "l2"))
         if self.step is None:
             if self.optimizer == "gradient_descent":
                 raise ValueError("gradient_descent needs a step, in squared pixels per unit of loss.")
             object.__setattr__(self, "step", 1.0)
-        bounds = {
+        for name, (good, allowed) in self.bounds().items():
+            if not good:
+                raise ValueError(f"{name} is {getattr(self, name)}, allowed is {allowed}.")
+
+    def optimizers(self) -> dict[str, Callable]:
+        return STEPS
+
+    def bounds(self) -> dict[str, tuple[bool, str]]:
+        """Whether each value is good, and what is allowed."""
+        found = {
             "step": (self.step > 0, "above 0"),
             "momentum": (0 <= self.momentum < 1, "0 to below 1"),
             "max_steps": (self.max_steps >= 1, "1 or more"),
@@ -69,11 +81,79 @@ class Settings:
             "draws": (self.draws >= 1, "1 or more"),
         }
         if self.eps is not None:
-            most = self.norm == "l2" or self.eps <= 1
-            bounds["eps"] = (self.eps >= 0 and most, "0 to 1" if self.norm == "linf" else "0 or more")
-        for name, (good, allowed) in bounds.items():
-            if not good:
-                raise ValueError(f"{name} is {getattr(self, name)}, allowed is {allowed}.")
+            radii = np.atleast_1d(self.eps)
+            good = (radii >= 0).all() and (len(radii) == 1 if self.norm == "l2" else (radii <= 1).all())
+            found["eps"] = (good, "0 to 1" if self.norm == "linf" else "0 or more")
+        return found
+
+    @property
+    def random(self) -> bool:
+        """Whether what becomes of a pair depends on its name."""
+        return self.noise > 0
+
+    def begin(self, sources: Tensor, rows: list[int], names: list[str], device) -> dict[str, Tensor]:
+        """State of pairs that enter the batch; every entry has one row a pair."""
+        return begin(sources, rows, self, device)
+
+    def look(self, net, pixels, goal, until, batch, names, last) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixel gradient, or what stands for it, loss, and whether each pair is finished."""
+        return gradient_step(net, pixels, goal, until, batch, names, self, last)
+
+    def move(self, batch: dict[str, Tensor], gradient: Tensor, loss: Tensor, names: list[str]) -> Tensor:
+        """How every pair's image changes; the step may leave the ball."""
+        return move(batch, gradient, loss, self)
+
+
+LATE = ("cuda",)  # devices that are read one step late
+
+
+class Inside:
+    """Which pairs are in the batch, as the host knows it without asking the device."""
+
+    def __init__(self):
+        self.rows, self.steps, self._limits = [], [], []
+
+    def enter(self, rows: list[int], limits: list[int]) -> None:
+        self.rows, self.steps, self._limits = self.rows + rows, self.steps + [0] * len(rows), self._limits + limits
+
+    def leave(self, rows: list[int]) -> Tensor:
+        """Take pairs out, and give the positions of those that stay."""
+        gone = set(rows)
+        kept = [k for k, row in enumerate(self.rows) if row not in gone]
+        self.rows, self.steps, self._limits = ([v[k] for k in kept] for v in (self.rows, self.steps, self._limits))
+        return torch.tensor(kept, dtype=torch.long)
+
+    @property
+    def given_up(self) -> list[bool]:
+        """Whether each has used its steps."""
+        return [steps >= limit for steps, limit in zip(self.steps, self._limits)]
+
+    def step(self) -> None:
+        self.steps = [steps + 1 for steps in self.steps]
+
+
+class Look:
+    """What a look at the batch found, on its way to the host."""
+
+    def __init__(self, pixels: Tensor, gradient: Tensor, reached: Tensor, given_up: Tensor, inside: Inside):
+        self.pixels, self.reached, self.rows, self.steps = pixels, reached, inside.rows, inside.steps
+        done = reached | given_up
+        wrong = ~gradient.flatten(1).isfinite().all(1) & ~done
+        self._flags = torch.stack([done, wrong]).to("cpu", non_blocking=True)
+        self._sent = torch.cuda.Event() if pixels.is_cuda else None
+        if self._sent:
+            self._sent.record()
+
+    def finished(self, inside: Inside, names: list[str]) -> list[int]:
+        """Positions of pairs that are done, of those still in the batch; refuses a gradient that is not finite."""
+        if self._sent:
+            self._sent.synchronize()
+        here, (done, wrong) = set(inside.rows), self._flags.tolist()
+        for k, row in enumerate(self.rows):
+            if wrong[k] and row in here:
+                pair = names[row].split("\0")[0]
+                raise FloatingPointError(f"The gradient of pair {pair} is not finite at step {self.steps[k]}.")
+        return [k for k, row in enumerate(self.rows) if done[k] and row in here]
 
 
 def begin(sources: Tensor, rows: list[int], settings: Settings, device) -> dict[str, Tensor]:
@@ -97,11 +177,16 @@ def box(source: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     """Least and largest value of every pixel; where no grey level lies between them, the first is the larger one."""
     if settings.eps is None or settings.norm == "l2":
         return source.new_zeros(len(source), 1, 1, 1), source.new_ones(len(source), 1, 1, 1)
-    levels, reach = 255 * source.double(), 255 * settings.eps
+    levels, reach = 255 * source.double(), 255 * radius(settings, source.double())
     low, high = (levels - reach).clamp_min(0), (levels + reach).clamp_max(255)
     if settings.eight_bit:
         low, high = (low - ROUNDING).ceil(), (high + ROUNDING).floor()
     return (low / 255).float(), (high / 255).float()
+
+
+def radius(settings: Settings, like: Tensor) -> float | Tensor:
+    """The radius of the ball, of every channel where they differ."""
+    return like.new_tensor(settings.eps)[:, None, None] if isinstance(settings.eps, tuple) else settings.eps
 
 
 def join(batch: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -110,14 +195,33 @@ def join(batch: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.cat([value, new[name]]) for name, value in batch.items()}
 
 
-def gradient_step(net, pixels, goal, until, batch, names, settings, last=False) -> tuple[Tensor, Tensor, Tensor]:
+def gradient_step(
+    net, pixels, goal, until, batch, names, settings, last=False, view=None
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Pixel gradient and loss of every pair and whether it is finished, from one pass each way.
 
-    After the `last` one no pair moves, so it needs no way back: its gradient is zero.
+    After the `last` one no pair moves, so it needs no way back: its gradient is zero. The model sees a `view` of the
+    pixels. Where the device's memory does not suffice, it is done in two parts, and so on.
     """
+    try:
+        return _gradient_step(net, pixels, goal, until, batch, names, settings, last, view)
+    except torch.OutOfMemoryError:
+        if view or len(pixels) < 2:
+            raise
+    half = len(pixels) // 2  # outside of the handler, which would keep the failed pass alive
+    torch.cuda.empty_cache()
+    parts = [
+        gradient_step(net, pixels[k], goal, until, {n: v[k] for n, v in batch.items()}, names, settings, last)
+        for k in (slice(half), slice(half, None))
+    ]
+    return tuple(map(torch.cat, zip(*parts)))
+
+
+def _gradient_step(net, pixels, goal, until, batch, names, settings, last, view):
     rows, copies = batch["rows"], 1
-    shown = pixels = pixels.detach().requires_grad_(not last)
+    pixels = pixels.detach().requires_grad_(not last)
     with torch.set_grad_enabled(not last):
+        shown = view(pixels) if view else pixels
         if settings.noise:
             copies += settings.draws
             keys = [f"{names[row]}\0{step}" for row, step in zip(rows.tolist(), batch["steps"].tolist())]
@@ -127,9 +231,25 @@ def gradient_step(net, pixels, goal, until, batch, names, settings, last=False) 
         features = net.encode_image(shown)
         rows = rows.repeat(copies)
         loss = goal.loss(features, rows).view(copies, -1).mean(0)
-        gradient = torch.zeros_like(pixels) if last else torch.autograd.grad(loss.sum(), pixels)[0]
+        gradient = torch.zeros_like(pixels) if last else gradient_of(loss, pixels, net)
     reached = until.reached(features.detach(), rows).view(copies, -1).all(0)
     return gradient, loss.detach(), reached
+
+
+@contextmanager
+def answers_have_gradients(net) -> Iterator[None]:
+    """One clear sentence where a model answers through other libraries than torch."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "require" not in str(error) or "grad" not in str(error):
+            raise
+        raise ValueError(f"{net.name} gives no gradient of its answers, allowed are nes, spsa and square.") from error
+
+
+def gradient_of(loss: Tensor, pixels: Tensor, net, **options) -> Tensor:
+    with answers_have_gradients(net):
+        return torch.autograd.grad(loss.sum(), pixels, **options)[0]
 
 
 def move(batch: dict[str, Tensor], gradient: Tensor, loss: Tensor, settings: Settings) -> Tensor:
@@ -142,7 +262,7 @@ def move(batch: dict[str, Tensor], gradient: Tensor, loss: Tensor, settings: Set
 def _polyak(batch, gradient, loss, settings):
     squares = _squares(gradient)
     longest = LONGEST * (gradient.shape[1:].numel() / squares).sqrt()
-    return -_wide(torch.minimum(settings.step * loss / squares, longest)) * gradient
+    return -wide(torch.minimum(settings.step * loss / squares, longest)) * gradient
 
 
 def _gradient_descent(batch, gradient, loss, settings):
@@ -151,16 +271,20 @@ def _gradient_descent(batch, gradient, loss, settings):
     batch["best"] = torch.minimum(loss, batch["best"])
     batch["length"] = torch.where(stalled >= PATIENCE, batch["length"] / 2, batch["length"])
     batch["stalled"] = torch.where(stalled >= PATIENCE, 0.0, stalled)
-    return -_wide(batch["length"]) * gradient
+    return -wide(batch["length"]) * gradient
 
 
 def _pgd(batch, gradient, loss, settings):
+    decay = 0.5 * (1 + torch.cos(torch.pi * batch["steps"] / settings.max_steps))
+    return -wide(settings.step * settings.eps * decay) * steepest(batch, gradient, settings)
+
+
+def steepest(batch: dict[str, Tensor], gradient: Tensor, settings: Settings) -> Tensor:
+    """The direction, of length 1 in the ball's norm, in which the loss (or its accumulated gradient) grows fastest."""
     if settings.momentum:  # gradients of different steps are comparable only at equal length
         size = gradient.flatten(1).abs().sum(1).clamp_min(TINY)
-        gradient = batch["velocity"] = settings.momentum * batch["velocity"] + gradient / _wide(size)
-    direction = gradient.sign() if settings.norm == "linf" else gradient / _wide(_squares(gradient).sqrt())
-    decay = 0.5 * (1 + torch.cos(torch.pi * batch["steps"] / settings.max_steps))
-    return -_wide(settings.step * settings.eps * decay) * direction
+        gradient = batch["velocity"] = settings.momentum * batch["velocity"] + gradient / wide(size)
+    return gradient.sign() if settings.norm == "linf" else gradient / wide(_squares(gradient).sqrt())
 
 
 STEPS = {"polyak": _polyak, "gradient_descent": _gradient_descent, "pgd": _pgd}
@@ -169,7 +293,7 @@ STEPS = {"polyak": _polyak, "gradient_descent": _gradient_descent, "pgd": _pgd}
 def project(pixels: Tensor, batch: dict[str, Tensor], settings: Settings) -> Tensor:
     if settings.eps is not None and settings.norm == "l2":
         change = pixels - batch["source"]
-        pixels = batch["source"] + change * _wide((settings.eps / _squares(change).sqrt()).clamp_max(1))
+        pixels = batch["source"] + change * wide((settings.eps / _squares(change).sqrt()).clamp_max(1))
     return pixels.clamp(batch["low"], batch["high"])
 
 
@@ -177,5 +301,5 @@ def _squares(values: Tensor) -> Tensor:
     return values.flatten(1).square().sum(1).clamp_min(TINY)
 
 
-def _wide(values: Tensor) -> Tensor:
+def wide(values: Tensor) -> Tensor:
     return values[:, None, None, None]

@@ -20,7 +20,7 @@ from zsr_utils._text import one_of
 from zsr_utils.conditions import _steps
 from zsr_utils.conditions._finished import FinishedPairs, as_bytes
 from zsr_utils.conditions._steps import Settings
-from zsr_utils.models import Model
+from zsr_utils.models import Model, trusted
 
 
 DEFAULT = Settings()
@@ -56,6 +56,10 @@ class Match:
         """The goal for some of the pairs."""
         return replace(self, targets=self.targets[chosen])
 
+    def to(self, device: torch.device) -> "Match":
+        """The goal with its targets on a device, so that no step waits for them."""
+        return replace(self, targets=self.targets.to(device))
+
     def key(self, row: int) -> bytes:
         return as_bytes(self.targets[row]) + repr((self.cosine, self.distance)).encode()
 
@@ -69,7 +73,7 @@ class Match:
         return near & (F.cosine_similarity(features, targets) > self.cosine)
 
     def _targets(self, features, rows):
-        return self.targets[rows.cpu()].to(features.device)
+        return self.targets.to(features.device)[rows]
 
 
 @dataclass(frozen=True)
@@ -93,17 +97,21 @@ class Answer:
         """The goal for some of the pairs."""
         return replace(self, labels=self.labels[chosen])
 
+    def to(self, device: torch.device) -> "Answer":
+        """The goal with its labels and classifier on a device."""
+        return replace(self, classifier=self.classifier.to(device), labels=self.labels.to(device))
+
     def key(self, row: int) -> bytes:
         return as_bytes(self.classifier) + repr(int(self.labels[row])).encode()
 
     def loss(self, features: Tensor, rows: Tensor) -> Tensor:
         logits = self.net.logits_of(features, self.classifier.to(features.device))
-        own = self.labels[rows.cpu()].to(features.device)[:, None]
+        own = self.labels.to(features.device)[rows][:, None]
         return (logits.scatter(1, own, -torch.inf).amax(1) - logits.gather(1, own)[:, 0]).clamp_min(0)
 
     def reached(self, features: Tensor, rows: Tensor) -> Tensor:
         logits = self.net.logits_of(features, self.classifier.to(features.device))
-        return logits.argmax(1) == self.labels[rows.cpu()].to(features.device)
+        return logits.argmax(1) == self.labels.to(features.device)[rows]
 
 
 Goal = Match | Answer
@@ -140,31 +148,38 @@ def align(
     aligned = _nothing_done(sources)
     store = FinishedPairs(net, sources, goal, until, settings, names) if keep else None
     waiting = store.load(aligned) if store else list(range(len(sources)))
-    batch: dict[str, Tensor] = {}
-    with progress(len(sources), "align", unit="pair", initial=len(sources) - len(waiting)) as bar:
-        while waiting or len(batch.get("rows", ())):
-            free = batch_size - len(batch.get("rows", ()))
-            taken, waiting = waiting[:free], waiting[free:]
-            batch = _steps.join(batch, _steps.begin(sources, taken, settings, net.device))
+    goal, until, late = goal.to(net.device), until.to(net.device), net.device.type in _steps.LATE
+    batch, inside, before = {}, _steps.Inside(), None
+    with progress(len(sources), "align", unit="pair", initial=len(sources) - len(waiting)) as bar, trusted(net):
+        while waiting or inside.rows:
+            if taken := waiting[: batch_size - len(inside.rows)]:
+                waiting = waiting[len(taken) :]
+                new = settings.begin(sources, taken, names, net.device)
+                batch = _steps.join(batch, new)
+                inside.enter(taken, new["limit"].tolist())
             pixels = saved_as_png(batch["pixels"]) if settings.eight_bit else batch["pixels"]
             given_up = batch["steps"] >= batch["limit"]
-            last = bool(given_up.all())
-            gradient, loss, reached = _steps.gradient_step(net, pixels, goal, until, batch, names, settings, last)
-            done = reached | given_up
-            _refuse_not_finite(gradient, done, batch, names)
-            if done.any():
-                rows = batch["rows"][done].cpu()
-                aligned.pixels[rows] = pixels[done].cpu()
-                aligned.steps[rows] = batch["steps"][done].cpu()
-                aligned.reached[rows] = reached[done].cpu()
+            gradient, loss, reached = settings.look(net, pixels, goal, until, batch, names, all(inside.given_up))
+            looks = [before, _steps.Look(pixels, gradient, reached, given_up, inside)]
+            # a device is read one step late, so that it need not wait for the host in every step
+            before = looks.pop() if late and not any(inside.given_up) else None
+            for look in filter(None, looks):
+                if not (finished := look.finished(inside, names)):
+                    continue
+                rows = torch.tensor([look.rows[k] for k in finished])
+                aligned.pixels[rows] = look.pixels[finished].cpu()
+                aligned.steps[rows] = torch.tensor([look.steps[k] for k in finished])
+                aligned.reached[rows] = look.reached[finished].cpu()
                 bar.update(len(rows))
                 if store:
                     store.add(aligned, rows)
-                batch = {name: value[~done] for name, value in batch.items()}
-                gradient, loss = gradient[~done], loss[~done]
-            moved = batch["pixels"] + _steps.move(batch, gradient, loss, settings)
+                kept = inside.leave(rows.tolist()).to(net.device)
+                batch = {name: value[kept] for name, value in batch.items()}
+                gradient, loss = gradient[kept], loss[kept]
+            moved = batch["pixels"] + settings.move(batch, gradient, loss, names)
             batch["pixels"] = _steps.project(moved, batch, settings)
             batch["steps"] = batch["steps"] + 1
+            inside.step()
     if store:
         store.flush(aligned)
     return aligned
@@ -285,23 +300,19 @@ def _check(net, sources, goal, until, settings: Settings, names: Sequence[str], 
     if sources.shape[1:] != (3, net.image_size, net.image_size):
         shape, size = tuple(sources.shape), net.image_size
         raise ValueError(f"sources have shape {shape}, {net.name} takes (N, 3, {size}, {size}).")
+    low, high = sources.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"sources run from {float(low):.4g} to {float(high):.4g}, allowed is [0, 1].")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, allowed is 1 or more.")
     if settings.optimizer == "pgd" and settings.eps is None:
         raise ValueError("pgd needs eps, the radius of its ball.")
-    if settings.eight_bit and settings.eps is not None and settings.eps < 0.5 / 255:
+    if settings.eight_bit and settings.eps is not None and np.min(settings.eps) < 0.5 / 255:
         low, high = _steps.box(sources, settings)
         empty = (low > high).flatten(1).any(1)
         if empty.any():
+            pair = names[int(empty.nonzero()[0])]
             raise ValueError(
-                f"eps is {settings.eps:.2g}: no 8-bit image lies in the ball of pair {names[int(empty.nonzero()[0])]}, "
-                "whose source lies between grey levels."
+                f"eps is {np.min(settings.eps):.2g}: no 8-bit image lies in the ball of pair {pair}, whose source lies "
+                "between grey levels."
             )
-
-
-def _refuse_not_finite(gradient: Tensor, done: Tensor, batch: dict[str, Tensor], names: Sequence[str]) -> None:
-    wrong = ~gradient.flatten(1).isfinite().all(1) & ~done
-    if wrong.any():
-        first = int(wrong.nonzero()[0])
-        pair, step = names[int(batch["rows"][first])], int(batch["steps"][first])
-        raise FloatingPointError(f"The gradient of pair {pair} is not finite at step {step}.")

@@ -1,5 +1,9 @@
 """Rows -> numbers: pure functions of arrays and frames, no model in sight."""
 
+from zsr_utils.scores._attacks import (
+    ALARMS, LEVEL, alarms, bisected, by_radius, held, median_radius, not_monotone, robust_accuracy, robustness_curve,
+    smallest_change,
+)  # fmt: skip
 from zsr_utils.scores._detection import detection
 from zsr_utils.scores._factors import column_means, error_ratio, half_dose, rank_agreement, ranks
 from zsr_utils.scores._intervals import (
