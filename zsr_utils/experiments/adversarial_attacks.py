@@ -14,15 +14,22 @@ from zsr_utils.study import Study
 PAPER = ("fgsm", "bim", "mim", "dim")  # of Wang et al., from the victim or from a substitute
 NOTHING = pd.DataFrame(columns=["rival", "eps", "sample_id", "value"])
 RADII, EPS = ({"x": column, "x_title": "radius (grey levels)"} for column in ("severity", "eps"))  # for `plots.curves`
+SHOWN = ["model", "alarm", "value", "low", "high", "limit", "raised"]  # of the table of alarms
 CHANGES = {"more": "more robust", "less": "less robust", "undecided": "not decided"}
 Substitute = tuple[Model, Head]
 
 
-def substitute_of(study: Study, name: str) -> Substitute:
-    """The network that transfer attacks follow, and its answers to the chapter's classes."""
+def substitute_of(study: Study, name: str) -> Substitute | None:
+    """The network that transfer attacks follow, and its answers to the chapter's classes; else None, and why."""
     options = {key: study.parameters[key] for key in ("device", "precision")}
-    net = study.nets.get(name) or load_model(*name.partition("@")[::2], **options)
-    return net, study.head(net)
+    try:
+        net = study.nets.get(name) or load_model(*name.partition("@")[::2], **options)
+        if net.image_size != study.net.image_size:
+            raise ValueError(f"{name} takes {net.image_size} pixels, {study.name} {study.net.image_size}.")
+        return net, study.head(net)
+    except ValueError as error:
+        print(f"No transfer attacks: {error}")
+    return None
 
 
 def ladder(
@@ -57,11 +64,6 @@ def white_box(eps: float, *, steps: int) -> list[Condition]:
     return [*made, attack("deepfool", WHOLE / 255, steps=steps)]
 
 
-def transfers(eps: float, substitute: Substitute, *, steps: int) -> list[Condition]:
-    """The four transfer attacks of Wang et al."""
-    return [transferred(name, eps, substitute, steps) for name in PAPER]
-
-
 def by_queries(eps: float, *, steps: int, queries: int) -> list[Condition]:
     """Attacks that estimate the gradient from answers."""
     return [attack(name, eps, steps=steps, queries=queries) for name in ("nes", "spsa")]
@@ -74,12 +76,20 @@ def losses(eps: float, *, steps: int, temperature: float) -> list[Condition]:
     return [attack("apgd_ce", eps, steps=steps, called=f"apgd, {name}", **given) for name, given in kinds.items()]
 
 
-def ladder_of(study: Study, substitute: Substitute) -> Callable[[Model], list[Condition]]:
+def ladder_of(study: Study, substitute: Substitute | None) -> Callable[[Model], list[Condition]]:
     """The ladder of a chapter's parameters for a model; the substitute's own gradient is no transfer."""
-    given = {key: study.parameters[key] for key in ("steps", "answers", "starts", "targets")}
-    return lambda net: ladder(
-        study.parameters["radii"], **given, substitute=None if net is substitute[0] else substitute
-    )
+    given = {key: study.parameters[key] for key in ("radii", "steps", "answers", "starts", "targets")}
+    return lambda net: ladder(**given, substitute=substitute if substitute and net is not substitute[0] else None)
+
+
+def eleven(study: Study, radius: float, substitute: Substitute | None) -> pd.DataFrame:
+    """Rows of the white-box attacks of Wang et al. in one ball, and of their transfer attacks where they are some."""
+    parts = [study.measure(white_box(radius / 255, steps=study.parameters["steps"]))]
+    victims = [name for name, net in study.nets.items() if substitute and net is not substitute[0]]
+    if victims:
+        shown = [transferred(name, radius / 255, substitute, study.parameters["steps"]) for name in PAPER]
+        parts.append(study.measure(shown, models=victims))
+    return joined(parts)
 
 
 def strongest(shown: Sequence[Condition], radius: float) -> Condition:
