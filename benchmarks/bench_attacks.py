@@ -86,8 +86,8 @@ def success(title: str, batch: Batch, eps: float) -> None:
         change = 255 * (pixels - batch.pixels).flatten(1).abs().amax(1)
         held = wrong & (change <= 255 * eps + 1e-3)
         print(
-            f"{name:24s} breaks {int(held.sum()):4d} = {held.float().mean():6.1%} in the ball, {int(wrong.sum())} in all, "
-            f"median change {change.median():6.2f}, {seconds:7.1f} s"
+            f"{name:22s} breaks {int(held.sum())}, {held.float().mean():6.1%} in the ball, {int(wrong.sum())} in all,"
+            f" median change {change.median():6.2f}, {seconds:7.1f} s"
         )
 
 
