@@ -7,6 +7,7 @@ import torch
 
 from zsr_utils import scores
 from zsr_utils.conditions import GRADIENTS, WHOLE, Batch, Condition, Head, attack, random_noise
+from zsr_utils.experiments.typographic_attacks import in_words  # noqa: F401, for the chapter's sentences
 from zsr_utils.models import Model, load_model
 from zsr_utils.study import Study
 
@@ -15,7 +16,6 @@ PAPER = ("fgsm", "bim", "mim", "dim")  # of Wang et al., from the victim or from
 NOTHING = pd.DataFrame(columns=["rival", "eps", "sample_id", "value"])
 RADII, EPS = ({"x": column, "x_title": "radius (grey levels)"} for column in ("severity", "eps"))  # for `plots.curves`
 SHOWN = ["model", "alarm", "value", "low", "high", "limit", "raised"]  # of the table of alarms
-CHANGES = {"more": "more robust", "less": "less robust", "undecided": "not decided"}
 Substitute = tuple[Model, Head]
 
 
@@ -92,21 +92,15 @@ def eleven(study: Study, radius: float, substitute: Substitute | None) -> pd.Dat
     return joined(parts)
 
 
-def strongest(shown: Sequence[Condition], radius: float) -> Condition:
-    """APGD by the cross-entropy in one ball."""
-    return next(c for c in shown if c.name == "apgd_ce" and c.severity == radius)
-
-
 def of(rows: pd.DataFrame, model: str, shown: Condition) -> pd.DataFrame:
     """A model's rows of one condition."""
     return rows[(rows.model == model) & (rows.condition == shown.name) & (rows.severity == shown.severity)]
 
 
 def by_radius(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
-    """Robust accuracy by attack and radius; the attack in words in `label`."""
+    """Robust accuracy by attack and radius."""
     bounded = rows[(rows.severity < WHOLE) & (rows.severity > 0)]
-    table = study.estimate(bounded, "attacks/robust_accuracy", scores.robust_accuracy, ["condition", "severity"])
-    return table.assign(label=table.condition.str.replace("_", " "))
+    return study.estimate(bounded, "attacks/robust_accuracy", scores.robust_accuracy, ["condition", "severity"])
 
 
 def grid(rows: pd.DataFrame, model: str, name: str) -> pd.DataFrame:
@@ -154,11 +148,6 @@ def joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def all_alarms(rows: pd.DataFrame) -> pd.DataFrame:
-    """The alarms of every model."""
-    return joined([scores.alarms(part).assign(model=m) for m, part in rows.groupby("model", sort=False)])
-
-
 def raised(table: pd.DataFrame) -> str:
     """The alarms of a table that were raised, in words."""
     up = [f"{row.model}: {row.alarm} ({scores.estimate_of(row):pct})" for row in table[table.raised].itertuples()]
@@ -170,15 +159,6 @@ def matrix(table: pd.DataFrame) -> dict:
     attacks, models = (list(dict.fromkeys(table[column])) for column in ("condition", "model"))
     values = table.set_index(["condition", "model"]).value.unstack().loc[attacks, models]
     return {"values": values.to_numpy(), "rows": [name.replace("_", " ") for name in attacks], "columns": models}
-
-
-def in_words(table: pd.DataFrame, column: str, spec: str = "pct") -> str:
-    """Estimates of a table after what a column says of them and, of a comparison, its verdict."""
-    verdicts = [f"{CHANGES[v]}, " for v in table.verdict] if "verdict" in table else [""] * len(table)
-    if table.empty:
-        return "there is no other model"
-    said = zip(table[column].astype(str).str.replace("_", " "), verdicts, map(scores.estimate_of, table.itertuples()))
-    return "; ".join(f"{name}: {verdict}{estimate:{spec}}" for name, verdict, estimate in said)
 
 
 def examples(study: Study, made: Condition, number: int) -> tuple[list, list[str]]:
