@@ -121,6 +121,7 @@ class Aligned:
 def align(
     net: Model, sources: Float[Tensor, "n 3 h w"], goal: Goal, settings: Settings = DEFAULT, *,
     until: Goal | None = None, names: Sequence[str] | None = None, batch_size: int = 64, keep: bool = False,
+    hidden: bool = False,
 ) -> Aligned:  # fmt: skip
     """Move every source image, in [0, 1], towards its goal, and stop there.
 
@@ -130,6 +131,7 @@ def align(
         names: Of the pairs, for messages and for their noise; their numbers by default.
         keep: Keep finished pairs in the cache folder by model, source, goal and settings: an interrupted run goes on
             from there, and a second one computes nothing.
+        hidden: No progress bar, for a step of something that has one.
 
     Raises: ValueError for sources, goals or names that do not fit each other; FloatingPointError where a gradient is
         not finite.
@@ -141,7 +143,7 @@ def align(
     store = FinishedPairs(net, sources, goal, until, settings, names) if keep else None
     waiting = store.load(aligned) if store else list(range(len(sources)))
     batch: dict[str, Tensor] = {}
-    with progress(len(sources), "align", unit="pair", initial=len(sources) - len(waiting)) as bar:
+    with progress(len(sources), "align", unit="pair", initial=len(sources) - len(waiting), hidden=hidden) as bar:
         while waiting or len(batch.get("rows", ())):
             free = batch_size - len(batch.get("rows", ()))
             taken, waiting = waiting[:free], waiting[free:]
