@@ -351,8 +351,9 @@ class Attacked:
             goal = Fooled(net, head, batch.labels[rows], self.kind, self.temperature, targets, self.substitute is None)
             names = [f"{batch.sample_ids[row]}\0{batch.draw}\0{k}" for row in rows.tolist()]
             sources, there = batch.pixels.cpu()[rows], rows.to(pixels.device)
+            options = {"names": names, "batch_size": len(rows), "keep": self.substitute is not None, "hidden": True}
             with _steps.answers_have_gradients(net):
-                found = align(net, sources, goal, attack, names=names, keep=self.substitute is not None)
+                found = align(net, sources, goal, attack, **options)
             pixels[there], fooled[rows] = found.pixels.to(pixels.device), found.reached
             steps[rows.numpy()] += found.steps.numpy()
             passes[rows.numpy()] += attack.passes(found.steps.numpy())

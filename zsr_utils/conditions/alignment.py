@@ -129,6 +129,7 @@ class Aligned:
 def align(
     net: Model, sources: Float[Tensor, "n 3 h w"], goal: Goal, settings: Settings = DEFAULT, *,
     until: Goal | None = None, names: Sequence[str] | None = None, batch_size: int = 64, keep: bool = False,
+    hidden: bool = False,
 ) -> Aligned:  # fmt: skip
     """Move every source image, in [0, 1], towards its goal, and stop there.
 
@@ -138,6 +139,7 @@ def align(
         names: Of the pairs, for messages and for their noise; their numbers by default.
         keep: Keep finished pairs in the cache folder by model, source, goal and settings: an interrupted run goes on
             from there, and a second one computes nothing.
+        hidden: No progress bar, for a step of something that has one.
 
     Raises: ValueError for sources, goals or names that do not fit each other; FloatingPointError where a gradient is
         not finite.
@@ -150,7 +152,8 @@ def align(
     waiting = store.load(aligned) if store else list(range(len(sources)))
     goal, until, late = goal.to(net.device), until.to(net.device), net.device.type in _steps.LATE
     batch, inside, before = {}, _steps.Inside(), None
-    with progress(len(sources), "align", unit="pair", initial=len(sources) - len(waiting)) as bar, trusted(net):
+    told = progress(len(sources), "align", unit="pair", initial=len(sources) - len(waiting), hidden=hidden)
+    with told as bar, trusted(net):
         while waiting or inside.rows:
             if taken := waiting[: batch_size - len(inside.rows)]:
                 waiting = waiting[len(taken) :]

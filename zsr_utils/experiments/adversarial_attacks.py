@@ -7,6 +7,7 @@ import torch
 
 from zsr_utils import scores
 from zsr_utils.conditions import GRADIENTS, WHOLE, Batch, Condition, Head, attack, random_noise
+from zsr_utils.experiments.typographic_attacks import in_words  # noqa: F401, for the chapter's sentences
 from zsr_utils.models import Model, load_model
 from zsr_utils.study import Study
 
@@ -14,15 +15,21 @@ from zsr_utils.study import Study
 PAPER = ("fgsm", "bim", "mim", "dim")  # of Wang et al., from the victim or from a substitute
 NOTHING = pd.DataFrame(columns=["rival", "eps", "sample_id", "value"])
 RADII, EPS = ({"x": column, "x_title": "radius (grey levels)"} for column in ("severity", "eps"))  # for `plots.curves`
-CHANGES = {"more": "more robust", "less": "less robust", "undecided": "not decided"}
+SHOWN = ["model", "alarm", "value", "low", "high", "limit", "raised"]  # of the table of alarms
 Substitute = tuple[Model, Head]
 
 
-def substitute_of(study: Study, name: str) -> Substitute:
-    """The network that transfer attacks follow, and its answers to the chapter's classes."""
+def substitute_of(study: Study, name: str) -> Substitute | None:
+    """The network that transfer attacks follow, and its answers to the chapter's classes; else None, and why."""
     options = {key: study.parameters[key] for key in ("device", "precision")}
-    net = study.nets.get(name) or load_model(*name.partition("@")[::2], **options)
-    return net, study.head(net)
+    try:
+        net = study.nets.get(name) or load_model(*name.partition("@")[::2], **options)
+        if net.image_size != study.net.image_size:
+            raise ValueError(f"{name} takes {net.image_size} pixels, {study.name} {study.net.image_size}.")
+        return net, study.head(net)
+    except ValueError as error:
+        print(f"No transfer attacks: {error}")
+    return None
 
 
 def ladder(
@@ -57,11 +64,6 @@ def white_box(eps: float, *, steps: int) -> list[Condition]:
     return [*made, attack("deepfool", WHOLE / 255, steps=steps)]
 
 
-def transfers(eps: float, substitute: Substitute, *, steps: int) -> list[Condition]:
-    """The four transfer attacks of Wang et al."""
-    return [transferred(name, eps, substitute, steps) for name in PAPER]
-
-
 def by_queries(eps: float, *, steps: int, queries: int) -> list[Condition]:
     """Attacks that estimate the gradient from answers."""
     return [attack(name, eps, steps=steps, queries=queries) for name in ("nes", "spsa")]
@@ -74,17 +76,20 @@ def losses(eps: float, *, steps: int, temperature: float) -> list[Condition]:
     return [attack("apgd_ce", eps, steps=steps, called=f"apgd, {name}", **given) for name, given in kinds.items()]
 
 
-def ladder_of(study: Study, substitute: Substitute) -> Callable[[Model], list[Condition]]:
+def ladder_of(study: Study, substitute: Substitute | None) -> Callable[[Model], list[Condition]]:
     """The ladder of a chapter's parameters for a model; the substitute's own gradient is no transfer."""
-    given = {key: study.parameters[key] for key in ("steps", "answers", "starts", "targets")}
-    return lambda net: ladder(
-        study.parameters["radii"], **given, substitute=None if net is substitute[0] else substitute
-    )
+    given = {key: study.parameters[key] for key in ("radii", "steps", "answers", "starts", "targets")}
+    return lambda net: ladder(**given, substitute=substitute if substitute and net is not substitute[0] else None)
 
 
-def strongest(shown: Sequence[Condition], radius: float) -> Condition:
-    """APGD by the cross-entropy in one ball."""
-    return next(c for c in shown if c.name == "apgd_ce" and c.severity == radius)
+def eleven(study: Study, radius: float, substitute: Substitute | None) -> pd.DataFrame:
+    """Rows of the white-box attacks of Wang et al. in one ball, and of their transfer attacks where they are some."""
+    parts = [study.measure(white_box(radius / 255, steps=study.parameters["steps"]))]
+    victims = [name for name, net in study.nets.items() if substitute and net is not substitute[0]]
+    if victims:
+        shown = [transferred(name, radius / 255, substitute, study.parameters["steps"]) for name in PAPER]
+        parts.append(study.measure(shown, models=victims))
+    return joined(parts)
 
 
 def of(rows: pd.DataFrame, model: str, shown: Condition) -> pd.DataFrame:
@@ -93,10 +98,9 @@ def of(rows: pd.DataFrame, model: str, shown: Condition) -> pd.DataFrame:
 
 
 def by_radius(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
-    """Robust accuracy by attack and radius; the attack in words in `label`."""
+    """Robust accuracy by attack and radius."""
     bounded = rows[(rows.severity < WHOLE) & (rows.severity > 0)]
-    table = study.estimate(bounded, "attacks/robust_accuracy", scores.robust_accuracy, ["condition", "severity"])
-    return table.assign(label=table.condition.str.replace("_", " "))
+    return study.estimate(bounded, "attacks/robust_accuracy", scores.robust_accuracy, ["condition", "severity"])
 
 
 def grid(rows: pd.DataFrame, model: str, name: str) -> pd.DataFrame:
@@ -144,11 +148,6 @@ def joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def all_alarms(rows: pd.DataFrame) -> pd.DataFrame:
-    """The alarms of every model."""
-    return joined([scores.alarms(part).assign(model=m) for m, part in rows.groupby("model", sort=False)])
-
-
 def raised(table: pd.DataFrame) -> str:
     """The alarms of a table that were raised, in words."""
     up = [f"{row.model}: {row.alarm} ({scores.estimate_of(row):pct})" for row in table[table.raised].itertuples()]
@@ -160,15 +159,6 @@ def matrix(table: pd.DataFrame) -> dict:
     attacks, models = (list(dict.fromkeys(table[column])) for column in ("condition", "model"))
     values = table.set_index(["condition", "model"]).value.unstack().loc[attacks, models]
     return {"values": values.to_numpy(), "rows": [name.replace("_", " ") for name in attacks], "columns": models}
-
-
-def in_words(table: pd.DataFrame, column: str, spec: str = "pct") -> str:
-    """Estimates of a table after what a column says of them and, of a comparison, its verdict."""
-    verdicts = [f"{CHANGES[v]}, " for v in table.verdict] if "verdict" in table else [""] * len(table)
-    if table.empty:
-        return "there is no other model"
-    said = zip(table[column].astype(str).str.replace("_", " "), verdicts, map(scores.estimate_of, table.itertuples()))
-    return "; ".join(f"{name}: {verdict}{estimate:{spec}}" for name, verdict, estimate in said)
 
 
 def examples(study: Study, made: Condition, number: int) -> tuple[list, list[str]]:

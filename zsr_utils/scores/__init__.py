@@ -1,7 +1,7 @@
 """Rows -> numbers: pure functions of arrays and frames, no model in sight."""
 
 from zsr_utils.scores._attacks import (
-    ALARMS, LEVEL, alarms, bisected, by_radius, held, median_radius, not_monotone, robust_accuracy, robustness_curve,
+    LEVEL, alarms, bisected, by_radius, held, median_radius, not_monotone, robust_accuracy, robustness_curve,
     smallest_change,
 )  # fmt: skip
 from zsr_utils.scores._detection import detection
