@@ -30,6 +30,7 @@ from zsr_utils.conditions.alignment import Settings
 from zsr_utils.datasets import Dataset, Sample
 from zsr_utils.experiments import (
     distribution_shifts,
+    out_of_distribution,
     pairs,
     representation_drift,
     typographic_attacks,
@@ -63,6 +64,10 @@ CONTRACT = {
     ],
     "typographic_attacks": lambda net, images: [
         *typographic_attacks.cards(images)[::3], typographic_attacks.Card("other_name", copies=3).condition("copies"),
+    ],
+    "out_of_distribution": lambda net, images: [
+        out_of_distribution.Shown(images, {}, ("x", "yy"), (1.0, 4.0)).conditions(net, name, ["{}"], images)[0]
+        for name in ("inside", "noise")
     ],
     "adaptive_alignment": lambda net, images: [aligned(net, images, noise=8 / 255)],
 }  # fmt: skip

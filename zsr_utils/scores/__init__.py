@@ -1,6 +1,6 @@
 """Rows -> numbers: pure functions of arrays and frames, no model in sight."""
 
-from zsr_utils.scores._detection import detection
+from zsr_utils.scores._detection import auroc_parts, detection, separation
 from zsr_utils.scores._factors import column_means, error_ratio, half_dose, rank_agreement, ranks
 from zsr_utils.scores._intervals import (
     Estimate, bootstrap, estimate_of, grouped_proportion, not_measured, paired_difference, proportion,
