@@ -24,11 +24,13 @@ from zsr_utils.conditions import (
     gaussian_noise,
     made_before,
     sequences,
+    unchanged,
     without_cue,
 )  # fmt: skip
 from zsr_utils.conditions.alignment import Settings
 from zsr_utils.datasets import Dataset, Sample
 from zsr_utils.experiments import (
+    calibration,
     distribution_shifts,
     out_of_distribution,
     pairs,
@@ -69,6 +71,7 @@ CONTRACT = {
         out_of_distribution.Shown(images, {}, ("x", "yy"), (1.0, 4.0)).conditions(net, name, ["{}"], images)[0]
         for name in ("inside", "noise")
     ],
+    "calibration": lambda net, images: [Condition("clean", 0.0, unchanged, calibration.logits)],
     "adaptive_alignment": lambda net, images: [aligned(net, images, noise=8 / 255)],
 }  # fmt: skip
 

@@ -1,5 +1,8 @@
 """Rows -> numbers: pure functions of arrays and frames, no model in sight."""
 
+from zsr_utils.scores._calibration import (
+    brier_parts, calibration_error, confidence_bins, fit_temperature, reliability,
+)  # fmt: skip
 from zsr_utils.scores._detection import auroc_parts, detection, separation
 from zsr_utils.scores._factors import column_means, error_ratio, half_dose, rank_agreement, ranks
 from zsr_utils.scores._intervals import (

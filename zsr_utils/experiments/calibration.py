@@ -1,0 +1,251 @@
+"""Chapter 15: does a confidence mean what it says, does a temperature mend it, and does that last under shifts?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+import pandas as pd
+from scipy import special, stats
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from zsr_utils import scores
+from zsr_utils.conditions import Batch, Condition, Seen, Settings, made_before, sizes, unchanged
+from zsr_utils.conditions.alignment import Answer, align, saved_as_png
+from zsr_utils.datasets import Dataset, Shift
+from zsr_utils.scores import Estimate
+from zsr_utils.study import Study
+
+
+MEASURES = {
+    "ece_15": scores.calibration_error, "ece_10": lambda c, y: scores.calibration_error(c, y, bins=10),
+    "ece_equal_mass": lambda c, y: scores.calibration_error(c, y, mass=True),
+    "rms_debiased": lambda c, y: scores.calibration_error(c, y, debiased=True),
+}  # fmt: skip
+SURE = {
+    "more": "it was too sure of itself", "less": "it was not sure enough",
+    "undecided": "whether it was too sure of itself or not sure enough is not decided",
+}  # fmt: skip
+SEES = {
+    "more": "what it is sure of lies farther from the border", "less": "what it is sure of lies nearer to the border",
+    "undecided": "whether the two go together is not decided",
+}  # fmt: skip
+AS_IS, SCALED, SIGMOID = "as trained", "scaled", "as sigmoids"
+
+
+def logits(batch: Batch, seen: Seen) -> dict:
+    """Facts: every logit, from which all of this chapter is computed; float32 keeps a list of 1,000 names small."""
+    return {f"logit_{k}": column for k, column in enumerate(seen.logits.float().numpy().T)}
+
+
+def halves(images: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """Images to fit a temperature on, and others to evaluate on.
+
+    Source: Tu et al. (2024) do not say how they split; sorted by id, in half, as a public script in their style.
+    """
+    both = train_test_split(sorted(s.sample_id for s in images.samples), test_size=0.5, random_state=seed)
+    return tuple(images.only(ids) for ids in both)
+
+
+def measured(study: Study, fit: Dataset, evaluation: Dataset, shifts: Mapping[str, Shift]) -> pd.DataFrame:
+    """Rows with logits of both halves (sets `fit` and `clean`) and of every shift; no image is in two of the sets."""
+    shown = {"fit": fit, "clean": evaluation, **{name: shift.shown for name, shift in shifts.items()}}
+    frames = []
+    for name, images in shown.items():
+        condition = Condition(name, float(name in shifts), unchanged, logits, draws=1)
+        frames.append(study.measure([condition], images=images, keep=False).assign(set=name))
+    rows = pd.concat(frames, ignore_index=True)
+    study.keep_rows(rows.drop(columns=[c for c in rows if c.startswith("logit_")]))
+    return rows
+
+
+def logits_of(rows: pd.DataFrame) -> np.ndarray:
+    """Logits (N, K) of rows of one set; a shift with fewer classes has fewer names, cut before the softmax."""
+    return rows.filter(regex=r"^logit_\d+$").dropna(axis=1, how="all").to_numpy(float)
+
+
+def temperatures(rows: pd.DataFrame) -> pd.DataFrame:
+    """The temperature of every model, fitted on the set `fit` alone."""
+    fit = rows[rows.set == "fit"]
+    return scores.estimates(fit, "model", lambda p: scores.fit_temperature(logits_of(p), p.label.to_numpy()))
+
+
+def answers(z: np.ndarray, labels: np.ndarray, *, sigmoid: bool = False) -> dict[str, np.ndarray]:
+    """What logits (N, K) say: `right`, `confidence`, `nll` (nats; none of sigmoids) and `brier`, summed over names.
+
+    Examples:
+        >>> found = answers(np.log([[0.8, 0.2], [0.6, 0.4]]), np.array([0, 1]))
+        >>> found["confidence"].round(3).tolist(), found["brier"].round(3).tolist()
+        ([0.8, 0.6], [0.08, 0.72])
+    """
+    p = special.expit(z) if sigmoid else special.softmax(z, axis=1)
+    rows = np.arange(len(z))
+    nll = np.full(len(z), np.nan) if sigmoid else -special.log_softmax(z, axis=1)[rows, labels]
+    brier = (p**2).sum(1) - 2 * p[rows, labels] + 1
+    return {"right": z.argmax(1) == labels, "confidence": p.max(1), "nll": nll, "brier": brier}
+
+
+def read(rows: pd.DataFrame, found: pd.DataFrame, sigmoid: Sequence[str] = ()) -> pd.DataFrame:
+    """Rows of all sets but `fit`, once a `reading`, with their `answers`: as they are, scaled, and as sigmoids.
+
+    Where no temperature was found nothing is scaled, and there is no such reading.
+
+    Args:
+        found: As `temperatures` gives it.
+        sigmoid: Models that were trained with a sigmoid for every name.
+    """
+    frames, of = [], found.set_index("model").value
+    for (model, _), part in rows[rows.set != "fit"].groupby(["model", "set"], sort=False):
+        z, labels = logits_of(part), part.label.to_numpy()
+        readings = {AS_IS: answers(z, labels)}
+        if np.isfinite(of[model]):
+            readings[SCALED] = answers(z / of[model], labels)
+        if model in sigmoid:
+            readings[SIGMOID] = answers(z, labels, sigmoid=True)
+        frames += [part.assign(reading=reading, **said) for reading, said in readings.items()]
+    return pd.concat(frames, ignore_index=True)
+
+
+def error(kind: str = "ece_15") -> scores.Statistic:
+    """One of `MEASURES` as a statistic of rows."""
+    return lambda rows: MEASURES[kind](rows.confidence.to_numpy(), rows.right.to_numpy(bool))
+
+
+def every_measure(rows: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """All measures of one model's rows of one set and reading, a row each: errors, class-wise, NLL, Brier's parts."""
+    table = {kind: error(kind)(rows) for kind in MEASURES}
+    z, t = logits_of(rows), found.set_index("model").value[rows.model.iloc[0]]
+    p = special.softmax(z / (t if rows.reading.iloc[0] == SCALED else 1.0), axis=1)
+    truth = rows.label.to_numpy()[:, None] == np.arange(p.shape[1])
+    table["ece_classwise"] = scores.calibration_error(p, truth, resamples=200)
+    table |= {name: scores.mean_of(name, unit)(rows) for name, unit in (("nll", "nats"), ("brier", "1"))}
+    parts = scores.brier_parts(rows.confidence.to_numpy(), rows.right.to_numpy())
+    table |= {f"top_{name}" if name == "brier" else name: e for name, e in parts.items()}
+    return pd.DataFrame([{"measure": name, **asdict(e)} for name, e in table.items()])
+
+
+def scaling(rows: pd.DataFrame) -> pd.DataFrame:
+    """NLL of the scaled reading less that of the plain one, image by image (`paired_changes`), each model a family."""
+    sides = [rows[rows.reading == reading].assign(value=lambda r: r.nll) for reading in (AS_IS, SCALED)]
+    return scores.paired_changes(*sides, ["model", "set"], within="model", unit="nats")
+
+
+def scaling_in_words(table: pd.DataFrame, model: str) -> str:
+    """On which sets the temperature of the clean half lowers or raises a model's NLL, after the correction."""
+    own = table[table.model == model]
+    of = {way: ", ".join(own[own.verdict == way].set) for way in ("less", "more", "undecided")}
+    words = {"less": "lowers its NLL on", "more": "raises it on", "undecided": "is not decided on"}
+    said = "; ".join(f"{words[way]} {sets}" for way, sets in of.items() if sets)
+    return (
+        f"the temperature {said}" if said else "there is no temperature: every image it is fitted on is named rightly"
+    )
+
+
+def hardest(rows: pd.DataFrame, model: str) -> str:
+    """The set on which a model is right least often."""
+    return rows[(rows.model == model) & (rows.reading == AS_IS)].groupby("set").right.mean().idxmin()
+
+
+def diagram(rows: pd.DataFrame) -> pd.DataFrame:
+    """Reliability of one set's rows by reading: the lines of `plots.curves`, bands of consistency around equality."""
+    frames = []
+    for reading, part in rows.groupby("reading", sort=False):
+        bins = scores.reliability(part.confidence.to_numpy(), part.right.to_numpy())
+        equal = bins.assign(value=bins.confidence, line=f"{reading}: 95 % of calibrated samples")
+        frames += [equal, bins.assign(low=bins.value, high=bins.value, line=f"{reading}: accuracy")]
+    return pd.concat(frames, ignore_index=True)
+
+
+def at_coverage(share: float) -> scores.Statistic:
+    """Accuracy among the share of rows with the highest confidence, and those that tie with the last of them."""
+
+    def statistic(rows: pd.DataFrame) -> Estimate:
+        last = np.sort(rows.confidence)[-max(1, round(share * len(rows)))]
+        kept = rows[rows.confidence >= last]
+        return scores.proportion(int(kept.right.sum()), len(kept))
+
+    return statistic
+
+
+def by_coverage(rows: pd.DataFrame, shares: Sequence[float]) -> pd.DataFrame:
+    """Accuracy by `coverage` of every set of one model."""
+    return pd.concat([scores.estimates(rows, ["model", "set"], at_coverage(s)).assign(coverage=s) for s in shares])
+
+
+def of_some_names(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the classes with even labels, read twice (`names`): the other logits cut before the softmax, or kept."""
+    few = rows[(rows.reading == AS_IS) & (rows.label % 2 == 0)]
+    z, frames = logits_of(few), [few[:0]]
+    for names, step in (("the whole list", 1), ("half of the names", 2)):
+        if z.shape[1] > 2:  # half of two is no question
+            frames.append(few.assign(names=names, **answers(z[:, ::step], few.label.to_numpy() // step)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def to_the_border(study: Study, images: Dataset, *, max_steps: int = 40) -> pd.DataFrame:
+    """Rows of images moved until the runner-up is the answer, with the distance `rms` (grey levels) of those reached.
+
+    The steps are those of DeepFool, as chapter 02 uses them, and the end is an 8-bit picture.
+    """
+    net, head = study.net, study.heads[study.name]
+    if head.merged:  # their border is that of no single row
+        return pd.DataFrame()
+    ids = [s.sample_id for s in images.samples]
+    sources = images.pixels(ids, net.from_pil)
+    second = head.see(net, sources.to(net.device)).logits.topk(2).indices[:, 1]
+    settings = Settings(step=1.05, max_steps=max_steps, eight_bit=True)
+    ends = align(net, sources, Answer(net, head.weights, second), settings, names=ids, keep=True)
+    made = made_before("runner_up", 1.0, ids, saved_as_png(ends.pixels))
+    rows = study.measure([replace(made, facts=sizes)], images=images, models=[study.name])
+    return rows[rows.prediction != rows.clean_prediction]
+
+
+def sees_fragility(rows: pd.DataFrame, border: pd.DataFrame) -> Estimate:
+    """Spearman's correlation of an image's confidence with its distance to the nearest answer's border."""
+    if len(border) < 3:
+        return scores.not_measured("1")
+    clean = rows[(rows.set == "clean") & (rows.reading == AS_IS) & (rows.model == border.model.iloc[0])]
+    both = clean.set_index("sample_id")[["confidence"]].join(border.set_index("sample_id").rms, how="inner")
+    columns = both.confidence.to_numpy(), both.rms.to_numpy()
+    return scores.bootstrap(lambda a, b: stats.spearmanr(a, b).statistic, *columns, unit="1")
+
+
+def sigmoid_models(study: Study) -> list[str]:
+    """Models whose logits have a bias, as those trained with a sigmoid for every name have."""
+    return [name for name, net in study.nets.items() if isinstance(net.logit_bias, Tensor)]
+
+
+def said(table: pd.DataFrame, column: str) -> str:
+    """Estimates of a table, each after what a column says of it."""
+    return "; ".join(f"{name}: {scores.estimate_of(row):pct}" for name, row in zip(table[column], table.itertuples()))
+
+
+def ece_in_words(table: pd.DataFrame, readings: Sequence[str] = (AS_IS, SCALED)) -> str:
+    """ECE by model, reading and set."""
+    own = table[table.reading.isin(readings)].groupby(["model", "reading"], sort=False)
+    return "; ".join(f"{model}, {reading}, {said(part, 'set')}" for (model, reading), part in own)
+
+
+def hardest_in_words(study: Study, hard: str) -> str:
+    """ECE on the hardest set, where that is a shift."""
+    if hard == "clean":
+        return "no shift of these pictures is harder"
+    return f"on {hard}, where it is right least often, {study[f'calibration/ece/{hard}_as_trained'.lower()]:pct}"
+
+
+def side_by_side(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Measures in lines, sets and readings in columns, with their intervals."""
+    table = pd.concat(tables)
+    shown = table.assign(text=[f"{scores.estimate_of(row):.3f}" for row in table.itertuples()])
+    return shown.pivot(index="measure", columns=["set", "reading"], values="text").loc[table.measure.unique()]
+
+
+def coverage_in_words(table: pd.DataFrame, name: str) -> str:
+    """Accuracy of one set at the whole and at the least coverage."""
+    ends = table[table.set == name].sort_values("coverage").iloc[[-1, 0]]
+    return f"Of {name}, {said(ends.assign(share=ends.coverage.map('{:.0%} answered'.format)), 'share')}"
+
+
+def median_distance(border: pd.DataFrame) -> Estimate:
+    """Median distance to the border, in grey levels."""
+    return scores.median_of("rms", "grey levels")(border) if len(border) else scores.not_measured("grey levels")
