@@ -13,6 +13,7 @@ from zsr_utils import scores
 from zsr_utils.conditions import Batch, Condition, Seen, Settings, made_before, sizes, unchanged
 from zsr_utils.conditions.alignment import Answer, align, saved_as_png
 from zsr_utils.datasets import Dataset, Shift
+from zsr_utils.experiments.typographic_attacks import in_words
 from zsr_utils.scores import Estimate
 from zsr_utils.study import Study
 
@@ -22,10 +23,8 @@ MEASURES = {
     "ece_equal_mass": lambda c, y: scores.calibration_error(c, y, mass=True),
     "rms_debiased": lambda c, y: scores.calibration_error(c, y, debiased=True),
 }  # fmt: skip
-SURE = {
-    "more": "it was too sure of itself", "less": "it was not sure enough",
-    "undecided": "whether it was too sure of itself or not sure enough is not decided",
-}  # fmt: skip
+SURE = {"more": "too sure", "less": "not sure enough", "undecided": "not decided which"}
+NONE = "no temperature is best, since all images to fit it on are named rightly"
 SEES = {
     "more": "what it is sure of lies farther from the border", "less": "what it is sure of lies nearer to the border",
     "undecided": "whether the two go together is not decided",
@@ -49,8 +48,7 @@ def halves(images: Dataset, seed: int) -> tuple[Dataset, Dataset]:
 
 def measured(study: Study, fit: Dataset, evaluation: Dataset, shifts: Mapping[str, Shift]) -> pd.DataFrame:
     """Rows with logits of both halves (sets `fit` and `clean`) and of every shift; no image is in two of the sets."""
-    shown = {"fit": fit, "clean": evaluation, **{name: shift.shown for name, shift in shifts.items()}}
-    frames = []
+    shown, frames = {"fit": fit, "clean": evaluation, **{name: shift.shown for name, shift in shifts.items()}}, []
     for name, images in shown.items():
         condition = Condition(name, float(name in shifts), unchanged, logits, draws=1)
         frames.append(study.measure([condition], images=images, keep=False).assign(set=name))
@@ -114,13 +112,12 @@ def error(kind: str = "ece_15") -> scores.Statistic:
 def every_measure(rows: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     """All measures of one model's rows of one set and reading, a row each: errors, class-wise, NLL, Brier's parts."""
     table = {kind: error(kind)(rows) for kind in MEASURES}
-    z, t = logits_of(rows), found.set_index("model").value[rows.model.iloc[0]]
-    p = special.softmax(z / (t if rows.reading.iloc[0] == SCALED else 1.0), axis=1)
-    truth = rows.label.to_numpy()[:, None] == np.arange(p.shape[1])
-    table["ece_classwise"] = scores.calibration_error(p, truth, resamples=200)
+    z = logits_of(rows) / (found.set_index("model").value[rows.model.iloc[0]] if rows.reading.iloc[0] == SCALED else 1)
+    truth = rows.label.to_numpy()[:, None] == np.arange(z.shape[1])
+    table["ece_classwise"] = scores.calibration_error(special.softmax(z, axis=1), truth, resamples=200)
     table |= {name: scores.mean_of(name, unit)(rows) for name, unit in (("nll", "nats"), ("brier", "1"))}
     parts = scores.brier_parts(rows.confidence.to_numpy(), rows.right.to_numpy())
-    table |= {f"top_{name}" if name == "brier" else name: e for name, e in parts.items()}
+    table |= {f"right_{name}": estimate for name, estimate in parts.items()}
     return pd.DataFrame([{"measure": name, **asdict(e)} for name, e in table.items()])
 
 
@@ -130,15 +127,27 @@ def scaling(rows: pd.DataFrame) -> pd.DataFrame:
     return scores.paired_changes(*sides, ["model", "set"], within="model", unit="nats")
 
 
-def scaling_in_words(table: pd.DataFrame, model: str) -> str:
-    """On which sets the temperature of the clean half lowers or raises a model's NLL, after the correction."""
-    own = table[table.model == model]
-    of = {way: ", ".join(own[own.verdict == way].set) for way in ("less", "more", "undecided")}
-    words = {"less": "lowers its NLL on", "more": "raises it on", "undecided": "is not decided on"}
-    said = "; ".join(f"{words[way]} {sets}" for way, sets in of.items() if sets)
-    return (
-        f"the temperature {said}" if said else "there is no temperature: every image it is fitted on is named rightly"
-    )
+def temperatures_in_words(rows: pd.DataFrame, found: pd.DataFrame) -> str:
+    """Every model's mistakes among the images to fit on, its temperature, and what that says."""
+    wrong = (rows.label != rows.prediction)[rows.set == "fit"].groupby(rows.model).sum()
+    all_of = {row.model: scores.estimate_of(row) for row in found.itertuples()}
+    told = {m: f"{e:.2f}, {SURE[scores.decide(e, 1.0)]}" if wrong[m] else NONE for m, e in all_of.items()}
+    return "; ".join(f"{model}: {wrong[model]} mistakes, {text}" for model, text in told.items())
+
+
+def scaling_in_words(table: pd.DataFrame) -> str:
+    """On which sets the temperature of the clean half lowers or raises each model's NLL, after the correction."""
+    words, said = {"less": "falls on", "more": "rises on", "undecided": "is not decided on"}, []
+    for model, own in table.groupby("model", sort=False):
+        of = {way: ", ".join(own[own.verdict == way].set) for way in words}
+        said.append(f"the NLL of {model} {', '.join(f'{words[way]} {sets}' for way, sets in of.items() if sets)}")
+    return f"scaled by the temperature of clean images, {'; '.join(said)}" if said else NONE
+
+
+def with_temperature(found: pd.DataFrame, model: str) -> str:
+    """The chapter's model, or the first other one, that has a temperature."""
+    has = found[found.value.notna()].model.tolist()
+    return model if model in has or not has else has[-1]
 
 
 def hardest(rows: pd.DataFrame, model: str) -> str:
@@ -172,16 +181,6 @@ def by_coverage(rows: pd.DataFrame, shares: Sequence[float]) -> pd.DataFrame:
     return pd.concat([scores.estimates(rows, ["model", "set"], at_coverage(s)).assign(coverage=s) for s in shares])
 
 
-def of_some_names(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the classes with even labels, read twice (`names`): the other logits cut before the softmax, or kept."""
-    few = rows[(rows.reading == AS_IS) & (rows.label % 2 == 0)]
-    z, frames = logits_of(few), [few[:0]]
-    for names, step in (("the whole list", 1), ("half of the names", 2)):
-        if z.shape[1] > 2:  # half of two is no question
-            frames.append(few.assign(names=names, **answers(z[:, ::step], few.label.to_numpy() // step)))
-    return pd.concat(frames, ignore_index=True)
-
-
 def to_the_border(study: Study, images: Dataset, *, max_steps: int = 40) -> pd.DataFrame:
     """Rows of images moved until the runner-up is the answer, with the distance `rms` (grey levels) of those reached.
 
@@ -189,7 +188,7 @@ def to_the_border(study: Study, images: Dataset, *, max_steps: int = 40) -> pd.D
     """
     net, head = study.net, study.heads[study.name]
     if head.merged:  # their border is that of no single row
-        return pd.DataFrame()
+        return pd.DataFrame({"model": [], "sample_id": [], "rms": []})
     ids = [s.sample_id for s in images.samples]
     sources = images.pixels(ids, net.from_pil)
     second = head.see(net, sources.to(net.device)).logits.topk(2).indices[:, 1]
@@ -201,11 +200,11 @@ def to_the_border(study: Study, images: Dataset, *, max_steps: int = 40) -> pd.D
 
 
 def sees_fragility(rows: pd.DataFrame, border: pd.DataFrame) -> Estimate:
-    """Spearman's correlation of an image's confidence with its distance to the nearest answer's border."""
+    """Spearman's correlation of an image's confidence with its distance to the runner-up's border."""
     if len(border) < 3:
         return scores.not_measured("1")
     clean = rows[(rows.set == "clean") & (rows.reading == AS_IS) & (rows.model == border.model.iloc[0])]
-    both = clean.set_index("sample_id")[["confidence"]].join(border.set_index("sample_id").rms, how="inner")
+    both = clean.set_index("sample_id").join(border.set_index("sample_id").rms, how="inner")
     columns = both.confidence.to_numpy(), both.rms.to_numpy()
     return scores.bootstrap(lambda a, b: stats.spearmanr(a, b).statistic, *columns, unit="1")
 
@@ -215,37 +214,15 @@ def sigmoid_models(study: Study) -> list[str]:
     return [name for name, net in study.nets.items() if isinstance(net.logit_bias, Tensor)]
 
 
-def said(table: pd.DataFrame, column: str) -> str:
-    """Estimates of a table, each after what a column says of it."""
-    return "; ".join(f"{name}: {scores.estimate_of(row):pct}" for name, row in zip(table[column], table.itertuples()))
-
-
-def ece_in_words(table: pd.DataFrame, readings: Sequence[str] = (AS_IS, SCALED)) -> str:
+def ece_in_words(table: pd.DataFrame) -> str:
     """ECE by model, reading and set."""
-    own = table[table.reading.isin(readings)].groupby(["model", "reading"], sort=False)
-    return "; ".join(f"{model}, {reading}, {said(part, 'set')}" for (model, reading), part in own)
+    own = table.groupby(["model", "reading"], sort=False)
+    return "; ".join(f"{m}, {reading}, {in_words(part, column='set')}" for (m, reading), part in own)
 
 
 def hardest_in_words(study: Study, hard: str) -> str:
     """ECE on the hardest set, where that is a shift."""
     if hard == "clean":
         return "no shift of these pictures is harder"
-    return f"on {hard}, where it is right least often, {study[f'calibration/ece/{hard}_as_trained'.lower()]:pct}"
-
-
-def side_by_side(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Measures in lines, sets and readings in columns, with their intervals."""
-    table = pd.concat(tables)
-    shown = table.assign(text=[f"{scores.estimate_of(row):.3f}" for row in table.itertuples()])
-    return shown.pivot(index="measure", columns=["set", "reading"], values="text").loc[table.measure.unique()]
-
-
-def coverage_in_words(table: pd.DataFrame, name: str) -> str:
-    """Accuracy of one set at the whole and at the least coverage."""
-    ends = table[table.set == name].sort_values("coverage").iloc[[-1, 0]]
-    return f"Of {name}, {said(ends.assign(share=ends.coverage.map('{:.0%} answered'.format)), 'share')}"
-
-
-def median_distance(border: pd.DataFrame) -> Estimate:
-    """Median distance to the border, in grey levels."""
-    return scores.median_of("rms", "grey levels")(border) if len(border) else scores.not_measured("grey levels")
+    of = "_".join([hard, *AS_IS.split()]).lower()
+    return f"on {hard}, where it is right least often, {study[f'calibration/ece/{of}']:pct}"

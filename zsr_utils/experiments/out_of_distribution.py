@@ -32,18 +32,16 @@ KEPT = 0.95  # share of clean inside pictures that a threshold keeps
 class Scores:
     """Facts of a picture: what says how well some name in the list fits it, the larger the better.
 
-    Largest probabilities are given as log odds, which order pictures in the same way: a probability of 1 - 1e-17 would
-    be 1, and the order lost. MSP is the softmax of the logits; MCM that of the cosines, of the same logits divided by
-    the model's scale (a trained head has the scale 1, so that its MCM is its MSP); `softmax_T` divides them by T.
-    `negative_words` are the odds of the list against further words, logits of both at the model's scale.
+    Largest probabilities are log odds, which order pictures alike: 1 - 1e-17 would be 1, and the order lost. MCM is the
+    softmax of the cosines, which are the logits over the model's scale (1 of a trained head, whose MCM is its MSP).
 
     Source: Ming et al. (2022), MCM, tau 1; Hendrycks & Gimpel (2017), MSP; Liu et al. (2020), energy, T 1; Jiang et al.
         (2024), NegLabel, here without its groups of words.
     """
 
     outside: Mapping[str, str] = field(default_factory=dict)  # what outside pictures show, by sample id
-    negatives: Float[Tensor, "j d"] | None = None  # text weights of the further words
-    temperatures: tuple[float, ...] = (1.0,)
+    negatives: Float[Tensor, "j d"] | None = None  # text weights of words beside the list
+    temperatures: tuple[float, ...] = (1.0,)  # T of `softmax_T`, which divides the logits
 
     def __call__(self, batch: Batch, seen: Seen) -> dict:
         net, logits, features = batch.net, seen.logits, seen.features
@@ -72,24 +70,16 @@ def noisy(batch: Batch) -> Float[Tensor, "n 3 h w"]:
 
 
 def outside_sets(study: Study, named: Sequence[str], number: int) -> dict[str, Dataset]:
-    """Pictures outside of the class list by name of the set: rendered on Tabletop, and folders of anybody.
-
-    A name that is no folder here is looked for in the data folder, and left out where it is not there either.
-
-    Raises: ValueError where a class of a set is one of the answers.
-    """
-    p, home = study.parameters, datasets.data_folder()
-    found = datasets.tabletop_outside(number, p["seed"]) if study.images.name == "tabletop" else {}
-    missing = []
+    """Pictures outside of the class list by set: rendered on Tabletop, and folders, also of the data folder."""
+    seed, home = study.parameters["seed"], datasets.data_folder()
+    found = datasets.tabletop_outside(number, seed) if study.images.name == "tabletop" else {}
     for name in named:
         if folder := next((f for f in (Path(name), home / name) if f.is_dir()), None):
-            found[folder.name] = load_dataset(str(folder), limit=number, seed=p["seed"])
+            found[folder.name] = load_dataset(str(folder), limit=number, seed=seed)
         else:
-            missing.append(name)
+            study.say("{name} is not here, and left out.", name=name)
     for name, images in found.items():
         refuse_inside(name, images.class_names, study.names)
-    if missing:
-        study.say("Not here, and left out: {sets}.", sets=", ".join(missing))
     return found
 
 
@@ -102,16 +92,12 @@ def refuse_inside(name: str, outside: Iterable[str], answers: Sequence[str]) -> 
 
 
 def negative_words(study: Study, file: str, sets: Mapping[str, Dataset]) -> tuple[str, ...]:
-    """Words that may stand beside the list: a file's lines, Tabletop's other words, or ImageNet's names.
+    """Words beside the list: a file's lines, Tabletop's other words, or ImageNet's names.
 
     None is an answer, and none names an outside class, which would give the question away.
     """
-    if file:
-        found = Path(file).read_text(encoding="utf-8-sig").split("\n")
-    elif study.images.name == "tabletop":
-        found = datasets.tabletop_words()
-    else:
-        found = datasets.imagenet_classes().values()
+    found = datasets.tabletop_words() if study.images.name == "tabletop" else datasets.imagenet_classes().values()
+    found = Path(file).read_text(encoding="utf-8-sig").splitlines() if file else found
     taken = {name.casefold() for names in (study.names, *(s.class_names for s in sets.values())) for name in names}
     return tuple(dict.fromkeys(w.strip() for w in found if w.strip() and w.strip().casefold() not in taken))
 
@@ -119,9 +105,9 @@ def negative_words(study: Study, file: str, sets: Mapping[str, Dataset]) -> tupl
 def far_words(
     net: Model, names: Sequence[str], words: Sequence[str], templates: Sequence[str]
 ) -> Float[Tensor, "j d"] | None:
-    """Text weights of the half of some words that lie farthest from the names; none without words or a text tower.
+    """Text weights of the half of the words farthest from the names: from the nearest, but for 5 % of them (NegMining).
 
-    Source: Jiang et al. (2024), NegMining: the distance from the names is that to the nearest but for 5 % of them.
+    None where there are no words or no text tower.
     """
     if not words or isinstance(net, SupervisedModel):
         return None
@@ -148,8 +134,8 @@ class Shown:
 
     def rows(self, study: Study, *, prompts: str = "", shifted: Mapping[str, Dataset] | None = None, **options):
         """Rows of every set, in the column `set`; those of outside pictures have the label -1 and no margin."""
-        few = self.images.subset(self.noise, study.parameters["seed"])
-        shown = {"inside": self.images, **({**self.sets, "noise": few} if shifted is None else shifted)}
+        noise = {"noise": self.images.subset(self.noise, study.parameters["seed"])}
+        shown = {"inside": self.images, **({**self.sets, **noise} if shifted is None else shifted)}
         templates, frames = PROMPT_SETS[prompts] if prompts else study.templates, []
         for name, images in shown.items():
             asked = images
@@ -157,15 +143,14 @@ class Shown:
                 samples = [replace(s, label=0) for s in images.samples]
                 asked = replace(images, class_names=self.images.class_names, samples=samples)
             make = partial(self.conditions, name=name, templates=templates, images=images)
-            given = {"prompts": prompts} if prompts else {}
-            rows = study.measure(make, images=asked, keep=False, **given, **options)
-            if name in (*self.sets, "noise"):
+            rows = study.measure(make, images=asked, keep=False, prompts=prompts or None, **options)
+            if shifted is None and name != "inside":
                 rows = rows.assign(label=-1, margin=np.nan, outside=rows.outside.where(rows.outside != "", name))
             frames.append(rows.assign(set=name))
         return pd.concat(frames, ignore_index=True)
 
 
-def by_score(rows: pd.DataFrame, names: Mapping[str, str] = SCORES) -> pd.DataFrame:
+def by_score(rows: pd.DataFrame, names: Mapping = SCORES) -> pd.DataFrame:
     """A row a picture and score, with `score` in words and its `value`."""
     kept = [c for c in rows if c in ("model", "set", "sample_id", "outside", "prompts", "classes", "right")]
     return rows.melt(kept, list(names), "score", "value").assign(score=lambda t: t.score.map(names))
@@ -174,15 +159,9 @@ def by_score(rows: pd.DataFrame, names: Mapping[str, str] = SCORES) -> pd.DataFr
 def separations(
     rows: pd.DataFrame, by: Sequence[str], metrics: Sequence[str] = ("auroc",), *, draw: str = "images"
 ) -> pd.DataFrame:
-    """`scores.separation` of every group of outside pictures from the inside ones: a row a `metric`.
-
-    Args:
-        rows: As `by_score` gives them.
-        by: What tells groups apart beside the model; inside pictures of a group share all of it but what they lack.
-    """
-    inside, found = rows[rows.set == "inside"], []
-    shared = [c for c in ("model", *by) if c not in ("set", "outside")]
-    bases = dict(list(inside.groupby(shared, sort=False)))
+    """`scores.separation` of the groups `by` (and model) of outside pictures from inside ones: a row a `metric`."""
+    shared, found = [c for c in ("model", *by) if c not in ("set", "outside")], []
+    bases = dict(list(rows[rows.set == "inside"].groupby(shared, sort=False)))
     for key, part in rows[rows.set != "inside"].groupby(["model", *by], sort=False):
         group = dict(zip(["model", *by], key))
         base = bases[tuple(group[c] for c in shared)]
@@ -193,13 +172,13 @@ def separations(
 
 def told(study: Study, rows: pd.DataFrame, by: Sequence[str], name: str = "ood/{metric}", **options) -> pd.DataFrame:
     """`separations`, kept as numbers."""
-    return study.keep(separations(rows, by, **options), "/".join([name, *(f"{{{column}}}" for column in by)]))
+    return study.keep(separations(rows, by, **options), "/".join([name, *(f"{{{column}}}" for column in by)]), by)
 
 
 def compared(rows: pd.DataFrame, column: str, base: str) -> pd.DataFrame:
-    """AUROC of every other value of a column less that of `base`, set by set, on the same pictures (`paired_changes`).
+    """AUROC of other values of a column less that of `base`, by `set`, on the same pictures (`paired_changes`).
 
-    Lines are `set` and `column`, all of them one family of tests; scores that were not measured have none.
+    The table is one family of tests; scores that were not measured have no line.
     """
     frames, inside = [], rows[rows.set == "inside"]
     for (name, value), part in rows[rows.set != "inside"].groupby(["set", column], sort=False):
@@ -214,30 +193,27 @@ def compared(rows: pd.DataFrame, column: str, base: str) -> pd.DataFrame:
     return scores.paired_changes(pd.concat(every or [own[:0]]), others, ["set", column], bounds=2.0)
 
 
-def compared_in_words(table: pd.DataFrame, column: str, base: str) -> str:
-    """Where another value of a column has a higher or lower AUROC than `base`, after the correction."""
-    said = []
+def compared_in_words(table: pd.DataFrame, column: str, base: str, note: str = "") -> str:
+    """Where another value of a column has a higher or lower AUROC than `base`, after the correction, and a `note`."""
+    words, said = {"more": "higher on", "less": "lower on", "undecided": "not decided on"}, []
     for value, part in table.groupby(column, sort=False):
-        ways = {"more": "higher on", "less": "lower on", "undecided": "not decided on"}
-        of = {words: ", ".join(part[part.verdict == way].set) for way, words in ways.items()}
-        said.append(f"{value}: {', '.join(f'{words} {sets}' for words, sets in of.items() if sets)}")
-    if not said:
-        return f"There is nothing to compare {base} with"
-    return f"AUROC against that of {base}, all lines tested at once (Holm): {'; '.join(said)}"
+        of = {word: ", ".join(part[part.verdict == way].set) for way, word in words.items()}
+        said.append(f"{value}: {', '.join(f'{word} {sets}' for word, sets in of.items() if sets)}")
+    text = f"AUROC against that of {base}, all lines tested at once (Holm): {'; '.join(said)}{note}"
+    return text if said else f"There is nothing to compare {base} with"
 
 
 def kept_under_shift(study: Study, shown: Shown, shifts: Mapping[str, Shift]) -> pd.DataFrame:
-    """The share of shifted pictures that MCM keeps, at the threshold of their clean counterparts; all, and right ones.
+    """The share of shifted pictures that pass MCM's threshold of their clean counterparts; of all, and of right ones.
 
-    A shifted picture still shows one of the classes: what is not kept is a false alarm. Of the chapter's own model.
+    They show one of the classes, so that each that does not pass is a false alarm. Of the chapter's own model.
     """
     found = [pd.DataFrame({"set": [], "what": []})]
     for name, shift in shifts.items():
         known = replace(shown, images=shift.clean, sets={})
         rows = known.rows(study, shifted={name: shift.shown}, models=[study.name])
         every = by_score(rows.assign(right=rows.label == rows.prediction), {"mcm": "MCM"})
-        both = {"all": every, "named rightly": every[every.right | (every.set == "inside")]}
-        for what, part in both.items():
+        for what, part in {"all": every, "named rightly": every[every.right | (every.set == "inside")]}.items():
             if (part.set != "inside").any():
                 found.append(separations(part, ["set"], ["fpr95"]).assign(what=what))
     return pd.concat(found, ignore_index=True)
@@ -245,7 +221,7 @@ def kept_under_shift(study: Study, shown: Shown, shifts: Mapping[str, Shift]) ->
 
 def alarms_in_words(table: pd.DataFrame) -> str:
     """Under which shifts a threshold keeps fewer pictures than the 95 % it keeps without one."""
-    of = {way: [] for way in ("less", "more", "undecided")}
+    of = {"less": [], "more": [], "undecided": []}
     for row in table[table.what == "all"].itertuples():
         of[scores.decide(scores.estimate_of(row), KEPT)].append(f"{row.set} ({scores.estimate_of(row):pct})")
     words = {"less": "fewer pass under", "more": "more pass under", "undecided": "not decided for"}
@@ -262,20 +238,20 @@ def by_prompt(study: Study, shown: Shown, names: Sequence[str]) -> pd.DataFrame:
 
 
 def by_number(study: Study, shown: Shown, numbers: Sequence[int]) -> pd.DataFrame:
-    """MCM of the chapter's model with so many of the classes, drawn by the seed, as inside and as answers."""
-    frames = []
-    for number in sorted({*(k for k in numbers if k < len(study.names)), len(study.names)}):
-        images = study.images.restricted(number, study.parameters["seed"])
-        if images.merged and isinstance(study.net, SupervisedModel) and number < len(study.names):
-            continue  # its head answers with all of ImageNet's classes
-        frames.append(replace(shown, images=images).rows(study, models=[study.name]).assign(classes=number))
+    """MCM of the chapter's model with so many of the `classes`, drawn by the seed, as inside and as answers."""
+    frames, every = [], len(study.names)
+    whole = study.images.merged and isinstance(study.net, SupervisedModel)  # it answers with all of ImageNet's classes
+    for number in sorted({*(k for k in numbers if k < every and not whole), every}):
+        few = replace(shown, images=study.images.restricted(number, study.parameters["seed"]))
+        frames.append(few.rows(study, models=[study.name]).assign(classes=number))
     return by_score(pd.concat(frames), {"mcm": "MCM"})
 
 
-def kinds_apart(table: pd.DataFrame) -> pd.DataFrame:
-    """Lines of single outside classes with `alike`: what each resembles, where that is known (held-out kinds)."""
+def hardest_classes(rows: pd.DataFrame, number: int = 20) -> pd.DataFrame:
+    """AUROC of single outside classes of one set, the lowest first; a `shown` says which known kind is near."""
+    table = separations(rows, ["outside"]).sort_values("value", kind="stable")[:number]
     near = table.outside.map(NEAR)
-    return table.assign(label=np.where(near.notna(), table.outside + ", near a " + near.fillna(""), table.outside))
+    return table.assign(shown=np.where(near.notna(), table.outside + ", near a " + near.fillna(""), table.outside))
 
 
 def examples(sets: Mapping[str, Dataset], number: int = 3) -> tuple[list, list[str]]:
@@ -284,19 +260,9 @@ def examples(sets: Mapping[str, Dataset], number: int = 3) -> tuple[list, list[s
     return [s.image() for _, _, s in few], [f"{name}\n{images.class_names[s.label]}" for name, images, s in few]
 
 
-def softmaxes(temperatures: Sequence[float]) -> dict[str, float]:
-    """Columns of the largest probability by temperature, as `by_score` takes them."""
-    return {f"softmax_{t:g}": t for t in temperatures}
-
-
-def said(table: pd.DataFrame, column: str) -> str:
-    """Estimates of a table, each after what a column says of it."""
-    names = (f"{name:g}" if isinstance(name, float) else name for name in table[column])
-    return "; ".join(f"{name}: {scores.estimate_of(row):pct}" for name, row in zip(names, table.itertuples()))
-
-
 def two_intervals(table: pd.DataFrame, name: str) -> dict[str, scores.Estimate]:
     """Of one set by MCM: `pooled` and `mean` over classes (AUROC, by images), `classes` (by classes), `passed`."""
     own = table[table.set == name].set_index(["draw", "metric"])
     asked = {"pooled": ("images", "auroc"), "mean": ("images", "auroc_mean"), "classes": ("classes", "auroc_mean")}
-    return {key: scores.estimate_of(own.loc[at]) for key, at in (asked | {"passed": ("images", "fpr95")}).items()}
+    found = {key: own.loc[[at]].iloc[0] for key, at in (asked | {"passed": ("images", "fpr95")}).items()}
+    return {key: scores.estimate_of(row) for key, row in found.items()}

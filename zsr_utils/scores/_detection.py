@@ -100,7 +100,7 @@ def separation(
 
     Args:
         classes: Of the outside images; None is one class.
-        draw: `images` draws images anew, outside ones within their class; `classes` whole outside classes.
+        draw: `images` draws images anew, `classes` whole outside classes, and the inside images.
 
     Returns: `auroc` and `fpr95`, the share of outside images at or above the 5 % quantile of the inside ones, over all
         outside images; `auroc_mean` and `fpr95_mean`, means over outside classes. Scores that are not numbers measure
@@ -118,28 +118,27 @@ def separation(
     first, n, m, k = np.cumsum(sizes) - sizes, len(inside), len(outside), len(sizes)
     start, end = (np.searchsorted(inside, outside, side) for side in ("left", "right"))
 
-    def values(counts: np.ndarray, shown: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """The numbers (4, R) of inside counts (R, n), outside images (R, m), and how often a class is there (R, k)."""
-        up = np.pad(counts.cumsum(1), ((0, 0), (1, 0)))
+    def values(counts: np.ndarray, weights: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
+        """The numbers (4, R), where pictures count (R, n) and (R, m), and classes (R, k) or once if they are there."""
+        up, held = np.pad(counts.cumsum(1), ((0, 0), (1, 0))), np.add.reduceat(weights, first, axis=1)
         lower, upper = (inside[(up[:, 1:] <= place).sum(1)] for place in (int(0.05 * (n - 1)), -(-(n - 1) // 20)))
-        limit = lower + 0.05 * (n - 1) % 1 * (upper - lower)
-        found = []
+        limit, found = lower + 0.05 * (n - 1) % 1 * (upper - lower), []
+        times = held > 0 if times is None else times
         for each in (1 - (up[:, start] + up[:, end]) / (2 * n), outside >= limit[:, None]):
-            sums = np.add.reduceat(np.take_along_axis(each, shown, 1) * 1.0, first, axis=1) * times
-            found += [sums.sum(1) / (times * sizes).sum(1), (sums / sizes).sum(1) / times.sum(1)]
+            sums = np.add.reduceat(each * weights, first, axis=1)
+            found += [sums.sum(1) / held.sum(1), (sums / held.clip(1) * times).sum(1) / times.sum(1)]
         return np.stack(found)
 
-    every, once, draws, step = np.arange(m)[None], np.ones((1, k)), [], max(1, AT_ONCE // max(n, m))
+    def drawn(size: int, r: int) -> np.ndarray:
+        return rng.multinomial(size, np.full(size, 1 / size), size=r)
+
+    draws, step = [], max(1, AT_ONCE // max(n, m))
     for r in (min(step, resamples - i) for i in range(0, resamples, step)):
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=r)
-        if draw == "images":
-            drawn = first[codes] + (rng.random((r, m)) * sizes[codes]).astype(int), once
-        else:
-            drawn = np.broadcast_to(every, (r, m)), rng.multinomial(k, np.full(k, 1 / k), size=r)
-        draws.append(values(counts, *drawn))
+        whole = drawn(k, r) if draw == "classes" else None
+        draws.append(values(drawn(n, r), drawn(m, r) if whole is None else whole[:, codes], whole))
     found, trials = {}, min(n, m if draw == "images" else k)
     ends = np.quantile(np.concatenate(draws, axis=1), [0.025, 0.975], axis=1)
-    for name, value, low, high in zip(names, values(np.ones((1, n), int), every, once)[:, 0], *ends):
+    for name, value, low, high in zip(names, values(np.ones((1, n), int), np.ones((1, m), int))[:, 0], *ends):
         label = f"bootstrap 95 % ({'images' if draw == 'images' else 'outside classes'}, {resamples})"
         if draw == "classes" and k < FEW:
             low, high, label = np.nan, np.nan, f"none of fewer than {FEW} classes"
