@@ -1,6 +1,7 @@
 """Calibration: published logs, libraries, closed forms, and what must not be mixed."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -109,25 +110,21 @@ def test_consistency_bands_hold_a_calibrated_model_and_not_one_too_sure():
     assert (table.value < table.low).all()
 
 
-def rows_of(z: np.ndarray, labels: np.ndarray, name: str, model: str = "m") -> pd.DataFrame:
-    frame = pd.DataFrame(z, columns=[f"logit_{k}" for k in range(z.shape[1])])
-    return frame.assign(label=labels, set=name, model=model, sample_id=[f"{k}" for k in range(len(z))])
-
-
 def test_rows_are_read_as_trained_scaled_and_as_sigmoids_with_cut_logits_left_out():
-    rows = pd.concat([rows_of(LOGITS, LABELS, "fit"), rows_of(2 * LOGITS, LABELS, "clean"),
-                      rows_of(LOGITS[:, :3], LABELS % 3, "few")], ignore_index=True)  # fmt: skip
+    shown = {"fit": LOGITS, "clean": 2 * LOGITS, "few": LOGITS[:, :3]}
+    frames = [pd.DataFrame(z).add_prefix("logit_").assign(label=LABELS % z.shape[1], set=s) for s, z in shown.items()]
+    rows, net = pd.concat(frames, ignore_index=True).assign(model="m"), SimpleNamespace(logit_bias=torch.tensor(1.0))
     found = cal.temperatures(rows)
     assert found.value.tolist() == [scores.fit_temperature(LOGITS, LABELS).value]
-    read = cal.read(rows, found.assign(value=2.0), ["m"]).set_index(["set", "reading"])
+    read = cal.read(rows, found.assign(value=2.0), {"m": net}).set_index(["set", "reading"])
     np.testing.assert_allclose(read.loc[("clean", cal.SCALED)].confidence, special.softmax(LOGITS, axis=1).max(1))
-    few = special.softmax(LOGITS[:, :3], axis=1)
-    np.testing.assert_allclose(read.loc[("few", cal.AS_IS)].confidence, few.max(1))
-    one = np.eye(3)[LABELS % 3]
-    np.testing.assert_allclose(read.loc[("few", cal.AS_IS)].brier, np.square(few - one).sum(1))
-    np.testing.assert_allclose(read.loc[("few", cal.AS_IS)].nll, -np.log((few * one).sum(1)))
+    few, one, own = special.softmax(LOGITS[:, :3], axis=1), np.eye(3)[LABELS % 3], read.loc[("few", cal.AS_IS)]
+    np.testing.assert_allclose(own.confidence, few.max(1))
+    np.testing.assert_allclose(own.brier, np.square(few - one).sum(1))
+    np.testing.assert_allclose(own.nll, -np.log((few * one).sum(1)))
     np.testing.assert_allclose(read.loc[("few", cal.SIGMOID)].confidence, special.expit(LOGITS[:, :3]).max(1))
-    assert cal.SCALED not in set(cal.read(rows, found.assign(value=np.nan)).reading)
+    read = cal.read(rows, found.assign(value=np.nan), {"m": SimpleNamespace(logit_bias=0.0)})
+    assert set(read.reading) == {cal.AS_IS}
 
 
 def test_no_image_is_fitted_on_and_evaluated_on():

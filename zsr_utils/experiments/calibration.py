@@ -1,6 +1,6 @@
 """Chapter 15: does a confidence mean what it says, does a temperature mend it, and does that last under shifts?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -13,18 +13,14 @@ from zsr_utils import scores
 from zsr_utils.conditions import Batch, Condition, Seen, Settings, made_before, sizes, unchanged
 from zsr_utils.conditions.alignment import Answer, align, saved_as_png
 from zsr_utils.datasets import Dataset, Shift
-from zsr_utils.experiments.typographic_attacks import in_words
+from zsr_utils.models import Model
 from zsr_utils.scores import Estimate
 from zsr_utils.study import Study
 
 
-MEASURES = {
-    "ece_15": scores.calibration_error, "ece_10": lambda c, y: scores.calibration_error(c, y, bins=10),
-    "ece_equal_mass": lambda c, y: scores.calibration_error(c, y, mass=True),
-    "rms_debiased": lambda c, y: scores.calibration_error(c, y, debiased=True),
-}  # fmt: skip
+ERRORS = {"ece_15": {}, "ece_10": {"bins": 10}, "ece_equal_mass": {"mass": True}, "rms_debiased": {"debiased": True}}
 SURE = {"more": "too sure", "less": "not sure enough", "undecided": "not decided which"}
-NONE = "no temperature is best, since all images to fit it on are named rightly"
+NONE = "No temperature is best, since all images to fit it on are named rightly"
 SEES = {
     "more": "what it is sure of lies farther from the border", "less": "what it is sure of lies nearer to the border",
     "undecided": "whether the two go together is not decided",
@@ -38,10 +34,7 @@ def logits(batch: Batch, seen: Seen) -> dict:
 
 
 def halves(images: Dataset, seed: int) -> tuple[Dataset, Dataset]:
-    """Images to fit a temperature on, and others to evaluate on.
-
-    Source: Tu et al. (2024) do not say how they split; sorted by id, in half, as a public script in their style.
-    """
+    """Images to fit a temperature on, and others to evaluate on: halves by sorted id, as Tu et al. (2024) may do."""
     both = train_test_split(sorted(s.sample_id for s in images.samples), test_size=0.5, random_state=seed)
     return tuple(images.only(ids) for ids in both)
 
@@ -83,14 +76,10 @@ def answers(z: np.ndarray, labels: np.ndarray, *, sigmoid: bool = False) -> dict
     return {"right": z.argmax(1) == labels, "confidence": p.max(1), "nll": nll, "brier": brier}
 
 
-def read(rows: pd.DataFrame, found: pd.DataFrame, sigmoid: Sequence[str] = ()) -> pd.DataFrame:
-    """Rows of all sets but `fit`, once a `reading`, with their `answers`: as they are, scaled, and as sigmoids.
+def read(rows: pd.DataFrame, found: pd.DataFrame, nets: Mapping[str, Model]) -> pd.DataFrame:
+    """Rows of all sets but `fit` with their `answers`, once a `reading`: as they are, scaled, and as sigmoids.
 
-    Where no temperature was found nothing is scaled, and there is no such reading.
-
-    Args:
-        found: As `temperatures` gives it.
-        sigmoid: Models that were trained with a sigmoid for every name.
+    Where `temperatures` found none nothing is scaled; sigmoids are those of models whose logits have a bias.
     """
     frames, of = [], found.set_index("model").value
     for (model, _), part in rows[rows.set != "fit"].groupby(["model", "set"], sort=False):
@@ -98,20 +87,20 @@ def read(rows: pd.DataFrame, found: pd.DataFrame, sigmoid: Sequence[str] = ()) -
         readings = {AS_IS: answers(z, labels)}
         if np.isfinite(of[model]):
             readings[SCALED] = answers(z / of[model], labels)
-        if model in sigmoid:
+        if isinstance(nets[model].logit_bias, Tensor):
             readings[SIGMOID] = answers(z, labels, sigmoid=True)
         frames += [part.assign(reading=reading, **said) for reading, said in readings.items()]
     return pd.concat(frames, ignore_index=True)
 
 
-def error(kind: str = "ece_15") -> scores.Statistic:
-    """One of `MEASURES` as a statistic of rows."""
-    return lambda rows: MEASURES[kind](rows.confidence.to_numpy(), rows.right.to_numpy(bool))
+def ece(rows: pd.DataFrame, **options) -> Estimate:
+    """`scores.calibration_error` of rows."""
+    return scores.calibration_error(rows.confidence.to_numpy(), rows.right.to_numpy(bool), **options)
 
 
 def every_measure(rows: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     """All measures of one model's rows of one set and reading, a row each: errors, class-wise, NLL, Brier's parts."""
-    table = {kind: error(kind)(rows) for kind in MEASURES}
+    table = {kind: ece(rows, **options) for kind, options in ERRORS.items()}
     z = logits_of(rows) / (found.set_index("model").value[rows.model.iloc[0]] if rows.reading.iloc[0] == SCALED else 1)
     truth = rows.label.to_numpy()[:, None] == np.arange(z.shape[1])
     table["ece_classwise"] = scores.calibration_error(special.softmax(z, axis=1), truth, resamples=200)
@@ -141,13 +130,7 @@ def scaling_in_words(table: pd.DataFrame) -> str:
     for model, own in table.groupby("model", sort=False):
         of = {way: ", ".join(own[own.verdict == way].set) for way in words}
         said.append(f"the NLL of {model} {', '.join(f'{words[way]} {sets}' for way, sets in of.items() if sets)}")
-    return f"scaled by the temperature of clean images, {'; '.join(said)}" if said else NONE
-
-
-def with_temperature(found: pd.DataFrame, model: str) -> str:
-    """The chapter's model, or the first other one, that has a temperature."""
-    has = found[found.value.notna()].model.tolist()
-    return model if model in has or not has else has[-1]
+    return f"Scaled by the temperature of clean images, {'; '.join(said)}" if said else NONE
 
 
 def hardest(rows: pd.DataFrame, model: str) -> str:
@@ -176,16 +159,8 @@ def at_coverage(share: float) -> scores.Statistic:
     return statistic
 
 
-def by_coverage(rows: pd.DataFrame, shares: Sequence[float]) -> pd.DataFrame:
-    """Accuracy by `coverage` of every set of one model."""
-    return pd.concat([scores.estimates(rows, ["model", "set"], at_coverage(s)).assign(coverage=s) for s in shares])
-
-
 def to_the_border(study: Study, images: Dataset, *, max_steps: int = 40) -> pd.DataFrame:
-    """Rows of images moved until the runner-up is the answer, with the distance `rms` (grey levels) of those reached.
-
-    The steps are those of DeepFool, as chapter 02 uses them, and the end is an 8-bit picture.
-    """
+    """Rows of images that chapter 02's steps bring to the runner-up's border; `rms` is how far, in grey levels."""
     net, head = study.net, study.heads[study.name]
     if head.merged:  # their border is that of no single row
         return pd.DataFrame({"model": [], "sample_id": [], "rms": []})
@@ -201,28 +176,9 @@ def to_the_border(study: Study, images: Dataset, *, max_steps: int = 40) -> pd.D
 
 def sees_fragility(rows: pd.DataFrame, border: pd.DataFrame) -> Estimate:
     """Spearman's correlation of an image's confidence with its distance to the runner-up's border."""
-    if len(border) < 3:
+    clean = rows[(rows.set == "clean") & (rows.reading == AS_IS)]
+    both = clean.merge(border[["model", "sample_id", "rms"]], on=["model", "sample_id"])
+    if len(both) < 3:
         return scores.not_measured("1")
-    clean = rows[(rows.set == "clean") & (rows.reading == AS_IS) & (rows.model == border.model.iloc[0])]
-    both = clean.set_index("sample_id").join(border.set_index("sample_id").rms, how="inner")
     columns = both.confidence.to_numpy(), both.rms.to_numpy()
     return scores.bootstrap(lambda a, b: stats.spearmanr(a, b).statistic, *columns, unit="1")
-
-
-def sigmoid_models(study: Study) -> list[str]:
-    """Models whose logits have a bias, as those trained with a sigmoid for every name have."""
-    return [name for name, net in study.nets.items() if isinstance(net.logit_bias, Tensor)]
-
-
-def ece_in_words(table: pd.DataFrame) -> str:
-    """ECE by model, reading and set."""
-    own = table.groupby(["model", "reading"], sort=False)
-    return "; ".join(f"{m}, {reading}, {in_words(part, column='set')}" for (m, reading), part in own)
-
-
-def hardest_in_words(study: Study, hard: str) -> str:
-    """ECE on the hardest set, where that is a shift."""
-    if hard == "clean":
-        return "no shift of these pictures is harder"
-    of = "_".join([hard, *AS_IS.split()]).lower()
-    return f"on {hard}, where it is right least often, {study[f'calibration/ece/{of}']:pct}"

@@ -24,7 +24,6 @@ SCORES = {
     "mcm": "MCM", "msp": "MSP", "max_logit": "MaxLogit", "energy": "energy", "negative_words": "negative words",
 }  # fmt: skip
 LENGTHS = {"max_cosine": "largest cosine", "max_dot": "without L2 norm", "norm": "the norm alone"}
-NEAR = {"teapot": "mug", "umbrella": "lamp", "tree": "mushroom", "stool": "chair"}  # held-out kinds, and what is alike
 KEPT = 0.95  # share of clean inside pictures that a threshold keeps
 
 
@@ -229,14 +228,6 @@ def alarms_in_words(table: pd.DataFrame) -> str:
     return f"where 95 % of clean pictures pass, {said}" if said else "no shift of these pictures is known"
 
 
-def by_prompt(study: Study, shown: Shown, names: Sequence[str]) -> pd.DataFrame:
-    """MCM of the chapter's model under several prompt sets, in the column `prompts`; none for a trained head."""
-    if isinstance(study.net, SupervisedModel):
-        return pd.DataFrame()
-    frames = [shown.rows(study, prompts=n, models=[study.name]).assign(prompts=n) for n in names]
-    return by_score(pd.concat(frames), {"mcm": "MCM"})
-
-
 def by_number(study: Study, shown: Shown, numbers: Sequence[int]) -> pd.DataFrame:
     """MCM of the chapter's model with so many of the `classes`, drawn by the seed, as inside and as answers."""
     frames, every = [], len(study.names)
@@ -245,24 +236,3 @@ def by_number(study: Study, shown: Shown, numbers: Sequence[int]) -> pd.DataFram
         few = replace(shown, images=study.images.restricted(number, study.parameters["seed"]))
         frames.append(few.rows(study, models=[study.name]).assign(classes=number))
     return by_score(pd.concat(frames), {"mcm": "MCM"})
-
-
-def hardest_classes(rows: pd.DataFrame, number: int = 20) -> pd.DataFrame:
-    """AUROC of single outside classes of one set, the lowest first; a `shown` says which known kind is near."""
-    table = separations(rows, ["outside"]).sort_values("value", kind="stable")[:number]
-    near = table.outside.map(NEAR)
-    return table.assign(shown=np.where(near.notna(), table.outside + ", near a " + near.fillna(""), table.outside))
-
-
-def examples(sets: Mapping[str, Dataset], number: int = 3) -> tuple[list, list[str]]:
-    """Some pictures of every set, with captions."""
-    few = [(name, images, s) for name, images in sets.items() for s in images.subset(number, 1).samples]
-    return [s.image() for _, _, s in few], [f"{name}\n{images.class_names[s.label]}" for name, images, s in few]
-
-
-def two_intervals(table: pd.DataFrame, name: str) -> dict[str, scores.Estimate]:
-    """Of one set by MCM: `pooled` and `mean` over classes (AUROC, by images), `classes` (by classes), `passed`."""
-    own = table[table.set == name].set_index(["draw", "metric"])
-    asked = {"pooled": ("images", "auroc"), "mean": ("images", "auroc_mean"), "classes": ("classes", "auroc_mean")}
-    found = {key: own.loc[[at]].iloc[0] for key, at in (asked | {"passed": ("images", "fpr95")}).items()}
-    return {key: scores.estimate_of(row) for key, row in found.items()}

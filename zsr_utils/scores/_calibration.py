@@ -13,18 +13,9 @@ BOUNDS = (np.log(1e-3), np.log(1e3))  # of the logarithm of a temperature
 
 
 def confidence_bins(confidence: Float[np.ndarray, "n"], bins: int = 15, *, mass: bool = False) -> Int[np.ndarray, "n"]:
-    """The bin of every confidence: equal widths, ((k - 1)/bins, k/bins] with 0 in the first, or equal mass.
-
-    Equal confidences share a bin, also of equal mass.
-
-    Examples:
-        >>> confidence_bins(np.array([0.0, 0.1, 0.11, 1.0]), 10).tolist()
-        [0, 0, 1, 9]
-    """
-    if not ((confidence >= 0) & (confidence <= 1)).all():
-        raise ValueError(
-            f"A confidence is {confidence[~((confidence >= 0) & (confidence <= 1))][0]}, allowed is 0 to 1."
-        )
+    """The bin of every confidence: ((k - 1)/bins, k/bins], with 0 in the first, or of equal mass; ties share it."""
+    if len(wrong := confidence[~((confidence >= 0) & (confidence <= 1))]):
+        raise ValueError(f"A confidence is {wrong[0]}, allowed is 0 to 1.")
     place = (stats.rankdata(confidence) - 0.5) / len(confidence) if mass else confidence
     return np.ceil(np.round(place * bins, 12)).astype(int).clip(1, bins) - 1
 
@@ -35,10 +26,9 @@ def calibration_error(
 ) -> Estimate:  # fmt: skip
     """Expected calibration error (ECE): mean gap between confidence and accuracy over bins, weighed by their images.
 
-    Of probabilities of every class and whether it is the label it is the mean over classes (class-wise ECE).
-    Chance alone makes gaps, so that ECE is above 0 for a calibrated model, and its resamples are above itself: bounds
-    are moved down by as much. `debiased` is the root mean *squared* gap whose mean is right at any number of images;
-    below 0 there is less than chance makes (the root of the square, with its sign).
+    Of probabilities of every class it is the mean over classes (class-wise ECE). Chance alone makes gaps: ECE is above
+    0 for a calibrated model, and its resamples are above itself, so that bounds are moved down by as much. `debiased`
+    is the root, with its sign, of a mean squared gap that is right on average: below 0 if chance would make more.
 
     Examples:
         >>> round(calibration_error(np.array([0.95, 1.0]), np.array([True, False])).value, 3)
@@ -76,9 +66,9 @@ def calibration_error(
 def reliability(
     confidence: Float[np.ndarray, "n"], correct: Bool[np.ndarray, "n"], *, bins: int = 10, seed: int = 0
 ) -> pd.DataFrame:
-    """Bins of equal mass that hold images: `n`, mean `confidence`, accuracy (`value`), and the consistency band.
+    """Bins of equal mass: `n`, mean `confidence`, accuracy (`value`), and the consistency band, `low` to `high`.
 
-    `low` and `high` hold the accuracy of 95 % of the samples of a model that is calibrated and as confident.
+    It holds the accuracy of 95 % of the samples of a model that is calibrated and as confident.
 
     Source: Bröcker & Smith (2007).
     """
@@ -96,14 +86,8 @@ def reliability(
 def brier_parts(confidence: Float[np.ndarray, "n"], correct: Bool[np.ndarray, "n"]) -> dict[str, Estimate]:
     """Brier score of "the answer is right" and its parts: brier = miscalibration - discrimination + uncertainty.
 
-    Examples:
-        >>> parts = brier_parts(np.array([0.9, 0.9, 0.5, 0.5]), np.array([1, 1, 1, 0]))
-        >>> {name: round(e.value, 3) for name, e in parts.items()}
-        {'brier': 0.13, 'miscalibration': 0.005, 'discrimination': 0.062, 'uncertainty': 0.188}
-
     Source: Brier (1950); the parts by isotonic regression, exact and without bins, as of Dimitriadis et al. (2021).
     """
-
     c, y = np.asarray(confidence, float), np.asarray(correct, float)
 
     def parts(c: np.ndarray, y: np.ndarray) -> tuple[float, ...]:
@@ -114,21 +98,23 @@ def brier_parts(confidence: Float[np.ndarray, "n"], correct: Bool[np.ndarray, "n
     values, rng = parts(c, y), np.random.default_rng(0)
     draws = np.array([parts(c[r], y[r]) for r in rng.integers(len(c), size=(200, len(c)))])
     ends = np.quantile(draws, [0.025, 0.975], axis=0) - draws.mean(0) + values  # a fit to fewer images fits too well
+    ends = np.where(draws.std(0) > 0, ends.clip(0), np.nan)  # what does not vary has no interval
     names = ("brier", "miscalibration", "discrimination", "uncertainty")
     kind = "bootstrap 95 % (images, 200, bias-corrected)"
-    found = zip(names, values, *ends.clip(0))
+    found = zip(names, values, *ends)
     return {name: Estimate(float(v), float(low), float(high), kind, len(c), "1") for name, v, low, high in found}
 
 
 def fit_temperature(logits: Float[np.ndarray, "n k"], labels: Int[np.ndarray, "n"]) -> Estimate:
-    """The temperature that, dividing the logits, makes the labels likeliest; not measured where every answer is right.
+    """The temperature that, dividing the logits, makes the labels likeliest.
 
-    Then the likelihood grows without end as the temperature falls, and no number is the best.
+    Not measured where every answer is right, since the likelihood then grows without end as the temperature falls, nor
+    of logits without spread.
 
     Source: Guo et al. (2017); the interval is that of an M-estimator (Huber 1967) on the logarithm.
     """
     logits, rows = np.asarray(logits, float), np.arange(len(labels))
-    if (logits.argmax(1) == labels).all():
+    if (logits.argmax(1) == labels).all() or not np.ptp(logits, axis=1).any():
         return not_measured("1")
 
     def nll(at: float) -> float:

@@ -90,8 +90,7 @@ def separation(
 ) -> dict[str, Estimate]:  # fmt: skip
     """How well a score, the higher the more inside, tells what is inside a list of classes: inside is positive.
 
-    Intervals are a percentile bootstrap of both sides, so that of FPR@95 holds the uncertainty of its threshold. A
-    value of exactly 0 or 1, or one without spread, gets a Wilson interval of as many trials as there surely are.
+    Intervals are a percentile bootstrap of both sides, widened as in `detection` where a value is exactly 0 or 1.
 
     Examples:
         >>> found = separation(np.arange(100.0), np.array([3.0, 4, 50, 91]), np.array(list("aaab")))
@@ -100,11 +99,10 @@ def separation(
 
     Args:
         classes: Of the outside images; None is one class.
-        draw: `images` draws images anew, `classes` whole outside classes, and the inside images.
+        draw: `images` draws images anew, `classes` whole outside classes (six or more) and the inside images.
 
-    Returns: `auroc` and `fpr95`, the share of outside images at or above the 5 % quantile of the inside ones, over all
-        outside images; `auroc_mean` and `fpr95_mean`, means over outside classes. Scores that are not numbers measure
-        nothing, nor do fewer than six classes where they are drawn have an interval.
+    Returns: `auroc` and `fpr95`, the share of outside images at or above the 5 % quantile of the inside ones; and
+        their means over outside classes. Scores that are not numbers measure nothing.
 
     Source: Bitterwolf et al. (2023, NINCO) for the two ways to average and the threshold; ties count half in AUROC.
     """
@@ -151,11 +149,6 @@ def separation(
 
 def auroc_parts(inside: pd.Series, outside: pd.Series) -> pd.Series:
     """A value for every image of both sides whose mean is the AUROC, so that AUROCs are compared image by image.
-
-    Examples:
-        >>> parts = auroc_parts(pd.Series([3.0, 1.0], ["a", "b"]), pd.Series([2.0, 0.0, 0.0], ["x", "y", "z"]))
-        >>> round(float(parts.mean()), 6)
-        0.833333
 
     Source: The jackknife's pseudo-values, whose variance is that of DeLong et al. (1988) but for small samples.
     """
