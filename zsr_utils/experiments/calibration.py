@@ -20,7 +20,7 @@ from zsr_utils.study import Study
 
 ERRORS = {"ece_15": {}, "ece_10": {"bins": 10}, "ece_equal_mass": {"mass": True}, "rms_debiased": {"debiased": True}}
 SURE = {"more": "too sure", "less": "not sure enough", "undecided": "not decided which"}
-NONE = "No temperature is best, since all images to fit it on are named rightly"
+NONE = "no temperature is best, since all images to fit it on are named rightly"
 SEES = {
     "more": "what it is sure of lies farther from the border", "less": "what it is sure of lies nearer to the border",
     "undecided": "whether the two go together is not decided",
@@ -130,7 +130,7 @@ def scaling_in_words(table: pd.DataFrame) -> str:
     for model, own in table.groupby("model", sort=False):
         of = {way: ", ".join(own[own.verdict == way].set) for way in words}
         said.append(f"the NLL of {model} {', '.join(f'{words[way]} {sets}' for way, sets in of.items() if sets)}")
-    return f"Scaled by the temperature of clean images, {'; '.join(said)}" if said else NONE
+    return f"Scaled by the temperature of clean images, {'; '.join(said)}" if said else NONE.capitalize()
 
 
 def hardest(rows: pd.DataFrame, model: str) -> str:
