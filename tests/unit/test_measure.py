@@ -68,7 +68,7 @@ CONTRACT = {
         *typographic_attacks.cards(images)[::3], typographic_attacks.Card("other_name", copies=3).condition("copies"),
     ],
     "out_of_distribution": lambda net, images: [
-        out_of_distribution.Shown(images, {}, ("x", "yy"), (1.0, 4.0)).conditions(net, name, ["{}"], images)[0]
+        out_of_distribution.Shown(images, {}, (1.0, 4.0)).conditions(net, name, ["{}"], images, ("x", "yy"))[0]
         for name in ("inside", "noise")
     ],
     "calibration": lambda net, images: [Condition("clean", 0.0, unchanged, calibration.logits)],

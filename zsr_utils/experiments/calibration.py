@@ -110,12 +110,6 @@ def every_measure(rows: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([{"measure": name, **asdict(e)} for name, e in table.items()])
 
 
-def scaling(rows: pd.DataFrame) -> pd.DataFrame:
-    """NLL of the scaled reading less that of the plain one, image by image (`paired_changes`), each model a family."""
-    sides = [rows[rows.reading == reading].assign(value=lambda r: r.nll) for reading in (AS_IS, SCALED)]
-    return scores.paired_changes(*sides, ["model", "set"], within="model", unit="nats")
-
-
 def temperatures_in_words(rows: pd.DataFrame, found: pd.DataFrame) -> str:
     """Every model's mistakes among the images to fit on, its temperature, and what that says."""
     wrong = (rows.label != rows.prediction)[rows.set == "fit"].groupby(rows.model).sum()
@@ -131,11 +125,6 @@ def scaling_in_words(table: pd.DataFrame) -> str:
         of = {way: ", ".join(own[own.verdict == way].set) for way in words}
         said.append(f"the NLL of {model} {', '.join(f'{words[way]} {sets}' for way, sets in of.items() if sets)}")
     return f"Scaled by the temperature of clean images, {'; '.join(said)}" if said else NONE.capitalize()
-
-
-def hardest(rows: pd.DataFrame, model: str) -> str:
-    """The set on which a model is right least often."""
-    return rows[(rows.model == model) & (rows.reading == AS_IS)].groupby("set").right.mean().idxmin()
 
 
 def diagram(rows: pd.DataFrame) -> pd.DataFrame:

@@ -121,17 +121,21 @@ class Shown:
 
     images: Dataset
     sets: Mapping[str, Dataset]
-    words: tuple[str, ...] = ()
     temperatures: tuple[float, ...] = (1.0,)
     noise: int = 100  # pictures of noise
 
-    def conditions(self, net: Model, name: str, templates: Sequence[str], images: Dataset) -> list[Condition]:
+    def conditions(
+        self, net: Model, name: str, templates: Sequence[str], images: Dataset, words: Sequence[str] = ()
+    ) -> list[Condition]:
         """Pictures of a set as they are, with their scores."""
         shows = {s.sample_id: images.class_names[s.label] for s in images.samples} if name in self.sets else {}
-        facts = Scores(shows, far_words(net, self.images.class_names, self.words, templates), self.temperatures)
+        facts = Scores(shows, far_words(net, self.images.class_names, words, templates), self.temperatures)
         return [Condition(name, float(name != "inside"), noisy if name == "noise" else unchanged, facts, draws=1)]
 
-    def rows(self, study: Study, *, prompts: str = "", shifted: Mapping[str, Dataset] | None = None, **options):
+    def rows(
+        self, study: Study, *, prompts: str = "", words: Sequence[str] = (),
+        shifted: Mapping[str, Dataset] | None = None, **options,
+    ) -> pd.DataFrame:  # fmt: skip
         """Rows of every set, in the column `set`; those of outside pictures have the label -1 and no margin."""
         noise = {"noise": self.images.subset(self.noise, study.parameters["seed"])}
         shown = {"inside": self.images, **({**self.sets, **noise} if shifted is None else shifted)}
@@ -141,7 +145,7 @@ class Shown:
             if name in self.sets:  # the question is the same, and none of the answers is right
                 samples = [replace(s, label=0) for s in images.samples]
                 asked = replace(images, class_names=self.images.class_names, samples=samples)
-            make = partial(self.conditions, name=name, templates=templates, images=images)
+            make = partial(self.conditions, name=name, templates=templates, images=images, words=words)
             rows = study.measure(make, images=asked, keep=False, prompts=prompts or None, **options)
             if shifted is None and name != "inside":
                 rows = rows.assign(label=-1, margin=np.nan, outside=rows.outside.where(rows.outside != "", name))
