@@ -15,14 +15,15 @@ DEFAULTS = {
 RULES = (
     ("0 or more", lambda v: v >= 0, "annotated budget_pairs budgets classes few_pairs limit number seed"),
     ("1 or more", lambda v: v >= 1,
-     "adaptive_draws adaptive_pairs anchors answers asked_images band_images batch_size budget_steps copies "
-     "corruption_images descent_steps draws family_images family_scenes filters max_steps model_pairs noisy_images "
-     "observed pairs patterns per_class per_image per_pair pool queries resamples scenes sequence_images shown "
-     "spectra starts steps targets variant_images views"),
-    ("above 1", lambda v: v > 1, "resolutions tiles"),
+     "adaptive_draws adaptive_pairs anchors answers asked_images band_images batch_size border_images budget_steps "
+     "copies corruption_images descent_steps draws family_images family_scenes filters max_steps model_pairs "
+     "noisy_images observed outside_images pairs patterns per_class per_image per_pair pool queries resamples "
+     "scenes sequence_images shift_images shown spectra starts steps targets variant_images views"),
+    ("above 1", lambda v: v > 1, "numbers_of_classes resolutions tiles"),
     ("0 to below 1", lambda v: 0 <= v < 1, "momentum surface"),
     ("3 or more", lambda v: v >= 3, "cloud cloud_images compared fewest probes strongest"),
-    ("above 0", lambda v: v > 0, "adaptive_times attack_rms blurs descent_step sigma sigmas sizes temperature"),
+    ("above 0", lambda v: v > 0,
+     "adaptive_times attack_rms blurs descent_step sigma sigmas sizes temperature temperatures"),
     ("above 0 and below 1", lambda v: 0 < v < 1, "equal_accuracy heights least_accuracy margin present text_height"),
     ("above 0 and at most 255, in grey levels", lambda v: 0 < v <= 255, "radii"),
     ("above -1 and below 1", lambda v: -1 < v < 1, "cosine text_cosine"),
@@ -30,10 +31,10 @@ RULES = (
 ALLOWED = {name: (words, rule) for words, rule, names in RULES for name in names.split()}
 # lists of growing numbers, and lists that may be empty
 GROWING = (
-    "adaptive_draws", "adaptive_times", "attack_rms", "blurs", "budgets", "radii", "resolutions", "sigmas", "sizes",
-    "surface", "tiles",
+    "adaptive_draws", "adaptive_times", "attack_rms", "blurs", "budgets", "numbers_of_classes", "radii",
+    "resolutions", "sigmas", "sizes", "surface", "temperatures", "tiles",
 )  # fmt: skip
-MAY_BE_EMPTY = ("models", "shifts", "videos")
+MAY_BE_EMPTY = ("models", "outside", "shifts", "videos")
 CHOICES = {"adaptive_goals": ("named", "aligned"), "units": ("relative", "pixels")}  # and lists of them
 
 

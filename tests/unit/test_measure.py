@@ -24,13 +24,16 @@ from zsr_utils.conditions import (
     gaussian_noise,
     made_before,
     sequences,
+    unchanged,
     without_cue,
 )  # fmt: skip
 from zsr_utils.conditions.alignment import Settings
 from zsr_utils.datasets import Dataset, Sample
 from zsr_utils.experiments import (
     adversarial_attacks,
+    calibration,
     distribution_shifts,
+    out_of_distribution,
     pairs,
     representation_drift,
     typographic_attacks,
@@ -71,6 +74,11 @@ CONTRACT = {
         *adversarial_attacks.white_box(2 / 255, steps=3), *adversarial_attacks.by_queries(2 / 255, steps=1, queries=2),
         *adversarial_attacks.losses(2 / 255, steps=2, temperature=2),
     ],
+    "out_of_distribution": lambda net, images: [
+        out_of_distribution.Shown(images, {}, (1.0, 4.0)).conditions(net, name, ["{}"], images, ("x", "yy"))[0]
+        for name in ("inside", "noise")
+    ],
+    "calibration": lambda net, images: [Condition("clean", 0.0, unchanged, calibration.logits)],
     "adaptive_alignment": lambda net, images: [aligned(net, images, noise=8 / 255)],
 }  # fmt: skip
 

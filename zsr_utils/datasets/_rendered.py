@@ -48,12 +48,15 @@ def typical_patterns() -> dict[str, str]:
     return dict(TYPICAL_PATTERN)
 
 
-def rendered(name: str, scenes: Mapping[str, "Scene"], *, size: int = 64) -> Dataset:
+def rendered(
+    name: str, scenes: Mapping[str, "Scene"], *, size: int = 64, classes: Mapping[str, str] | None = None
+) -> Dataset:
     """A data set of rendered scenes, kept on disk: labels are those of `tabletop`, by the kind of object.
 
     Args:
         scenes: By sample id. A scene whose id is that of the unchanged one is its pair.
         size: Width and height in pixels.
+        classes: What scenes show that have none of the ten kinds, by sample id, in place of those labels.
 
     Raises: ValueError where no scene is given, or one shows none of the ten kinds (an empty table is no answer).
     """
@@ -61,15 +64,17 @@ def rendered(name: str, scenes: Mapping[str, "Scene"], *, size: int = 64) -> Dat
 
     if not scenes:
         raise ValueError(f"{name}: no scene to render.")
-    for sample_id, scene in scenes.items():
+    for sample_id, scene in scenes.items() if classes is None else ():
         if (scene.kind or scene.card) not in KINDS:
             shown = scene.kind or f"nothing but a card with {scene.card!r}"
             raise ValueError(f"{name}: {sample_id!r} shows {shown}, allowed are {', '.join(KINDS)}.")
-    labels = [list(KINDS).index(scene.kind or scene.card) for scene in scenes.values()]
+    shown = classes or {i: scene.kind or scene.card for i, scene in scenes.items()}
+    names = tuple(KINDS) if classes is None else tuple(dict.fromkeys(classes.values()))
+    labels = [names.index(shown[i]) for i in scenes]
     key = digest(list(scenes.values()), size, _renderer())
     levels = kept("renderings", key, partial(_levels, list(scenes.values()), size))["levels"]
     samples = [Sample(i, k, partial(Image.fromarray, picture)) for i, k, picture in zip(scenes, labels, levels)]
-    return Dataset(name, tuple(KINDS), samples, content=key)
+    return Dataset(name, names, samples, content=key)
 
 
 def _levels(scenes: list["Scene"], size: int) -> dict[str, np.ndarray]:

@@ -2,17 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from zlib import crc32
 
 import numpy as np
 import pandas as pd
+import torch
+from PIL import Image
 
 from tabletop import KINDS, Scene, SceneDistribution
 from tabletop.captions import article, caption, claims
-from tabletop.data import SETTINGS, VALIDATION
-from tabletop.materials import COLORS, PATTERNS, TYPICAL_PATTERN
+from tabletop.data import SETTINGS, VALIDATION, to_uint8
+from tabletop.materials import COLORS, PATTERNS, SECOND_COLORS, TYPICAL_PATTERN
+from tabletop.scene import HELD_OUT_KINDS
+from zsr_utils._cache import digest
 from zsr_utils.datasets._captioned import Captioned
-from zsr_utils.datasets._dataset import Dataset
+from zsr_utils.datasets._dataset import Dataset, Sample
 from zsr_utils.datasets._rendered import rendered, tabletop_scenes
 
 
@@ -113,3 +118,37 @@ def _two(scene: Scene, *, reordered: bool = False) -> str:
     one = article(f"{scene.color} {scene.pattern} {scene.kind}")
     other = article(f"{scene.second_color} {scene.second_kind}")
     return "a photo of " + " and ".join([other, one] if reordered else [one, other])
+
+
+def tabletop_outside(number: int, seed: int) -> dict[str, Dataset]:
+    """Pictures of which no kind's name is true, `number` a set: held-out kinds, empty tables, patterns alone.
+
+    Their classes are the kinds, the settings and the patterns; all else is drawn as for the validation set.
+    """
+    held = replace(VALIDATION, kinds=tuple(HELD_OUT_KINDS))
+    kinds = {f"kinds/{k:05d}": held.draw(seed + 3, "test", k) for k in range(number)}
+    empty = {f"empty/{k:05d}": replace(VALIDATION.draw(seed + 4, "test", k), kind=None) for k in range(number)}
+    found = {
+        "held-out kinds": rendered("kinds", kinds, classes={i: s.kind for i, s in kinds.items()}),
+        "empty tables": rendered("empty", empty, classes={i: s.setting for i, s in empty.items()}),
+    }
+    names, samples = tuple(PATTERNS), []
+    for k in range(number):
+        picture = Image.fromarray(_surface(names[k % len(names)], np.random.default_rng([seed, 6, k])))
+        samples.append(Sample(f"textures/{k:05d}", k % len(names), partial(Image.Image.copy, picture)))
+    pixels = digest(*(np.asarray(s.open()) for s in samples))
+    return {**found, "textures": Dataset("textures", names, samples, content=pixels)}
+
+
+def tabletop_words() -> tuple[str, ...]:
+    """Words of this world that name no kind: colours, patterns, settings and further things."""
+    return (*COLORS, *PATTERNS, *SETTINGS, "card", "box", "table")
+
+
+def _surface(pattern: str, rng: np.random.Generator, size: int = 64) -> np.ndarray:
+    """Grey levels (size, size, 3) of a flat piece of a pattern that fills the picture."""
+    color, reach, phase = str(rng.choice(list(COLORS))), rng.uniform(0.4, 0.8), float(rng.random())
+    y, x = torch.meshgrid(*[torch.linspace(-reach, reach, size)] * 2, indexing="ij")
+    mix = PATTERNS[pattern](x.ravel(), -y.ravel(), torch.full((size * size,), 0.2), torch.full((size * size,), phase))
+    ends = [torch.tensor(table[color])[:, None] for table in (COLORS, SECOND_COLORS)]
+    return to_uint8(torch.lerp(*ends, mix.expand(3, -1)).view(1, 3, size, size))[0]

@@ -4,7 +4,10 @@ from zsr_utils.scores._attacks import (
     LEVEL, alarms, bisected, by_radius, held, median_radius, not_monotone, robust_accuracy, robustness_curve,
     smallest_change,
 )  # fmt: skip
-from zsr_utils.scores._detection import detection
+from zsr_utils.scores._calibration import (
+    brier_parts, calibration_error, confidence_bins, fit_temperature, reliability,
+)  # fmt: skip
+from zsr_utils.scores._detection import auroc_parts, detection, separation
 from zsr_utils.scores._factors import column_means, error_ratio, half_dose, rank_agreement, ranks
 from zsr_utils.scores._intervals import (
     Estimate, bootstrap, estimate_of, grouped_proportion, not_measured, paired_difference, proportion,
