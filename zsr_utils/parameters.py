@@ -15,9 +15,10 @@ DEFAULTS = {
 RULES = (
     ("0 or more", lambda v: v >= 0, "annotated budget_pairs budgets classes few_pairs limit number seed"),
     ("1 or more", lambda v: v >= 1,
-     "adaptive_draws adaptive_pairs anchors band_images batch_size budget_steps copies corruption_images descent_steps "
-     "draws family_images family_scenes filters max_steps model_pairs noisy_images observed pairs patterns per_class "
-     "per_pair pool resamples scenes sequence_images shown spectra steps variant_images views"),
+     "adaptive_draws adaptive_pairs anchors band_images batch_size budget_steps candidates copies corruption_images "
+     "descent_steps draws family_images family_scenes filters max_steps model_pairs noisy_images observed pairs "
+     "patterns per_class per_pair pool resamples scenes searches sequence_images shown spectra steps training_images "
+     "variant_images views"),
     ("above 1", lambda v: v > 1, "resolutions tiles"),
     ("0 to below 1", lambda v: 0 <= v < 1, "momentum surface"),
     ("3 or more", lambda v: v >= 3, "cloud cloud_images compared fewest probes strongest"),

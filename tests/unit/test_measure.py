@@ -3,6 +3,7 @@
 import pkgutil
 import re
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,7 @@ from zsr_utils.datasets import Dataset, Sample
 from zsr_utils.experiments import (
     distribution_shifts,
     pairs,
+    prompt_sets,
     representation_drift,
     typographic_attacks,
     visual_factors,
@@ -64,6 +66,8 @@ CONTRACT = {
     "typographic_attacks": lambda net, images: [
         *typographic_attacks.cards(images)[::3], typographic_attacks.Card("other_name", copies=3).condition("copies"),
     ],
+    "prompt_sets": lambda net, images: [replace(ORIGINAL, facts=prompt_sets.Asked(
+        {p: Head(net.classifier(images.class_names, [p]), images.class_names) for p in ("{}", "a {}")}).facts)],
     "adaptive_alignment": lambda net, images: [aligned(net, images, noise=8 / 255)],
 }  # fmt: skip
 

@@ -4,7 +4,7 @@ from zsr_utils.datasets._catalogue import NAMES, data_folder, source
 from zsr_utils.datasets._cue_conflict import cues
 from zsr_utils.datasets._dataset import Dataset, Sample, UnreadableImages
 from zsr_utils.datasets._download import DownloadError, download
-from zsr_utils.datasets._embedded import reading_doses, tabletop_factors, tabletop_splits
+from zsr_utils.datasets._embedded import reading_doses, tabletop_factors, tabletop_splits, tabletop_words
 from zsr_utils.datasets._imagenet import FACTORS, imagenet_templates, imagenet_x
 from zsr_utils.datasets._names import imagenet_classes
 from zsr_utils.datasets._published import PUBLISHED_IMAGES, claims, published, published_accuracy
