@@ -68,6 +68,7 @@ CONTRACT = {
     ],
     "prompt_sets": lambda net, images: [replace(ORIGINAL, facts=prompt_sets.Asked(
         {p: Head(net.classifier(images.class_names, [p]), images.class_names) for p in ("{}", "a {}")}).facts)],
+    "data_overlap": lambda net, images: [ORIGINAL, *corruptions(["contrast"], [2])],
     "adaptive_alignment": lambda net, images: [aligned(net, images, noise=8 / 255)],
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from tabletop import Scene, SceneDistribution
-from tabletop.data import SETTINGS, VALIDATION
+from tabletop.data import NUDGES, SETTINGS, VALIDATION, overlap_twins
 from tabletop.materials import TYPICAL_PATTERN
 from zsr_utils.datasets._dataset import Dataset
 from zsr_utils.datasets._rendered import rendered, tabletop_scenes
@@ -61,3 +61,35 @@ def training_images(recipe: dict, number: int, seed: int) -> Dataset:
     """Scenes drawn by the recipe of a pre-training set, as an embedded model's training says it."""
     drawn = SceneDistribution(**recipe)
     return rendered("training scenes", {f"train/{k:05d}": drawn.draw(seed, "pretrain", k) for k in range(number)})
+
+
+def tabletop_twins(ids: Sequence[str], split: str, kind: str, seed: int) -> dict[str, Scene]:
+    """A twin of every scene: its light or camera nudged, or another scene with all that a caption would say of it."""
+    every, found = tabletop_scenes(split), {}
+    for k, i in enumerate(ids):
+        rng, scene = np.random.default_rng([seed, k, 14]), every[i]
+        if kind == "caption only":
+            told = {name: getattr(scene, name) for name in ("kind", "color", "pattern", "size", "setting")}
+            found[i] = replace(VALIDATION.draw(seed + 3, "test", k), **told)
+            continue
+        steps = {name: rng.choice([-1, 1]) * rng.uniform(*bounds) for name, bounds in NUDGES[kind].items()}
+        found[i] = replace(scene, **{name: getattr(scene, name) + float(step) for name, step in steps.items()})
+    return found
+
+
+def near_duplicates(config: dict) -> dict[str, str]:
+    """Validation scenes that an embedded model's pre-training set has near-duplicates of, by these scenes' ids."""
+    return {f"train/{t.index:05d}": t.sample_id for t in _twins(config)}
+
+
+def pretraining_part(config: dict, ids: Sequence[str], ordinary: int) -> Dataset:
+    """The first scenes of an embedded model's pre-training set, and its near-duplicates of some validation scenes."""
+    drawn, wanted = SceneDistribution(**config["distribution"]), set(ids)
+    scenes = {f"train/{k:05d}": drawn.draw(config["seed"], "pretrain", k) for k in range(ordinary)}
+    scenes |= {f"train/{t.index:05d}": t.scene for t in _twins(config) if t.sample_id in wanted}
+    return rendered("pre-training set", scenes)
+
+
+def _twins(config: dict) -> list:
+    found = {"seed": config["seed"], "scenes": config["scenes"], "validation_scenes": config["overlap"]}
+    return overlap_twins(**found) if config["overlap"] else []
