@@ -13,6 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from scipy import fft, stats
 from sklearn.metrics import pairwise_distances_argmin_min
+from torchvision.transforms import functional as TF
 
 from zsr_utils import datasets, scores
 from zsr_utils.datasets import TWINS, Dataset
@@ -23,9 +24,9 @@ from zsr_utils.study import Study
 
 
 SAME = 1 - 1e-5  # similarity of equal pictures, to rounding
-SHARES = (0.0, 0.02, 0.1, 0.5)  # of the test set with a twin
+SHARES = (0.02, 0.1, 0.5)  # of the test set with a twin
 CHUNK = 8192  # training images at a time
-SSCD = 288  # pixels a side, as its authors publish it
+NOTHING = pd.DataFrame(columns=["instrument", "sample_id", "flagged"])
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,20 @@ def instruments(net: Model, judge: str, sscd: str = "", *, batch_size: int = 64)
 
 
 def _copy_detector(path: Path) -> Instrument:
-    """SSCD. Source: Pizzi et al. (2022), whose preprocessing of 288 px is kept."""
+    """SSCD, with its authors' preprocessing. Source: Pizzi et al. (2022)."""
     if not path.is_file():
         raise ValueError(f"sscd is {str(path)!r}, allowed is the TorchScript file of a copy detector, or nothing.")
-    net = torch.jit.load(str(path), map_location="cpu").eval()
-    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+    net, normalise = (
+        torch.jit.load(str(path), map_location="cpu").eval(),
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    )
 
+    @torch.no_grad()
     def vectors(images: Dataset) -> np.ndarray:
-        found = []
-        for _, pictures, _ in images.pictures():
-            small = [np.asarray(p.resize((SSCD, SSCD), Image.Resampling.BILINEAR), np.float32) / 255 for p in pictures]
-            with torch.no_grad():
-                found.append(net((torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2) - mean) / std).numpy())
-        return unit(np.concatenate(found))
+        steps = [
+            [TF.normalize(TF.to_tensor(p.resize((288, 288))), *normalise) for p in ps] for _, ps, _ in images.pictures()
+        ]
+        return unit(torch.cat([net(torch.stack(batch)) for batch in steps]))
 
     return Instrument("SSCD", path.name, vectors)
 
@@ -97,14 +99,20 @@ def nearest(test: Float[np.ndarray, "n d"], training: Iterable[Float[np.ndarray,
     return best, which
 
 
+def in_chunks(images: Dataset) -> Iterator[Dataset]:
+    """Parts of a data set, so that no more vectors are held at a time."""
+    ids = ids_of(images)
+    return (images.only(ids[k : k + CHUNK]) for k in range(0, len(ids), CHUNK))
+
+
 def write_index(folder: Path | str, instrument: Instrument, images: Dataset) -> None:
     """Vectors of training images on disk, chunk by chunk, in 16 bits, with what made them."""
-    folder, ids = Path(folder), [s.sample_id for s in images.samples]
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for k in range(0, len(ids), CHUNK):
-        part = instrument.vectors(images.only(ids[k : k + CHUNK]))
-        np.save(folder / f"{k // CHUNK:06d}.npy", part.astype(np.float16))
-    kept = {"instrument": instrument.name, "made_by": instrument.made_by, "width": part.shape[1], "images": len(ids)}
+    for k, part in enumerate(in_chunks(images)):
+        vectors = instrument.vectors(part)
+        np.save(folder / f"{k:06d}.npy", vectors.astype(np.float16))
+    kept = {"instrument": instrument.name, "made_by": instrument.made_by, "width": vectors.shape[1]}
     (folder / "index.json").write_text(json.dumps(kept))
 
 
@@ -112,9 +120,7 @@ def read_index(folder: Path | str, instrument: Instrument, width: int) -> Iterat
     """The chunks of an index; refused where another instrument made it."""
     path = Path(folder) / "index.json"
     if not path.is_file():
-        raise ValueError(
-            f"index is {str(folder)!r}, allowed is a folder with an index.json, as `write_index` makes it."
-        )
+        raise ValueError(f"index is {str(folder)!r}, allowed is a folder with an index.json, made by `write_index`.")
     known = json.loads(path.read_text())
     if (known["made_by"], known["width"]) != (instrument.made_by, width):
         has = f"{known['instrument']!r} in vectors of {known['width']} numbers"
@@ -132,7 +138,7 @@ def ordinary_images(study: Study, test: Dataset, number: int) -> Dataset:
     """Training images without a twin: scenes of the model's own set, elsewhere other images of the data set."""
     if study.images.name == "tabletop" and study.net.trained_on:
         return datasets.pretraining_part(training(study.name), [], number)
-    rest = {s.sample_id for s in study.images.samples} - {s.sample_id for s in test.samples}
+    rest = set(ids_of(study.images)) - set(ids_of(test))
     if len(rest) < 2:
         raise ValueError(f"test_images is {len(test)}, allowed are fewer than the {len(study.images)} images but one.")
     return study.images.only(sorted(rest)).subset(number, study.parameters["seed"])
@@ -143,6 +149,10 @@ def twins_of(test: Dataset, parameters: Mapping) -> dict[str, Dataset]:
     return {kind: twins for kind, twins in made.items() if twins}
 
 
+def ids_of(images: Dataset) -> list[str]:
+    return [s.sample_id for s in images.samples]
+
+
 def examples(test: Dataset, parameters: Mapping) -> tuple[list, list[str]]:
     """A test image and its twins, for a gallery."""
     one, twins = test.samples[0], twins_of(test, parameters)
@@ -151,7 +161,7 @@ def examples(test: Dataset, parameters: Mapping) -> tuple[list, list[str]]:
 
 def planted_scores(study: Study, tools: Sequence[Instrument], ordinary: Dataset, test: Dataset) -> pd.DataFrame:
     """Similarity of every test image to ordinary training images (kind `none`) and to its twin, by instrument."""
-    twins, ids, found = twins_of(test, study.parameters), [s.sample_id for s in test.samples], []
+    twins, ids, found = twins_of(test, study.parameters), ids_of(test), []
     for tool in tools:
         own = tool.vectors(test)
         alike = {"none": nearest(own, [tool.vectors(ordinary)])[0]}
@@ -171,18 +181,17 @@ def found_twins(table: pd.DataFrame, rate: float) -> pd.DataFrame:
 
 def contaminations(found: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Estimated against planted contamination: a share of the test images gets twins of all visible kinds in turn."""
-    rng, rows = np.random.default_rng([seed, 13]), []
+    rows = []
     for tool, part in found.groupby("instrument", sort=False):
         wide = part.pivot(index="sample_id", columns="kind", values="found")
+        order, n = np.random.default_rng([seed, 13]).permutation(len(wide)), len(wide)
         kinds = [k for k in wide.columns if k not in ("none", "caption only")]
-        order = rng.permutation(len(wide))
-        for share in SHARES:
+        for number in [0, *(max(1, round(share * n)) for share in SHARES)]:
             called = wide["none"].to_numpy(bool).copy()
-            for turn, row in enumerate(order[: round(share * len(wide))]):
-                called[row] |= wide[kinds[turn % len(kinds)]].iloc[row]
-            real = round(share * len(wide)) / len(wide)
-            estimate = scores.exact_proportion(int(called.sum()), len(wide))
-            rows.append({"instrument": tool, "planted": real, **asdict(estimate)})
+            for k, row in enumerate(order[:number]):
+                called[row] |= bool(wide[kinds[k % len(kinds)]].iloc[row])
+            estimate = scores.exact_proportion(int(called.sum()), n)
+            rows.append({"instrument": tool, "planted": number / n, **asdict(estimate)})
     return pd.DataFrame(rows)
 
 
@@ -215,16 +224,12 @@ def training_set(study: Study, folder: str, test: Dataset, ordinary: Dataset) ->
 
     Of an embedded model these are ordinary scenes and the near-duplicates of the test images; else a folder's images.
     """
-    unknown, ids = (
-        pd.DataFrame(columns=["instrument", "sample_id", "flagged"]),
-        [s.sample_id for s in study.images.samples],
-    )
     if folder:
-        return [datasets.load_dataset(folder)], unknown
+        return [datasets.load_dataset(folder)], NOTHING
     config = training(study.name) if study.images.name == "tabletop" and study.net.trained_on else {}
     if not config.get("overlap") or study.parameters["split"] != "validation":
-        return [], unknown
-    part = datasets.pretraining_part(config, [s.sample_id for s in test.samples], 0)
+        return [], NOTHING
+    part, ids = datasets.pretraining_part(config, ids_of(test), 0), ids_of(study.images)
     flagged = np.isin(ids, list(datasets.near_duplicates(config).values()))
     return [ordinary, part], pd.DataFrame({"instrument": "known duplicates", "sample_id": ids, "flagged": flagged})
 
@@ -235,21 +240,18 @@ def searched(tools: Sequence[Instrument], test: Dataset, thresholds: Mapping, im
     Args:
         index: A folder that `write_index` made with the own embedding, in place of images.
     """
-    found, ids = [], [s.sample_id for s in test.samples]
+    found = [NOTHING]
     for tool in tools[1:2] if index else tools if images else ():
         own = tool.vectors(test)
-        alike, which = nearest(own, read_index(index, tool, own.shape[1]) if index else map(tool.vectors, images))
+        chunks = (tool.vectors(part) for each in images for part in in_chunks(each))
+        alike, which = nearest(own, read_index(index, tool, own.shape[1]) if index else chunks)
         flagged = (alike > thresholds[tool.name]) | (alike >= SAME)
-        columns = {"instrument": tool.name, "sample_id": ids, "alike": alike, "which": which, "flagged": flagged}
-        found.append(pd.DataFrame(columns))
-    return (
-        pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["instrument", "sample_id", "flagged"])
-    )
+        columns = {"sample_id": ids_of(test), "alike": alike, "which": which, "flagged": flagged}
+        found.append(pd.DataFrame(columns).assign(instrument=tool.name))
+    return joined(*found)
 
 
-def ranked(
-    test: Dataset, images: Sequence[Dataset], found: pd.DataFrame, at: float, number: int = 6
-) -> tuple[list, list[str]]:
+def ranked(test: Dataset, images: Sequence[Dataset], found: pd.DataFrame, at: float, number: int = 6):
     """Pairs of an instrument around its threshold, most similar first, for a look by eye: a gallery's arguments."""
     near = found.iloc[(found.alike - at).abs().argsort()[:number]].sort_values("alike", ascending=False)
     samples = [s for part in images for s in part.samples]
@@ -336,47 +338,36 @@ def power(rows: pd.DataFrame, duplicates: Sequence[int]) -> pd.DataFrame:
 
 
 def power_in_words(table: pd.DataFrame, rows: pd.DataFrame) -> str:
-    """Where no gain could have been noticed, and the least that could with a hundred duplicates."""
+    """The least gain noticed with a hundred duplicates, and where none could be."""
+    said = [f"{r.value:.0f} points on {r.images} images" for r in table[table.duplicates == 100].itertuples()]
     blind = [c for c in rows.condition.unique() if c not in set(table.images)]
-    said = [f"on {r.images} images {r.value:.0f} points" for r in table[table.duplicates == 100].itertuples()]
-    text = f"With a hundred duplicates the least gain that is noticed is {', '.join(said)}" if said else ""
-    unseen = f"on {', '.join(blind)} images no gain could be noticed with any of these numbers" if blind else ""
-    return "; ".join(filter(None, [text, unseen])).replace("_", " ") + "."
+    words = [f"the least gain noticed is {', '.join(said)}"] if said else []
+    words += [f"no gain can be noticed on {', '.join(blind)} images"] if blind else []
+    return f"With a hundred duplicates {' and '.join(words)}.".replace("_", " ")
 
 
-def cost(width: int, *, training: int, test: int) -> dict[str, float]:
-    """Seconds of a search among random vectors, what a million by a thousand takes at that rate, and megabytes."""
+def cost(width: int, *, training: int, test: int) -> str:
+    """Time and memory of a search among random vectors, measured small and scaled to a million by a thousand."""
     rng = np.random.default_rng(0)
-    own, chunk = (unit(rng.standard_normal((n, width), dtype=np.float32)) for n in (test, min(CHUNK, training)))
-    chunks, start = -(-training // len(chunk)), perf_counter()
+    own, chunk = (unit(rng.standard_normal((n, width), dtype=np.float32)) for n in (test, CHUNK))
+    chunks, start = -(-training // CHUNK), perf_counter()
     nearest(own, (chunk for _ in range(chunks)))
     seconds = perf_counter() - start
-    million = seconds * 1e6 / (chunks * len(chunk)) * 1000 / test
-    return {"seconds": seconds, "million": million, "index": width * 2.0, "at_once": (chunk.nbytes + own.nbytes) / 1e6}
-
-
-def cost_in_words(spent: Mapping[str, float], training: int, test: int) -> str:
-    """Time and memory of the search, measured small and scaled in both numbers."""
+    minutes = seconds / 60 * 1e6 / (chunks * CHUNK) * 1000 / test
+    size, held = f"{chunks * CHUNK:,} by {test:,} vectors of {width} numbers", (chunk.nbytes + own.nbytes) / 1e6
     return (
-        f"{training:,} by {test:,} vectors took {spent['seconds']:.1f} s here, so a million by a thousand would take "
-        f"about {spent['million'] / 60:.1f} minutes, with {spent['at_once']:.0f} MB in memory at a time and "
-        f"an index of {spent['index']:,.0f} MB on disk; embedding the images takes far longer, and is done once."
+        f"{size} took {seconds:.1f} s here, so a million by a thousand would take about {minutes:.1f} minutes, with "
+        f"{held:.0f} MB of vectors in memory at a time and an index of {2 * width:,} MB on disk; embedding the images "
+        f"takes far longer, and is done once."
     )
 
 
 def in_short(study: Study, recall: pd.DataFrame, effects: pd.DataFrame, gained: pd.DataFrame) -> str:
     """The chapter in a sentence: what is found, what Overlap against Clean says, and whether duplicates help."""
     own = recall[(recall.instrument == "own embedding") & ~recall.kind.isin(["none", "caption only"])]
-    said = [
-        f"the embedding of {study.name} finds {own.value.min():.0%} to {own.value.max():.0%} of visible twins by kind"
-    ]
-    said += [effects_in_words(effects).rstrip(".")] if len(effects) else []
-    said += (
-        [helped_in_words(gained).rstrip(".")[0].lower() + helped_in_words(gained).rstrip(".")[1:]]
-        if len(gained)
-        else []
-    )
-    return "; ".join(said) + "."
+    said = f"the embedding of {study.name} finds {own.value.min():.0%} or more of the twins of each visible kind. "
+    tested = effects_in_words(effects) + " " if len(effects) else ""
+    return said + tested + (helped_in_words(gained) if len(gained) else "")
 
 
 def open_pairs() -> pd.DataFrame:

@@ -54,13 +54,6 @@ def prompt_sets(names: Sequence[str], words: Mapping[str, dict]) -> dict[str, Te
     return found
 
 
-def listed(sets: Mapping[str, Texts]) -> pd.DataFrame:
-    """How many templates every set has, and the first of them."""
-    first = {n: next(iter(t.values())) if isinstance(t, Mapping) else t for n, t in sets.items()}
-    rows = [(name, len(texts), texts[0]) for name, texts in first.items()]
-    return pd.DataFrame(rows, columns=["prompt set", "templates a class", "the first"])
-
-
 def plural(name: str) -> str:
     """English plural by its three rules.
 
@@ -166,11 +159,8 @@ def compared(rows: pd.DataFrame, *, base: str = PLAIN) -> pd.DataFrame:
 
 def gains(table: pd.DataFrame) -> pd.Series:
     """`better`, `worse` or `undecided`, of accuracies and of Brier scores, which are better where they are lower."""
-    better = np.where(table.quantity == "accuracy", "more", "less")
-    return pd.Series(
-        np.where(table.verdict == "undecided", "undecided", np.where(table.verdict == better, "better", "worse")),
-        table.index,
-    )
+    better = table.verdict == np.where(table.quantity == "accuracy", "more", "less")
+    return better.map({True: "better", False: "worse"}).where(table.verdict != "undecided", "undecided")
 
 
 def in_words(table: pd.DataFrame, model: str, than: str = "the plain prompt") -> str:
@@ -193,19 +183,6 @@ def counted(table: pd.DataFrame) -> str:
     return f"of {len(table)} comparisons {n.get('better', 0)} are decided for better, {n.get('worse', 0)} for worse"
 
 
-def calibration_error(rows: pd.DataFrame, bins: int = 15) -> scores.Estimate:
-    """Expected calibration error: distance of confidence from accuracy, in bins of equal width.
-
-    Source: Guo et al. (2017); the last bin holds a confidence of 1.
-    """
-
-    def error(confidence, right):
-        at = np.minimum((confidence * bins).astype(int), bins - 1)
-        return np.abs(np.bincount(at, confidence - right, minlength=bins)).sum() / len(at)
-
-    return scores.bootstrap(error, rows.confidence.to_numpy(), rows.right.to_numpy(), groups=rows.sample_id)
-
-
 def training_pictures(study: Study, number: int, folder: str = "") -> Dataset | None:
     """Training pictures of the chapter's model: scenes of its own set, or a folder's; never those it is measured on."""
     if folder:
@@ -215,9 +192,7 @@ def training_pictures(study: Study, number: int, folder: str = "") -> Dataset | 
             raise ValueError(f"training is {folder!r}, which is the test set: allowed are other pictures.")
         found = datasets.load_dataset(folder, split=split, classes=list(study.names), limit=number, seed=p["seed"])
         if found.class_names != study.names:
-            raise ValueError(
-                f"training is {folder!r}, whose classes stand in another order than those of {p['dataset']!r}."
-            )
+            raise ValueError(f"training is {folder!r}, whose classes stand in another order than {p['dataset']!r}'s.")
         return found
     if study.images.name == "tabletop" and study.net.trained_on:
         return datasets.training_images(training(study.name)["distribution"], number, training(study.name)["seed"])
@@ -237,13 +212,12 @@ def found_prompts(study: Study, pictures: Dataset | None, *, seeds: int, steps: 
         return pd.DataFrame(columns=columns)
     known = embed(study.net, pictures, batch_size=study.parameters["batch_size"])
     features, labels = torch.from_numpy(known.features), torch.from_numpy(known.labels)
-    half = torch.from_numpy(np.random.default_rng(study.parameters["seed"]).permutation(len(labels)) < len(labels) // 2)
-    found = []
+    n, found = len(labels) // 2, []
+    half = torch.from_numpy(np.random.default_rng(study.parameters["seed"]).permutation(len(labels)) < n)
     for seed in range(seeds):
-        mixed = torch.from_numpy(np.random.default_rng([seed, 11]).permutation(int(half.sum())))
+        mixed = torch.from_numpy(np.random.default_rng([seed, 11]).permutation(n))
         own = labels[half][mixed] if shuffled else labels[half]
-        batch = min(64, int(half.sum()) // 2)
-        options = {"seed": seed, "steps": steps, "candidates": candidates, "batch": batch}
+        options = {"seed": seed, "steps": steps, "candidates": candidates, "batch": min(64, n // 2)}
         log = search(study.net, study.names, features[half], own, **options)
         # where labels are mixed up, what the search ends with; else the best on pictures that it did not see
         prompts = [log.prompt.iloc[0], log.prompt.iloc[-1]] if shuffled else list(log.prompt)

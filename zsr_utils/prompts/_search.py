@@ -78,8 +78,8 @@ def search(
         authors' are token ids.
     """
     n = len(labels)
-    if n < 2 * batch:
-        raise ValueError(f"batch is {batch}, allowed are up to half of the {n} training images.")
+    if not 1 <= batch <= n // 2:
+        raise ValueError(f"batch is {batch}, allowed are 1 to half of the {n} training images.")
     said, slots, rng = net.words(), Slots(net, names, start), np.random.default_rng([seed, 10])
     features, labels = features.to(net.device).float(), labels.to(net.device)
     known, table = torch.tensor(list(said), device=net.device), net.token_table.weight.detach().float()
