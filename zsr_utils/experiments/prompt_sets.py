@@ -148,13 +148,17 @@ def pictures(study: Study, corruptions: Sequence[Condition], *, number: int, fol
 
 
 def compared(rows: pd.DataFrame, *, base: str = PLAIN) -> pd.DataFrame:
-    """Differences from a prompt set on the same pictures, of accuracy and of the Brier score, corrected together."""
+    """Differences from a prompt set on the same pictures, of accuracy and of the Brier score, corrected together.
+
+    Nothing is decided whose interval holds 0: that of averaged shares is wider than the test, and is what is shown.
+    """
     values = {"accuracy": "right", "Brier score": "brier"}
     long = pd.concat([rows.assign(quantity=q, value=rows[c]) for q, c in values.items()])
     plain = long[long.prompts == base]
     keys, bounds = ["model", "prompts", "measurement", "quantity"], {"accuracy": 1}
     bases = pd.concat([plain.assign(prompts=name) for name in rows.prompts.unique() if name != base] or [plain[:0]])
-    return scores.paired_changes(bases, long[long.prompts != base], keys, bounds=bounds, within="model")
+    table = scores.paired_changes(bases, long[long.prompts != base], keys, bounds=bounds, within="model")
+    return table.assign(verdict=table.verdict.where((table.low > 0) | (table.high < 0), "undecided"))
 
 
 def gains(table: pd.DataFrame) -> pd.Series:
