@@ -7,7 +7,7 @@ from functools import partial
 from PIL import Image, ImageEnhance
 
 from zsr_utils._text import one_of
-from zsr_utils.datasets._dataset import Dataset
+from zsr_utils.datasets._dataset import Dataset, Sample
 from zsr_utils.datasets._rendered import rendered
 from zsr_utils.datasets._scenes import tabletop_twins
 
@@ -15,7 +15,8 @@ from zsr_utils.datasets._scenes import tabletop_twins
 TWINS = ("exact", "re-encoded", "cropped", "light", "camera", "caption only")
 
 
-def _twin(picture: Image.Image, kind: str) -> Image.Image:
+def _twin(sample: Sample, kind: str) -> Image.Image:
+    picture = sample.image()
     w, h = picture.size
     if kind == "re-encoded":
         file = io.BytesIO()
@@ -44,9 +45,5 @@ def planted(images: Dataset, kind: str, *, split: str = "validation", seed: int 
         return rendered(f"twins, {kind}", tabletop_twins(ids, split, kind, seed))
     if kind == "caption only":
         return None
-    samples = [replace(s, open=partial(_opened, s, kind), place=None) for s in images.samples]
+    samples = [replace(s, open=partial(_twin, s, kind), place=None) for s in images.samples]
     return Dataset(f"twins, {kind}", images.class_names, samples, content=f"{images.fingerprint} {kind}")
-
-
-def _opened(sample, kind: str) -> Image.Image:
-    return _twin(sample.image(), kind)
