@@ -17,15 +17,15 @@ RULES = (
     ("1 or more", lambda v: v >= 1,
      "adaptive_draws adaptive_pairs anchors band_images batch_size budget_steps candidates copies corruption_images "
      "descent_steps draws family_images family_scenes filters max_steps model_pairs noisy_images observed pairs "
-     "patterns per_class per_pair pool resamples scenes searches sequence_images shown spectra steps test_images "
-     "training_images variant_images views"),
+     "ordinary patterns per_class per_pair pool resamples scenes searches sequence_images shown spectra steps "
+     "test_images training_images variant_images views"),
     ("above 1", lambda v: v > 1, "resolutions tiles"),
     ("0 to below 1", lambda v: 0 <= v < 1, "momentum surface"),
     ("3 or more", lambda v: v >= 3, "cloud cloud_images compared fewest probes strongest"),
     ("above 0", lambda v: v > 0, "adaptive_times attack_rms blurs descent_step sigma sigmas sizes"),
     ("above 0 and below 1", lambda v: 0 < v < 1,
-     "equal_accuracy false_alarms heights least_accuracy margin present "
-     "text_height"),
+     "equal_accuracy false_alarms heights least_accuracy margin present text_height"),
+    ("1 to 5", lambda v: v in (1, 2, 3, 4, 5), "severity"),
     ("above -1 and below 1", lambda v: -1 < v < 1, "cosine text_cosine"),
 )  # fmt: skip
 ALLOWED = {name: (words, rule) for words, rule, names in RULES for name in names.split()}
