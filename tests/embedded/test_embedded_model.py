@@ -148,3 +148,13 @@ def test_every_condition_shows_the_same_scenes_with_the_same_labels():
         shown[condition] = [(s.sample_id.split("/")[0], s.label) for s in samples]
     assert all(scenes == shown["photo"] for scenes in shown.values())
     assert np.bincount([label for _, label in shown["photo"]]).tolist() == [12] * 10
+
+
+def test_gradients_reach_the_embeddings_of_tokens(net):
+    ids = net.tokens_of(["a photo of a mug"])
+    features, embedded = net.encode_ids(ids)
+    torch.testing.assert_close(features, net.encode_text(["a photo of a mug"]))
+    (gradient,) = torch.autograd.grad(features.sum(), embedded)
+    assert gradient[0, 1:6].abs().sum() > 0 and gradient[0, 7:].abs().max() == 0  # padding is not read
+    said = net.words()
+    assert {"photo", "mug"} <= set(said.values()) and not {"<pad>", "<unk>", "##a"} & set(said.values())

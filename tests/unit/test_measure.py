@@ -3,6 +3,7 @@
 import pkgutil
 import re
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,7 @@ from zsr_utils.experiments import (
     distribution_shifts,
     out_of_distribution,
     pairs,
+    prompt_sets,
     representation_drift,
     typographic_attacks,
     visual_factors,
@@ -79,6 +81,9 @@ CONTRACT = {
         for name in ("inside", "noise")
     ],
     "calibration": lambda net, images: [Condition("clean", 0.0, unchanged, calibration.logits)],
+    "prompt_sets": lambda net, images: [replace(ORIGINAL, facts=prompt_sets.Asked(
+        {p: Head(net.classifier(images.class_names, [p]), images.class_names) for p in ("{}", "a {}")}).facts)],
+    "data_overlap": lambda net, images: [ORIGINAL, *corruptions(["contrast"], [2])],
     "adaptive_alignment": lambda net, images: [aligned(net, images, noise=8 / 255)],
 }  # fmt: skip
 

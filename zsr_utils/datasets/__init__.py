@@ -5,14 +5,16 @@ from zsr_utils.datasets._catalogue import NAMES, data_folder, source
 from zsr_utils.datasets._cue_conflict import cues
 from zsr_utils.datasets._dataset import Dataset, Sample, UnreadableImages
 from zsr_utils.datasets._download import DownloadError, download
-from zsr_utils.datasets._embedded import reading_doses, tabletop_factors, tabletop_splits
+from zsr_utils.datasets._embedded import reading_doses, tabletop_factors, tabletop_splits, tabletop_words
 from zsr_utils.datasets._imagenet import FACTORS, imagenet_templates, imagenet_x
 from zsr_utils.datasets._names import imagenet_classes
 from zsr_utils.datasets._published import PUBLISHED_IMAGES, claims, published, published_accuracy
 from zsr_utils.datasets._rendered import blank_cards, rendered, tabletop_scenes, typical_patterns
 from zsr_utils.datasets._scenes import (
-    captioned_scenes, changed_words, hard_scenes, tabletop_frames, tabletop_outside, tabletop_words, training_images,
+    captioned_scenes, changed_words, hard_scenes, near_duplicates, pretraining_part, tabletop_frames, tabletop_outside,
+    words_of_no_kind, training_images,
 )  # fmt: skip
 from zsr_utils.datasets._shifts import Shift, natural_shifts, pm_sets, video_frames
+from zsr_utils.datasets._twins import TWINS, planted
 from zsr_utils.datasets._typographic import card, one_words, printed, random_of, scam, scattered, typographic
 from zsr_utils.datasets._sources import load_dataset

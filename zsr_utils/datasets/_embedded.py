@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 import pandas as pd
 import pyarrow.parquet as pq
 
-from zsr_utils._text import one_of
+from zsr_utils._text import one_of, read_yaml
 from zsr_utils.datasets._catalogue import EMBEDDED
 from zsr_utils.datasets._dataset import Dataset, Sample
 from zsr_utils.datasets._decode import open_bytes
@@ -49,6 +49,11 @@ def tabletop_factors(split: str = "validation") -> pd.DataFrame:
 def reading_doses() -> pd.DataFrame:
     """What fine-tunings answer that differ in how many captions are about a card's word: a row a dose and quantity."""
     return pd.read_csv(EMBEDDED / "tabletop" / "reading_doses.csv")
+
+
+def tabletop_words() -> dict[str, dict]:
+    """What else a kind may be called: `descriptions` with a place for the name, a `synonym`, its name in `german`."""
+    return read_yaml(EMBEDDED / "tabletop" / "words.yaml")
 
 
 def _rows(split: str, columns: list[str] | None = None) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tabletop import KINDS, Scene, SceneDistribution
 from tabletop.captions import article, caption, claims
-from tabletop.data import SETTINGS, VALIDATION, to_uint8
+from tabletop.data import NUDGES, SETTINGS, VALIDATION, overlap_twins, to_uint8
 from tabletop.materials import COLORS, PATTERNS, SECOND_COLORS, TYPICAL_PATTERN
 from tabletop.scene import HELD_OUT_KINDS
 from zsr_utils._cache import digest
@@ -140,7 +140,7 @@ def tabletop_outside(number: int, seed: int) -> dict[str, Dataset]:
     return {**found, "textures": Dataset("textures", names, samples, content=pixels)}
 
 
-def tabletop_words() -> tuple[str, ...]:
+def words_of_no_kind() -> tuple[str, ...]:
     """Words of this world that name no kind: colours, patterns, settings and further things."""
     return (*COLORS, *PATTERNS, *SETTINGS, "card", "box", "table")
 
@@ -152,3 +152,35 @@ def _surface(pattern: str, rng: np.random.Generator, size: int = 64) -> np.ndarr
     mix = PATTERNS[pattern](x.ravel(), -y.ravel(), torch.full((size * size,), 0.2), torch.full((size * size,), phase))
     ends = [torch.tensor(table[color])[:, None] for table in (COLORS, SECOND_COLORS)]
     return to_uint8(torch.lerp(*ends, mix.expand(3, -1)).view(1, 3, size, size))[0]
+
+
+def tabletop_twins(ids: Sequence[str], split: str, kind: str, seed: int) -> dict[str, Scene]:
+    """A twin of every scene: its light or camera nudged, or another scene with all that a caption would say of it."""
+    every, found = tabletop_scenes(split), {}
+    for k, i in enumerate(ids):
+        rng, scene = np.random.default_rng([seed, k, 14]), every[i]
+        if kind == "caption only":
+            told = {name: getattr(scene, name) for name in ("kind", "color", "pattern", "size", "setting")}
+            found[i] = replace(VALIDATION.draw(seed + 3, "test", k), **told)
+            continue
+        steps = {name: rng.choice([-1, 1]) * rng.uniform(*bounds) for name, bounds in NUDGES[kind].items()}
+        found[i] = replace(scene, **{name: getattr(scene, name) + float(step) for name, step in steps.items()})
+    return found
+
+
+def near_duplicates(config: dict) -> dict[str, str]:
+    """Validation scenes that an embedded model's pre-training set has near-duplicates of, by these scenes' ids."""
+    return {f"train/{t.index:05d}": t.sample_id for t in _twins(config)}
+
+
+def pretraining_part(config: dict, ids: Sequence[str], ordinary: int) -> Dataset:
+    """The first scenes of an embedded model's pre-training set, and its near-duplicates of some validation scenes."""
+    drawn, wanted = SceneDistribution(**config["distribution"]), set(ids)
+    scenes = {f"train/{k:05d}": drawn.draw(config["seed"], "pretrain", k) for k in range(ordinary)}
+    scenes |= {f"train/{t.index:05d}": t.scene for t in _twins(config) if t.sample_id in wanted}
+    return rendered("pre-training set", scenes)
+
+
+def _twins(config: dict) -> list:
+    found = {"seed": config["seed"], "scenes": config["scenes"], "validation_scenes": config["overlap"]}
+    return overlap_twins(**found) if config["overlap"] else []

@@ -95,7 +95,7 @@ def negative_words(study: Study, file: str, sets: Mapping[str, Dataset]) -> tupl
 
     None is an answer, and none names an outside class, which would give the question away.
     """
-    found = datasets.tabletop_words() if study.images.name == "tabletop" else datasets.imagenet_classes().values()
+    found = datasets.words_of_no_kind() if study.images.name == "tabletop" else datasets.imagenet_classes().values()
     found = Path(file).read_text(encoding="utf-8-sig").splitlines() if file else found
     taken = {name.casefold() for names in (study.names, *(s.class_names for s in sets.values())) for name in names}
     return tuple(dict.fromkeys(w.strip() for w in found if w.strip() and w.strip().casefold() not in taken))

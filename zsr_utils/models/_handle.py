@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -121,10 +121,61 @@ class Model(nn.Module):
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "t d"]:
         """Raw text features; not normalised."""
+        return torch.cat([self.net.encode_text(t) for t in self.tokens_of(texts).split(256)]).float()
+
+    def tokens_of(self, texts: Sequence[str]) -> Int[Tensor, "t length"]:
+        """Token ids of texts, padded and cut as the model's tokenizer does."""
         if self._tokenizer is None:
             raise TypeError(f"{self.name} has no text tower, so it cannot encode text.")
-        tokens = self._tokenizer(list(texts)).to(self.device)
-        return torch.cat([self.net.encode_text(t) for t in tokens.split(256)]).float()
+        return self._tokenizer(list(texts)).to(self.device)
+
+    def check_read(self, texts: Sequence[str]) -> None:
+        """Refuse texts whose last word the tokenizer cuts off, or cannot read."""
+        shorter = [re.sub(r"\W*\w+\W*$", "", text) for text in texts]
+        unread = (self.tokens_of(texts) == self.tokens_of(shorter)).all(1).tolist()
+        for text in (text for text, lost in zip(texts, unread) if lost and text.strip()):
+            length = self.tokens_of([text]).shape[1]
+            raise ValueError(f"The tokenizer of {self.name}, of {length} tokens, does not read the end of {text!r}.")
+
+    def encode_ids(self, ids: Int[Tensor, "t length"]) -> tuple[Float[Tensor, "t d"], Float[Tensor, "t length w"]]:
+        """Raw text features of token ids, and the token embeddings that their gradients reach."""
+        embedded = []
+
+        def follow(table, given, out):
+            embedded.append(out.detach().requires_grad_(torch.is_grad_enabled()))
+            return embedded[0]
+
+        hook = self.token_table.register_forward_hook(follow)
+        try:
+            features = self.net.encode_text(ids).float()
+        finally:
+            hook.remove()
+        return features, embedded[0]
+
+    @property
+    def token_table(self) -> nn.Embedding:
+        """The embeddings of the text tower's tokens: open_clip's own towers, and those it takes from Hugging Face."""
+        text = getattr(self.net, "text", None)
+        inner = getattr(text, "transformer", None)
+        found = getattr(inner, "get_input_embeddings", lambda: None)()
+        table = next((t.token_embedding for t in (self.net, text) if hasattr(t, "token_embedding")), found)
+        if table is None:
+            raise TypeError(f"{self.name} offers no token embeddings of its text tower, so it has no words to search.")
+        return table
+
+    def words(self) -> dict[int, str]:
+        """Tokens that are words by themselves: what they say is read as that one token again."""
+        decoders = (getattr(t, "decode", None) for t in (self._tokenizer, getattr(self._tokenizer, "tokenizer", None)))
+        numbers = range(self.token_table.num_embeddings)
+        if not (decode := next(filter(None, decoders), None)):
+            raise TypeError(f"The tokenizer of {self.name} cannot say which words its tokens are.")
+        said = {k: decode([k]).strip() for k in numbers}
+        said = {k: word for k, word in said.items() if word and word.isprintable() and not word.startswith("<")}
+        ids, (one, other, none) = (self.tokens_of(t).cpu() for t in (said.values(), ["a", "the", ""]))
+        expected, first = one.repeat(len(ids), 1), int((one != other).int().argmax())
+        expected[:, first] = torch.tensor(list(said))
+        kept = (ids == expected).all(1) & ~torch.isin(expected[:, first], none)
+        return {k: word for (k, word), keep in zip(said.items(), kept.tolist()) if keep}
 
     def classifier(self, class_names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "k d"]:
         """Unit text weights: features normalised, averaged over templates, normalised again.

@@ -17,6 +17,7 @@ from zsr_utils.scores._noise import (
     ACCOUNTS, CLEAN, HELD_OUT, beside_predicted, detect, detect_at_best_sigma, normality, not_normal, per_image,
     qq_clouds, qq_points, squared_moves,
 )  # fmt: skip
+from zsr_utils.scores._overlap import detectable_gain, exact_proportion, overlap_effect
 from zsr_utils.scores._paired import holm, paired_changes, paired_mean, sign_flip
 from zsr_utils.scores._retrieval import TIE, by_image, by_luck, found, median_rank, placed, recall, true_misses
 from zsr_utils.scores._robustness import (

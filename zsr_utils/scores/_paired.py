@@ -94,8 +94,8 @@ def paired_changes(
         within: The column of `by` whose values are families of tests of their own; else the whole table is one.
 
     Returns: The columns `by`, the means `base` and `other` over the common samples, the columns of an estimate of the
-        difference, `p` of `sign_flip`, `p_holm` over the family, and what that decides, `verdict`: `more`, `less` or
-        `undecided`. A group without a common sample has no row.
+        difference, `p` of `sign_flip`, `p_holm` over the family, and what that and the interval decide, `verdict`:
+        `more`, `less` or `undecided`. A group without a common sample has no row.
 
     Examples:
         >>> base = pd.DataFrame({"m": "a", "sample_id": [1, 2, 3], "value": [0.0, 0.0, 1.0]})
@@ -118,5 +118,6 @@ def paired_changes(
         )
     table = pd.DataFrame(found)
     p_holm = table.groupby(within).p.transform(holm) if within else holm(table.p)
-    verdict = np.select([~(p_holm < 0.05), table.value > 0], ["undecided", "more"], "less")
+    sure = (p_holm < 0.05) & ((table.low > 0) | (table.high < 0))  # the interval is wider than the test for shares
+    verdict = np.select([~sure, table.value > 0], ["undecided", "more"], "less")
     return table.assign(p_holm=p_holm, verdict=verdict)

@@ -1,0 +1,362 @@
+"""Chapter 10: what the words around a class name change, whether words can be found that help, and what breaks them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn import functional as F
+
+from zsr_utils import datasets, scores
+from zsr_utils._text import read_yaml
+from zsr_utils.conditions import ORIGINAL, Batch, Condition, Head, Seen, generator, unchanged
+from zsr_utils.datasets import Dataset
+from zsr_utils.measure import embed
+from zsr_utils.models import Model, training
+from zsr_utils.prompts import PROMPT_SETS, START, TEMPLATES, best_of, search
+from zsr_utils.study import Study
+
+
+PLAIN = "plain prompt"
+DRAWN = ("cartoon", "sketch", "silhouette", "backdrop", "viewpoint", "lighting")  # splits of Tabletop that are shifts
+HARMLESS = ("upper case", "capitals", "no article", "definite article", "plural", "full stop")
+# templates of all classes, templates of each, or a whole text for each
+Texts = Sequence[str] | Mapping[str, Sequence[str]] | Mapping[str, str]
+
+
+def words_of(images: Dataset, file: str = "") -> dict[str, dict]:
+    """Descriptions, synonyms and other names of every class, from a file or Tabletop's own; those it lacks are none."""
+    known = read_yaml(Path(file)) if file else datasets.tabletop_words() if images.name == "tabletop" else {}
+    return {name: known[name] for name in images.class_names} if set(images.class_names) <= set(known) else {}
+
+
+def weights_of(net: Model, names: Sequence[str], texts: Texts) -> torch.Tensor:
+    """A classifier of such texts; refused where the tokenizer does not read them to the end."""
+    own = texts if isinstance(texts, Mapping) else dict.fromkeys(names, tuple(texts))
+    if isinstance(own[names[0]], str):
+        net.check_read([own[name] for name in names])
+        return net.classifier([own[name] for name in names], ["{}"])
+    net.check_read([t.replace("{}", name) for name in names for t in own[name]])
+    if not isinstance(texts, Mapping):
+        return net.classifier(names, texts)
+    return torch.cat([net.classifier([name], own[name]) for name in names])
+
+
+def prompt_sets(names: Sequence[str], words: Mapping[str, dict]) -> dict[str, Texts]:
+    """The sets by name, the plain prompt first; descriptions where there are any, and those of another class."""
+    found = {PLAIN: PROMPT_SETS[PLAIN], "bare name": PROMPT_SETS["bare name"], **TEMPLATES}
+    if all("descriptions" in words.get(name, {}) for name in names):
+        said = {name: tuple(words[name]["descriptions"]) for name in names}
+        others = dict(zip(names, [*list(said.values())[1:], said[names[0]]]))
+        found |= {"class descriptions": said, "descriptions of others": others}
+    return found
+
+
+def plural(name: str) -> str:
+    """English plural by its three rules.
+
+    Examples:
+        >>> [plural(word) for word in ("duck", "box", "berry")]
+        ['ducks', 'boxes', 'berries']
+    """
+    if name.endswith("y") and name[-2:-1] not in tuple("aeiou"):
+        return name[:-1] + "ies"
+    return name + ("es" if name.endswith(("s", "x", "z", "ch", "sh")) else "s")
+
+
+def misspelt(name: str, seed: int = 0) -> str:
+    """A name with two neighbouring letters exchanged, its first and last in their places where it is long enough."""
+    places = [k for k in range(1, len(name) - 2) if name[k] != name[k + 1]]
+    k = int(generator(name, [seed]).choice(places)) if places else max(0, len(name) - 2)
+    return name[:k] + name[k : k + 2][::-1] + name[k + 2 :]
+
+
+def wordings(names: Sequence[str], words: Mapping[str, dict], *, seed: int = 0) -> dict[str, dict[str, str]]:
+    """The plain prompt said otherwise, by kind of change: a text for every class."""
+    said: dict[str, Callable[[str], str]] = {
+        "upper case": lambda n: f"{START} {n}".upper(), "capitals": lambda n: f"{START} {n}".title(),
+        "no article": lambda n: f"a photo of {n}", "definite article": lambda n: f"a photo of the {n}",
+        "plural": lambda n: f"a photo of {plural(n)}", "full stop": lambda n: f"{START} {n}.",
+        "misspelling": lambda n: f"{START} {misspelt(n, seed)}",
+    }  # fmt: skip
+    for kind in ("synonym", "german"):
+        if all(kind in words.get(name, {}) for name in names):
+            said[kind] = lambda n, kind=kind: f"{START} {words[n][kind]}"
+    return {kind: {name: change(name) for name in names} for kind, change in said.items()}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Answers of several heads to one embedding, as facts; the first is the one that others are compared with."""
+
+    heads: Mapping[str, Head]
+
+    def facts(self, batch: Batch, seen: Seen) -> dict:
+        found, label = {}, batch.labels.long()[:, None]
+        first = next(iter(self.heads.values())).scores(batch.net, seen.features)
+        best_other = first.scatter(1, label, -torch.inf).amax(1)
+        for name, head in self.heads.items():
+            logits = head.scores(batch.net, seen.features)
+            p = logits.softmax(1)
+            brier = (p - F.one_hot(label[:, 0], p.shape[1])).square().sum(1)
+            found[f"{name}|prediction"] = logits.argmax(1).numpy()
+            found[f"{name}|confidence"], found[f"{name}|brier"] = p.amax(1).numpy(), brier.numpy()
+            found[f"{name}|alone"] = (logits.gather(1, label)[:, 0] > best_other).numpy()
+        return found
+
+
+def asked(study: Study, sets: Mapping[str, Texts], shown: Mapping[str, tuple[Dataset, Sequence[Condition]]]):
+    """Every picture under every condition once, and the answer of every prompt set to it, a row each.
+
+    Args:
+        shown: By measurement, such as `clean` or `shifted`: the images and how they are shown. Whatever else is to be
+            compared, attacked or foreign images, is one more entry.
+
+    Returns: The rows of `measure` with `measurement`, `prompts`, `right`, `brier` (squared distance of the
+        probabilities from the truth) and `alone` (right where the label's text alone is exchanged); `sample_id` is that
+        of the scene, where several pictures show one.
+    """
+    parts = []
+    for measurement, (images, conditions) in shown.items():
+
+        def with_answers(net: Model, conditions=conditions, names=images.class_names) -> list[Condition]:
+            heads = Asked({n: Head(weights_of(net, names, texts), names) for n, texts in sets.items()})
+            return [replace(condition, facts=heads.facts) for condition in conditions]
+
+        wide = study.measure(with_answers, images=images, keep=False)
+        wide["sample_id"] = wide.sample_id.str.replace(r"^(shift-\d+)/.*", r"\1", regex=True)
+        common = wide[["sample_id", "label", "condition", "severity", "draw", "model"]]
+        for name in sets:
+            answers = {k: wide[f"{name}|{k}"] for k in ("prediction", "confidence", "brier", "alone")}
+            parts.append(common.assign(measurement=measurement.split(":")[0], prompts=name, **answers))
+    rows = pd.concat(parts, ignore_index=True)
+    return study.keep_rows(rows.assign(right=(rows.prediction == rows.label).astype(float)))
+
+
+def pictures(study: Study, corruptions: Sequence[Condition], *, number: int, folders: Sequence[str] = ()) -> dict:
+    """What prompts are compared on: the images as they are, corrupted, and under the shifts that are known of them."""
+    seed = study.parameters["seed"]
+    shown = {"clean": (study.images, [ORIGINAL]), "corrupted": (study.images.subset(number, seed), corruptions)}
+    if study.images.name == "tabletop":
+        shifts = {name: datasets.load_dataset("tabletop", split=name) for name in DRAWN}
+    else:
+        options = {k: study.parameters[k] for k in ("split", "limit", "seed")}
+        shifts = {n: s.shown for n, s in datasets.natural_shifts(study.images, folders, **options).items()}
+    return shown | {f"shifted:{n}": (s, [Condition(n, 1, unchanged, draws=1)]) for n, s in shifts.items()}
+
+
+def compared(rows: pd.DataFrame, *, base: str = PLAIN) -> pd.DataFrame:
+    """Differences from a prompt set on the same pictures, of accuracy and of the Brier score, corrected together."""
+    values = {"accuracy": "right", "Brier score": "brier"}
+    long = pd.concat([rows.assign(quantity=q, value=rows[c]) for q, c in values.items()])
+    plain = long[long.prompts == base]
+    keys, bounds = ["model", "prompts", "measurement", "quantity"], {"accuracy": 1}
+    bases = pd.concat([plain.assign(prompts=name) for name in rows.prompts.unique() if name != base] or [plain[:0]])
+    return scores.paired_changes(bases, long[long.prompts != base], keys, bounds=bounds, within="model")
+
+
+def gains(table: pd.DataFrame) -> pd.Series:
+    """`better`, `worse` or `undecided`, of accuracies and of Brier scores, which are better where they are lower."""
+    better = table.verdict == np.where(table.quantity == "accuracy", "more", "less")
+    return better.map({True: "better", False: "worse"}).where(table.verdict != "undecided", "undecided")
+
+
+def in_words(table: pd.DataFrame, model: str, than: str = "the plain prompt") -> str:
+    """In what a set does better or worse, after the correction, and how often that is decided for other models."""
+    table, said = table.assign(way=gains(table)), []
+    own = table[table.model == model]
+    same = [name for name, part in own.groupby("prompts", sort=False) if (part.way == "undecided").all()]
+    for name, part in own[~own.prompts.isin(same)].groupby("prompts", sort=False):
+        found = {way: [f"{q} ({m})" for m, q in zip(p.measurement, p.quantity)] for way, p in part.groupby("way")}
+        ways = [f"{way} in {', '.join(found[way])}" for way in ("better", "worse") if way in found]
+        said.append(f"“{name}” is {' and '.join(ways)}")
+    said += [f"not told from it: {', '.join(same)}"] if same else []
+    counts = [f"for {m}, {counted(part)}" for m, part in table[table.model != model].groupby("model", sort=False)]
+    return ". ".join([f"Beside {than}, for {model}, {'; '.join(said)}", *(f"And {c}" for c in counts)]) + "."
+
+
+def counted(table: pd.DataFrame) -> str:
+    """How many comparisons are decided, and which way."""
+    n = gains(table).value_counts()
+    return f"of {len(table)} comparisons {n.get('better', 0)} are decided for better, {n.get('worse', 0)} for worse"
+
+
+def training_pictures(study: Study, number: int, folder: str = "") -> Dataset | None:
+    """Training pictures of the chapter's model: scenes of its own set, or a folder's; never those it is measured on."""
+    if folder:
+        p = study.parameters
+        split = "validation" if Path(folder).is_dir() else "train"
+        if (folder, split) == (p["dataset"], p["split"]):
+            raise ValueError(f"training is {folder!r}, which is the test set: allowed are other pictures.")
+        found = datasets.load_dataset(folder, split=split, classes=list(study.names), limit=number, seed=p["seed"])
+        if found.class_names != study.names:
+            raise ValueError(f"training is {folder!r}, whose classes stand in another order than {p['dataset']!r}'s.")
+        return found
+    if study.images.name == "tabletop" and study.net.trained_on:
+        return datasets.training_images(training(study.name)["distribution"], number, training(study.name)["seed"])
+    return None
+
+
+def found_prompts(study: Study, pictures: Dataset | None, *, seeds: int, steps: int, candidates: int, shuffled=False):
+    """Prompts searched for with several seeds on one half of training pictures, each the best on the other half.
+
+    Args:
+        shuffled: Whether the labels of the half that is searched on are mixed up: what a search finds in nothing.
+
+    Returns: `seed`, `prompt`, `held_out` and `plain`, the losses of both on the half not searched on, and `tried`.
+    """
+    columns = ["seed", "prompt", "held_out", "plain", "tried"]
+    if pictures is None:
+        return pd.DataFrame(columns=columns)
+    known = embed(study.net, pictures, batch_size=study.parameters["batch_size"])
+    features, labels = torch.from_numpy(known.features), torch.from_numpy(known.labels)
+    n, found = len(labels) // 2, []
+    half = torch.from_numpy(np.random.default_rng(study.parameters["seed"]).permutation(len(labels)) < n)
+    for seed in range(seeds):
+        mixed = torch.from_numpy(np.random.default_rng([seed, 11]).permutation(n))
+        own = labels[half][mixed] if shuffled else labels[half]
+        options = {"seed": seed, "steps": steps, "candidates": candidates, "batch": min(64, n // 2)}
+        log = search(study.net, study.names, features[half], own, **options)
+        # where labels are mixed up, what the search ends with; else the best on pictures that it did not see
+        prompts = [log.prompt.iloc[0], log.prompt.iloc[-1]] if shuffled else list(log.prompt)
+        best, losses = best_of(study.net, study.names, prompts, features[~half], labels[~half])
+        chosen = (prompts[-1], losses[-1]) if shuffled else (best, losses.min())
+        found.append((seed, *chosen, losses[0], len(log) - 1))
+    return pd.DataFrame(found, columns=columns)
+
+
+KINDS = {"found": "found words", "mixed": "mixed-up labels", "random": "random words"}
+
+
+def named(net: Model, found: pd.DataFrame, mixed: pd.DataFrame, *, slots: int = 4, seed: int = 0) -> dict[str, Texts]:
+    """The prompts of every search by kind and number, and as many of words drawn at random; none without a search."""
+    rng, known = np.random.default_rng([seed, 12]), list(net.words().values()) if len(found) else []
+    drawn = [" ".join(rng.choice(known, slots)) + " {}" for _ in found.prompt]
+    each = zip(KINDS.values(), (found.prompt, mixed.prompt, drawn))
+    return {f"{kind} {k + 1}": (prompt,) for kind, prompts in each for k, prompt in enumerate(prompts)}
+
+
+def search_in_words(found: pd.DataFrame, mixed: pd.DataFrame) -> str:
+    """What the searches took, and what they did to the loss on held-out training pictures."""
+    if found.empty:
+        return "No training pictures of these classes are known, so nothing is searched for."
+    better, worse = ((t.held_out < t.plain).sum() for t in (found, mixed))
+    prompts = ", ".join(f"“{p}”" for p in found.prompt)
+    text = f"{len(found)} searches found {prompts}; {better} of them have a lower held-out loss than the plain prompt"
+    return f"{text}, of those on mixed-up labels {worse} of {len(mixed)}."
+
+
+def by_kind(rows: pd.DataFrame, searched: Mapping[str, Texts]) -> pd.DataFrame:
+    """Rows of the plain prompt and of every search, called by its kind."""
+    kept = rows[rows.prompts.isin([PLAIN, *searched])]
+    kind = kept.prompts.where(kept.prompts == PLAIN, kept.prompts.str.replace(r" \d+$", "", regex=True))
+    return kept.assign(search=kept.prompts, prompts=kind)
+
+
+def by_search(kinds: pd.DataFrame, model: str) -> tuple[pd.DataFrame, str]:
+    """The accuracy of each search's words less that of the plain prompt, on the harder pictures there are."""
+    hard = "shifted" if "shifted" in set(kinds.measurement) else "corrupted"
+    own = kinds[(kinds.model == model) & (kinds.measurement == hard) & kinds.prompts.isin([PLAIN, KINDS["found"]])]
+    table = compared(own.assign(prompts=own.search))
+    return table[table.quantity == "accuracy"], hard
+
+
+def beside_random(study: Study, kinds: pd.DataFrame) -> str:
+    """Found words against random ones, and on how many of the searches they gain."""
+    table = compared(kinds[kinds.prompts != PLAIN], base=KINDS["random"])
+    table = study.keep(table[table.prompts == KINDS["found"]], "prompts/beside_random/{quantity}/{measurement}")
+    each, hard = by_search(kinds, study.name)
+    said = f"Significant or not, {(each.value > 0).sum()} of {len(each)} searches beat the plain prompt's accuracy"
+    return f"{in_words(table, study.name, KINDS['random'])} {said} on {hard} pictures."
+
+
+def moved(net: Model, names: Sequence[str], sets: Mapping[str, Texts]) -> pd.DataFrame:
+    """How far each wording moves a class's text, relative to the mean distance of two classes: a row a class.
+
+    A wording that the tokenizer reads as the plain prompt has none.
+    """
+    plain = weights_of(net, names, PROMPT_SETS[PLAIN]).double()
+    apart = 1 - plain @ plain.T
+    unit = apart.sum() / (len(names) * (len(names) - 1))
+    far = {k: (1 - (weights_of(net, names, t).double() * plain).sum(1)).clamp_min(0) / unit for k, t in sets.items()}
+    rows = [(k, name, float(d)) for k, each in far.items() for name, d in zip(names, each)]
+    table = pd.DataFrame(rows, columns=["prompts", "sample_id", "moved"])
+    return table[table.groupby("prompts").moved.transform("max") > 1e-6]
+
+
+def flipped(rows: pd.DataFrame) -> pd.DataFrame:
+    """Whether the answer to each wording is another one than that to the plain prompt, in the column `flip`."""
+    keys = ["model", "measurement", "condition", "severity", "draw", "sample_id"]
+    plain = rows[rows.prompts == PLAIN].set_index(keys).prediction.rename("plain")
+    joined = rows[rows.prompts != PLAIN].join(plain, on=keys)
+    return joined.assign(flip=joined.prediction != joined.plain)
+
+
+def moves_in_words(flips: pd.DataFrame, moves: pd.DataFrame, model: str) -> str:
+    """Which wording moves texts and answers most, and which the tokenizer undoes."""
+    own = flips[flips.model == model].set_index("prompts")
+    still = [name for name in own.index if name not in set(moves.prompts)]
+    far, most = moves.loc[moves.value.idxmax()], own.value.idxmax()
+    said = f"The tokenizer undoes {', '.join(still)}. " if still else ""
+    said += f"“{far.prompts}” moves texts farthest, by {far.value:.2f} of the distance of two classes, "
+    return said + f"and “{most}” changes most answers, {scores.estimate_of(own.loc[most]):pct}."
+
+
+def worst_harmless(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Each class's worst harmless change of its own text, chosen on one half of its scenes and measured on the other.
+
+    The texts of all other classes stay as they are, so that what is lost is due to this one. To choose and to measure
+    on the same pictures would find a loss where there is none.
+    """
+    known = rows[rows.prompts.isin([PLAIN, *HARMLESS])]
+    first = np.array([generator(i, ["half"]).random() < 0.5 for i in known.sample_id])
+    kept = known[first].groupby(["model", "label", "prompts"], sort=False).alone.mean().drop(PLAIN, level="prompts")
+    worst = kept.groupby(["model", "label"]).idxmin()
+    other = known[~first].assign(value=known[~first].alone.astype(float))
+    plain = other[other.prompts == PLAIN]
+    chosen = pd.MultiIndex.from_frame(other[["model", "label", "prompts"]]).isin(list(worst))
+    table = scores.paired_changes(plain, other[chosen], ["model", "label"], bounds=1, within="model")
+    change = [worst[key][2] for key in zip(table.model, table.label)]
+    return table.assign(change=change, **{"class": [names[k] for k in table.label]})
+
+
+def worst_in_words(table: pd.DataFrame) -> str:
+    """How many classes lose by their worst harmless change after the correction, and the one that loses most."""
+    lost, most = table[table.verdict == "less"], table.loc[table.value.idxmin()]
+    said = f"{len(lost)} of {len(table)} classes lose by a harmless change of their name alone"
+    least = f"; the largest loss is that of {most['class']} by “{most.change}”, {scores.estimate_of(most):points}"
+    return said + (least if most.value < 0 else "; none was lower on the other half") + "."
+
+
+def in_short(study: Study, table: pd.DataFrame, gained: pd.DataFrame, reworded: pd.DataFrame) -> str:
+    """The chapter in a sentence: usual sets, found words and rewordings beside the plain prompt."""
+    own = [t[t.model == study.name] if len(t) else t for t in (table, gained, reworded)]
+    said = [f"{counted(own[0])} where the plain prompt gives way to {own[0].prompts.nunique()} usual sets"]
+    if len(own[1]):
+        found = own[1][own[1].prompts == KINDS["found"]]
+        said.append(f"{counted(found)} where it gives way to found words")
+    worst = own[2].loc[own[2].value.idxmin()]
+    change = scores.estimate_of(worst)
+    return "; ".join([*said, f"the rewording that costs most, “{worst.prompts}”, changes accuracy by {change:points}"])
+
+
+def beside_published(study: Study) -> pd.DataFrame:
+    """The accuracy with the prompts that a published one was measured with, and with the user's, beside it."""
+    p, own = study.parameters, study.templates
+    published = datasets.published_accuracy(p["model"], p["pretrained"] or None, study.images.name)
+    theirs = study.images.templates if study.images.name != "imagenet" else TEMPLATES["eighty templates"]
+    found = []
+    for name, templates in {"its prompts": theirs, "yours": own}.items():
+        head = study.measure([ORIGINAL], prompts=templates, models=[study.name], keep=False)
+        found.append({"whose": f"{name}: {templates[0]}", **asdict(scores.accuracy(head))})
+    return scores.against_published(pd.DataFrame(found), [published, published])
+
+
+def published_in_words(table: pd.DataFrame) -> str:
+    """Whether the published accuracy lies in the interval of each measurement."""
+    if table.published.isna().all():
+        return "No accuracy of this model on these images is published here."
+    said = [f"{'inside' if r.covered else 'outside'} the interval with {r.whose}" for r in table.itertuples()]
+    return f"The published {table.published.iloc[0]:.1%} ({table.source.iloc[0]}) lies {', '.join(said)}."
