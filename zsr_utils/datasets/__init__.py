@@ -10,7 +10,15 @@ from zsr_utils.datasets._imagenet import FACTORS, imagenet_templates, imagenet_x
 from zsr_utils.datasets._names import imagenet_classes
 from zsr_utils.datasets._published import PUBLISHED_IMAGES, claims, published, published_accuracy
 from zsr_utils.datasets._rendered import blank_cards, rendered, tabletop_scenes, typical_patterns
-from zsr_utils.datasets._scenes import captioned_scenes, changed_words, hard_scenes, tabletop_frames, training_images
+from zsr_utils.datasets._scenes import (
+    captioned_scenes,
+    changed_words,
+    hard_scenes,
+    tabletop_depth,
+    tabletop_frames,
+    training_images,
+    turned_views,
+)
 from zsr_utils.datasets._shifts import Shift, natural_shifts, pm_sets, video_frames
 from zsr_utils.datasets._typographic import card, one_words, printed, random_of, scam, scattered, typographic
 from zsr_utils.datasets._sources import load_dataset

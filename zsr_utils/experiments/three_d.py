@@ -1,0 +1,156 @@
+"""Chapter 17: what a model makes of the third dimension, on scenes whose depth and geometry are known."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn import functional as F
+
+from zsr_utils import scores
+from zsr_utils.conditions import Condition, corrupted, in_depth
+from zsr_utils.datasets import Dataset, tabletop_depth, turned_views
+from zsr_utils.models import Model
+from zsr_utils.study import Study
+
+
+ANGLES = (0.0, 15.0, 45.0, 75.0, 105.0)
+NEAR_PIXELS, NEAR_WORLD = 8.0, 0.2  # a match counts within so many pixels, and within so much of an object's height
+FOUND_BY = ("matched", "nearest token", "same place", "any token")
+
+
+def conditions(images: Dataset, split: str, severities: Sequence[int], depth: dict | None = None) -> list[Condition]:
+    """The corruptions that follow depth, and those of the same mean strength that do not.
+
+    Raises: ValueError for pictures whose depth is not known.
+    """
+    if depth is None:
+        if images.name != "tabletop":
+            raise ValueError(f"The depth of {images.name!r} is not known, allowed is the data set 'tabletop'.")
+        depth = tabletop_depth([s.sample_id for s in images.samples], split)
+    return in_depth(depth, severities) + in_depth(depth, severities, flat=True)
+
+
+def examples(study: Study, shown: Sequence[Condition]) -> tuple[list, list[str]]:
+    """The first picture under every corruption in its largest severity, by depth and flat side by side."""
+    first, last = study.images.samples[0].sample_id, {c.name: c.change.__self__ for c in shown}
+    x = study.images.pixels([first], study.net.from_pil)
+    depth = torch.as_tensor(next(iter(last.values())).depth[first])[None, None]
+    names = [name for name in last if not name.endswith("_flat")]
+    made = [[corrupted(x, depth, n, last[n].strength, flat=flat)[0] for flat in (False, True)] for n in names]
+    pairs = [np.concatenate([np.asarray(p) for p in pair], axis=2) for pair in made]
+    return [np.asarray(x[0]), *pairs], ["unchanged", *(n.replace("_", " ") + "\nby depth | flat" for n in names)]
+
+
+def labelled(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with `corruption`, `kind` (`depth` or `flat`) and `value`, 1 for a right answer."""
+    flat = rows.condition.str.endswith("_flat")
+    names = rows.condition.str.removesuffix("_flat")
+    return rows.assign(corruption=names, kind=np.where(flat, "flat", "depth"), value=scores.correct(rows))
+
+
+def against_flat(rows: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy over the severities under a corruption that follows depth, less that under its flat one."""
+    base, other = rows[rows.kind == "flat"], rows[rows.kind == "depth"]
+    return scores.paired_changes(base, other, ["model", "corruption"], bounds=1, within="model")
+
+
+def against_model(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Accuracy of every other model less that of one under every corruption that follows depth."""
+    rows = rows[rows.kind == "depth"]
+    own, others = rows[rows.model == name], rows[rows.model != name]
+    base = pd.concat([own.assign(model=other) for other in others.model.unique()])
+    return scores.paired_changes(base, others, ["model", "corruption"], bounds=1, within="model")
+
+
+def mean_errors(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """mCE of every other model, relative to one in place of AlexNet: 100 is as many errors."""
+    errors = {m: scores.by_cell(part) for m, part in rows[rows.kind == "depth"].groupby("model", sort=False)}
+    found = [{"model": m, **vars(scores.relative_errors(e, errors[name]))} for m, e in errors.items() if m != name]
+    return pd.DataFrame(found)
+
+
+def matches(net: Model, number: int, seed: int, *, last: bool = True) -> pd.DataFrame:
+    """Tokens of an object matched with those of the same object, turned, by cosine.
+
+    A query is a token of the first picture whose middle shows a point of the object that the turned picture shows too;
+    its match is the token of the whole turned picture that is nearest by cosine.
+
+    Returns: A row a query and token layer: `sample_id` (the scene), `angle`, `layer` (1 is the first block), and for
+        every reader of `FOUND_BY` the chance of a match within `NEAR_PIXELS` (`pixels`) and `NEAR_WORLD` (`world`).
+        `nearest token` is the best that the grid allows, `same place` stays where the query was, `any token` guesses.
+
+    Source: El Banani et al. (2024), whose recall this is; exact truth, and the three readers, are this project's.
+    """
+    images, truth = turned_views(number, ANGLES, seed)
+    frames = []
+    for scene, by_angle in truth.items():
+        pixels = images.pixels([f"view/{scene}/{a:g}" for a in ANGLES], net.from_pil).to(net.device)
+        with torch.no_grad():
+            grids = [g.cpu() for g in net.encode_layers(pixels)[1]]
+        for layer, grid in enumerate(grids[-1:] if last else grids, len(grids) if last else 1):
+            for k, a in enumerate(ANGLES):
+                rows = _matched(grid[0], grid[k], *by_angle[a])
+                frames.append(rows.assign(sample_id=scene, angle=a, layer=layer))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _matched(one, other, at: np.ndarray, to: np.ndarray, points: np.ndarray, shown: np.ndarray) -> pd.DataFrame:
+    """Queries of one pair of token grids (r, c, d); `at`, `to` and `points` are of pixels that both pictures show."""
+    (r, c), side = one.shape[:2], len(shown)
+    middles = np.stack(np.meshgrid((np.arange(c) + 0.5) * side / c, (np.arange(r) + 0.5) * side / r), -1).reshape(-1, 2)
+    apart = np.abs(at[None] - middles[:, None]).max(-1) if len(at) else np.full((len(middles), 1), np.inf)
+    queries = np.flatnonzero(apart.min(1) <= 0.5)  # a pixel at the middle of the token
+    pixel = apart[queries].argmin(1)
+    goal, point = (v[pixel] if len(queries) else v[:0] for v in (to, points))
+    x, y = middles.astype(int).clip(0, side - 1).T
+    flat = np.linalg.norm(goal[:, None] - middles, axis=-1)  # from every token of the other picture, in pixels
+    deep = np.nan_to_num(np.linalg.norm(point[:, None] - shown[y, x], axis=-1), nan=np.inf)
+    a, b = (F.normalize(v.reshape(r * c, -1).double(), dim=1) for v in (one, other))
+    rows = np.arange(len(queries))
+    chosen = {
+        "matched": (a[queries] @ b.T).argmax(1).numpy(), "nearest token": flat.argmin(1) if len(rows) else rows,
+        "same place": queries,
+    }  # fmt: skip
+    found = {}
+    for unit, distance, near in (("pixels", flat, NEAR_PIXELS), ("world", deep, NEAR_WORLD)):
+        hits = distance <= near
+        found |= {f"{unit}/{who}": hits[rows, of].astype(float) for who, of in chosen.items()}
+        found[f"{unit}/any token"] = hits.mean(1)
+        if unit == "world":
+            found["world/nearest token"] = hits.any(1).astype(float)
+    return pd.DataFrame(found)
+
+
+def correspondences(study: Study, number: int) -> pd.DataFrame:
+    """Matches of every model in long form: `unit`, `reader`, `value`; those of the own model for every layer."""
+    frames = []
+    for name, net in study.nets.items():
+        frames.append(matches(net, number, study.parameters["seed"], last=name != study.name).assign(model=name))
+    wide = pd.concat(frames, ignore_index=True).rename_axis("query").reset_index()
+    long = wide.melt(["query", "sample_id", "angle", "layer", "model"], var_name="which")
+    split = long.which.str.split("/", expand=True)
+    return study.keep_rows(long.assign(unit=split[0], reader=split[1]).drop(columns="which"))
+
+
+def beyond_the_place(found: pd.DataFrame) -> pd.DataFrame:
+    """Recall in pixels of matches less that of staying in place, scene by scene; each model a family of tests."""
+    last = last_layer(found)
+    last = last[(last.unit == "pixels") & (last.angle > 0)]
+    base, other = (last[last.reader == reader] for reader in ("same place", "matched"))
+    return scores.paired_changes(base, other, ["model", "angle"], bounds=1, within="model")
+
+
+def last_layer(found: pd.DataFrame) -> pd.DataFrame:
+    return found[found.layer == found.groupby("model").layer.transform("max")]
+
+
+def in_words(table: pd.DataFrame, model: str, column: str, more: str, less: str) -> str:
+    """Which lines of a table of paired changes are decided, and how."""
+    own = table[table.model == model]
+    parts = [
+        f"{', '.join(str(v).replace('_', ' ').removesuffix('.0') for v in own[own.verdict == verdict][column])}: {words}"
+        for verdict, words in (("more", more), ("less", less), ("undecided", "not decided"))
+        if (own.verdict == verdict).any()
+    ]
+    return "; ".join(parts)
