@@ -123,20 +123,20 @@ def _matched(one, other, at: np.ndarray, to: np.ndarray, points: np.ndarray, sho
 
 
 def correspondences(study: Study, number: int) -> pd.DataFrame:
-    """Matches of every model in long form: `unit`, `reader`, `value`; those of the own model for every layer."""
+    """Matches of every model in long form: `space`, `reader`, `value`; those of the own model for every layer."""
     frames = []
     for name, net in study.nets.items():
         frames.append(matches(net, number, study.parameters["seed"], last=name != study.name).assign(model=name))
     wide = pd.concat(frames, ignore_index=True).rename_axis("query").reset_index()
     long = wide.melt(["query", "sample_id", "angle", "layer", "model"], var_name="which")
     split = long.which.str.split("/", expand=True)
-    return study.keep_rows(long.assign(unit=split[0], reader=split[1]).drop(columns="which"))
+    return study.keep_rows(long.assign(space=split[0], reader=split[1]).drop(columns="which"))
 
 
 def beyond_the_place(found: pd.DataFrame) -> pd.DataFrame:
     """Recall in pixels of matches less that of staying in place, scene by scene; each model a family of tests."""
     last = last_layer(found)
-    last = last[(last.unit == "pixels") & (last.angle > 0)]
+    last = last[(last.space == "pixels") & (last.angle > 0)]
     base, other = (last[last.reader == reader] for reader in ("same place", "matched"))
     return scores.paired_changes(base, other, ["model", "angle"], bounds=1, within="model")
 
@@ -147,10 +147,10 @@ def last_layer(found: pd.DataFrame) -> pd.DataFrame:
 
 def in_words(table: pd.DataFrame, model: str, column: str, more: str, less: str) -> str:
     """Which lines of a table of paired changes are decided, and how."""
-    own = table[table.model == model]
-    parts = [
-        f"{', '.join(str(v).replace('_', ' ').removesuffix('.0') for v in own[own.verdict == verdict][column])}: {words}"
-        for verdict, words in (("more", more), ("less", less), ("undecided", "not decided"))
-        if (own.verdict == verdict).any()
-    ]
+    own, parts = table[table.model == model], []
+    for verdict, words in (("more", more), ("less", less), ("undecided", "not decided")):
+        if names := [
+            f"{v:g}" if column == "angle" else v.replace("_", " ") for v in own[own.verdict == verdict][column]
+        ]:
+            parts.append(f"{', '.join(names)}: {words}")
     return "; ".join(parts)
