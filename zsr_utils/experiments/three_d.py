@@ -146,11 +146,10 @@ def last_layer(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_words(table: pd.DataFrame, model: str, column: str, more: str, less: str) -> str:
-    """Which lines of a table of paired changes are decided, and how."""
+    """What a table of paired changes decides for a model, and for which values of a column, angles or corruptions."""
     own, parts = table[table.model == model], []
     for verdict, words in (("more", more), ("less", less), ("undecided", "not decided")):
-        if names := [
-            f"{v:g}" if column == "angle" else v.replace("_", " ") for v in own[own.verdict == verdict][column]
-        ]:
-            parts.append(f"{', '.join(names)}: {words}")
+        if len(values := own[own.verdict == verdict][column]):
+            names = ", ".join(f"{v:g}" if column == "angle" else v.replace("_", " ") for v in values)
+            parts.append(f"{words} {f'at {names} degrees' if column == 'angle' else f'under {names}'}")
     return "; ".join(parts)
