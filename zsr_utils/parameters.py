@@ -17,7 +17,7 @@ RULES = (
     ("1 or more", lambda v: v >= 1,
      "adaptive_draws adaptive_pairs anchors band_images batch_size budget_steps copies corruption_images descent_steps "
      "draws family_images family_scenes filters max_steps model_pairs noisy_images observed pairs patterns per_class "
-     "per_image per_pair pool resamples scenes sequence_images shown spectra steps variant_images views"),
+     "fitted per_image per_pair pool resamples scenes sequence_images shown spectra steps variant_images views"),
     ("above 1", lambda v: v > 1, "resolutions tiles"),
     ("0 to below 1", lambda v: 0 <= v < 1, "momentum surface"),
     ("3 or more", lambda v: v >= 3, "cloud cloud_images compared fewest probes strongest"),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -101,6 +102,20 @@ def test_random_tokens_match_at_chance():
     other = torch.randn(8, 8, 16, generator=torch.Generator().manual_seed(1))
     rows = three_d._matched(one, other, *truth)
     assert abs(rows["pixels/matched"].mean() - rows["pixels/any token"].mean()) < 0.12
+
+
+def test_a_probe_reads_what_tokens_and_places_tell_together(monkeypatch):
+    rng, place = np.random.default_rng(0), np.linspace(0, 3, 16)
+
+    def tokens_and_depth(net, images, split):
+        x = rng.normal(size=(len(images), 16, 4))
+        return x, x @ [1.0, -2.0, 0.0, 0.5] + place
+
+    monkeypatch.setattr(three_d, "_tokens_and_depth", tokens_and_depth)
+    study = SimpleNamespace(images=load_dataset("tabletop", limit=20), nets={"m": None}, parameters={"seed": 0})
+    error = three_d.probed(study, "validation", 40).groupby("reader").value.mean()
+    assert error["both"] < 0.05 and error["token"] == pytest.approx(place.std(), rel=0.1)
+    assert error["place"] == pytest.approx(np.sqrt(5.25), rel=0.15)
 
 
 @pytest.mark.skipif(not LOG.is_file(), reason="../shared/data is absent")

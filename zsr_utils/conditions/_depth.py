@@ -1,7 +1,7 @@
 """Corruptions that follow the depth of a scene, each beside one of the same mean strength that does not."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,10 +39,13 @@ class InDepth:
     flat: bool = False
 
     def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
-        size = tuple(batch.pixels.shape[-2:])
-        known = [torch.as_tensor(np.asarray(self.depth[i]), dtype=torch.float32) for i in batch.sample_ids]
-        depth = torch.stack([d if d.shape == size else TF.resize(d[None], size)[0] for d in known])[:, None]
-        return corrupted(batch.pixels, depth.to(batch.pixels), self.name, self.strength, flat=self.flat)
+        return self.shown(batch.pixels, batch.sample_ids)
+
+    def shown(self, x: Float[Tensor, "n 3 h w"], sample_ids: Sequence[str]) -> Float[Tensor, "n 3 h w"]:
+        known = [torch.as_tensor(np.asarray(self.depth[i]), dtype=torch.float32) for i in sample_ids]
+        size = list(x.shape[-2:])
+        depth = torch.stack([d[None] if list(d.shape) == size else TF.resize(d[None], size) for d in known])
+        return corrupted(x, depth.to(x), self.name, self.strength, flat=self.flat)
 
 
 def in_depth(depth: Mapping[str, np.ndarray], severities=SEVERITIES, *, flat: bool = False) -> list[Condition]:

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.linear_model import RidgeCV
 from torch.nn import functional as F
 
 from zsr_utils import scores
-from zsr_utils.conditions import Condition, corrupted, in_depth
-from zsr_utils.datasets import Dataset, tabletop_depth, turned_views
+from zsr_utils.conditions import Condition, in_depth
+from zsr_utils.datasets import Dataset, load_dataset, tabletop_depth, turned_views
 from zsr_utils.models import Model
 from zsr_utils.study import Study
 
@@ -35,10 +36,8 @@ def examples(study: Study, shown: Sequence[Condition]) -> tuple[list, list[str]]
     """The first picture under every corruption in its largest severity, by depth and flat side by side."""
     first, last = study.images.samples[0].sample_id, {c.name: c.change.__self__ for c in shown}
     x = study.images.pixels([first], study.net.from_pil)
-    depth = torch.as_tensor(next(iter(last.values())).depth[first])[None, None]
     names = [name for name in last if not name.endswith("_flat")]
-    made = [[corrupted(x, depth, n, last[n].strength, flat=flat)[0] for flat in (False, True)] for n in names]
-    pairs = [np.concatenate([np.asarray(p) for p in pair], axis=2) for pair in made]
+    pairs = [torch.cat([last[n + kind].shown(x, [first])[0] for kind in ("", "_flat")], 2).numpy() for n in names]
     return [np.asarray(x[0]), *pairs], ["unchanged", *(n.replace("_", " ") + "\nby depth | flat" for n in names)]
 
 
@@ -143,6 +142,43 @@ def beyond_the_place(found: pd.DataFrame) -> pd.DataFrame:
 
 def last_layer(found: pd.DataFrame) -> pd.DataFrame:
     return found[found.layer == found.groupby("model").layer.transform("max")]
+
+
+def probed(study: Study, split: str, number: int) -> pd.DataFrame:
+    """Depth of every token's patch, read by ridge regressions that were fitted on other pictures of the split.
+
+    Returns: A row a picture of the chapter, model and `reader`, which sees the `place` of the token, the `token`, or
+        `both`: `value` is the root mean square error over the picture, in object heights.
+    """
+    own, found = {s.sample_id for s in study.images.samples}, []
+    whole = load_dataset(study.images.name, split=split)
+    fit = whole.only({s.sample_id for s in whole.samples} - own).subset(number, study.parameters["seed"])
+    for name, net in study.nets.items():
+        (x, y), (x_own, y_own) = (_tokens_and_depth(net, images, split) for images in (fit, study.images))
+        for reader in ("place", "token", "both"):
+            a, b = (_read(v, reader) for v in (x, x_own))
+            ridge = RidgeCV(np.logspace(-2, 4, 7)).fit(a.reshape(-1, a.shape[-1]), y.ravel())
+            error = ridge.predict(b.reshape(-1, b.shape[-1])).reshape(y_own.shape) - y_own
+            ids = [s.sample_id for s in study.images.samples]
+            frame = {"sample_id": ids, "value": np.sqrt(np.square(error).mean(1)), "reader": reader, "model": name}
+            found.append(pd.DataFrame(frame))
+    return pd.concat(found, ignore_index=True)
+
+
+def _read(tokens: np.ndarray, reader: str) -> np.ndarray:
+    """Tokens (n, t, c) as they are, the places that they have in the picture (n, t, t), or both."""
+    place = np.broadcast_to(np.eye(tokens.shape[1]), (*tokens.shape[:2], tokens.shape[1]))
+    return {"place": place, "token": tokens}[reader] if reader != "both" else np.concatenate([place, tokens], -1)
+
+
+def _tokens_and_depth(net: Model, images: Dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of the last block (n, t, c), and the mean depth of the patches below them (n, t)."""
+    ids = [s.sample_id for s in images.samples]
+    parts = [images.pixels(ids[k : k + 64], net.from_pil).to(net.device) for k in range(0, len(ids), 64)]
+    with torch.no_grad():
+        tokens = torch.cat([net.encode_tokens(part).cpu() for part in parts])
+    depth = torch.from_numpy(np.stack(list(tabletop_depth(ids, split).values())))[:, None]
+    return tokens.flatten(1, 2).double().numpy(), F.adaptive_avg_pool2d(depth, tokens.shape[1:3]).flatten(1).numpy()
 
 
 def in_words(table: pd.DataFrame, model: str, column: str, more: str, less: str) -> str:
