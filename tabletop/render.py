@@ -251,7 +251,7 @@ def _shadow(kind, origin, direction, near, far) -> Tensor:
 @torch.no_grad()
 def _render_batch(scenes: Sequence[Scene], size: int, device: torch.device) -> Rendering:
     n = len(scenes)
-    eye, rays = _camera(scenes, size, device)
+    eye, rays = camera(scenes, size, device)
     light = _light(scenes, device)
     cone = 2 * math.tan(math.radians(FOV / 2)) / size  # width of a pixel at distance 1
     objects = _objects(scenes, device)
@@ -307,7 +307,7 @@ def _render_batch(scenes: Sequence[Scene], size: int, device: torch.device) -> R
     return Rendering(styled.permute(0, 3, 1, 2).clamp(0, 1).contiguous(), layers["depth"], layers["mask"])
 
 
-def _camera(scenes, size, device) -> tuple[Tensor, Tensor]:
+def camera(scenes, size, device) -> tuple[Tensor, Tensor]:
     """Eye positions (N, 3) and unit ray directions (N, size, size, 3)."""
     azimuth = torch.deg2rad(_column((s.camera_azimuth for s in scenes), device))
     elevation = torch.deg2rad(_column((s.camera_elevation for s in scenes), device))

@@ -16,7 +16,7 @@ RULES = (
     ("0 or more", lambda v: v >= 0, "annotated budget_pairs budgets classes few_pairs limit number seed"),
     ("1 or more", lambda v: v >= 1,
      "adaptive_draws adaptive_pairs anchors answers asked_images band_images batch_size border_images budget_steps "
-     "candidates copies corruption_images descent_steps draws family_images family_scenes filters max_steps "
+     "candidates copies corruption_images descent_steps draws family_images family_scenes filters fitted max_steps "
      "model_pairs noisy_images observed ordinary outside_images pairs patterns per_class per_image per_pair pool "
      "queries resamples scenes searches sequence_images shift_images shown spectra starts steps targets "
      "test_images training_images variant_images views"),

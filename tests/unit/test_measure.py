@@ -38,6 +38,7 @@ from zsr_utils.experiments import (
     pairs,
     prompt_sets,
     representation_drift,
+    three_d,
     typographic_attacks,
     visual_factors,
 )  # fmt: skip
@@ -50,6 +51,7 @@ DETAIL = {"representation_drift": "layers"}
 # every experiment's conditions for a model and a data set
 CONTRACT = {
     "zero_shot": lambda net, images: [ORIGINAL],
+    "three_d": lambda net, images: three_d.conditions(images, "", [1, 5], sloping(images)),
     "retrieval": lambda net, images: [ORIGINAL],  # its queries are no views of images
     "representation_drift": lambda net, images: [
         *representation_drift.views(["scale", "scale_pad", "rotation", "text_random"], text_height=0.1)[::5],
@@ -91,6 +93,10 @@ CONTRACT = {
 def aligned(net, images, noise: float) -> Condition:
     settings = Settings(max_steps=5, noise=noise, draws=2)
     return pairs.aligned_pairs(net, images, settings, per_class=1, number=5).condition()
+
+
+def sloping(images) -> dict[str, np.ndarray]:
+    return {s.sample_id: np.linspace(2, 3 + k, 64).reshape(8, 8) for k, s in enumerate(images.samples)}
 
 
 def grey(images) -> Dataset:

@@ -12,6 +12,7 @@ from zsr_utils.conditions._corruptions import (
     CORRUPTIONS, NOISES, SEQUENCES, SEVERITIES, corruptions, published_size, sequences,
 )  # fmt: skip
 from zsr_utils.conditions._cues import without_cue
+from zsr_utils.conditions._depth import STRENGTHS, corrupted, in_depth, transmission
 from zsr_utils.conditions._families import PAPER, VARIANTS, Views, as_conditions, families
 from zsr_utils.conditions._geometry import Perturbation, View
 from zsr_utils.conditions._noise import gaussian_noise, random_control, rms, sizes

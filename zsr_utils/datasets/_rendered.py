@@ -71,7 +71,7 @@ def rendered(
     shown = classes or {i: scene.kind or scene.card for i, scene in scenes.items()}
     names = tuple(KINDS) if classes is None else tuple(dict.fromkeys(classes.values()))
     labels = [names.index(shown[i]) for i in scenes]
-    key = digest(list(scenes.values()), size, _renderer())
+    key = digest(list(scenes.values()), size, renderer())
     levels = kept("renderings", key, partial(_levels, list(scenes.values()), size))["levels"]
     samples = [Sample(i, k, partial(Image.fromarray, picture)) for i, k, picture in zip(scenes, labels, levels)]
     return Dataset(name, names, samples, content=key)
@@ -85,7 +85,7 @@ def _levels(scenes: list["Scene"], size: int) -> dict[str, np.ndarray]:
 
 
 @cache
-def _renderer() -> str:
+def renderer() -> str:
     """Digest of the code that draws."""
     import tabletop
 

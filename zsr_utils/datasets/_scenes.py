@@ -14,11 +14,13 @@ from tabletop import KINDS, Scene, SceneDistribution
 from tabletop.captions import article, caption, claims
 from tabletop.data import NUDGES, SETTINGS, VALIDATION, overlap_twins, to_uint8
 from tabletop.materials import COLORS, PATTERNS, SECOND_COLORS, TYPICAL_PATTERN
+from tabletop.render import render
 from tabletop.scene import HELD_OUT_KINDS
-from zsr_utils._cache import digest
+from tabletop.views import seen_in, views
+from zsr_utils._cache import digest, kept
 from zsr_utils.datasets._captioned import Captioned
 from zsr_utils.datasets._dataset import Dataset, Sample
-from zsr_utils.datasets._rendered import rendered, tabletop_scenes
+from zsr_utils.datasets._rendered import rendered, renderer, tabletop_scenes
 
 
 REACH = 10  # frames on both sides of an anchor
@@ -184,3 +186,34 @@ def pretraining_part(config: dict, ids: Sequence[str], ordinary: int) -> Dataset
 def _twins(config: dict) -> list:
     found = {"seed": config["seed"], "scenes": config["scenes"], "validation_scenes": config["overlap"]}
     return overlap_twins(**found) if config["overlap"] else []
+
+
+def tabletop_depth(ids: Sequence[str], split: str = "validation") -> dict[str, np.ndarray]:
+    """True depth (64, 64) of pictures of a split, along every ray, in object heights."""
+    every = tabletop_scenes(split)
+    scenes = [every[i] for i in ids]
+    depth = kept("depth", digest(scenes, renderer()), lambda: {"depth": render(scenes, size=64).depth.numpy()})["depth"]
+    return dict(zip(ids, depth))
+
+
+def turned_views(number: int, angles: Sequence[float], seed: int) -> tuple[Dataset, dict[str, dict[float, tuple]]]:
+    """Scenes with their object turned by every angle, the first being 0, and where its points are seen then.
+
+    Returns: The pictures, `view/<scene>/<angle>`, and by scene and angle, of every pixel of the object that both show:
+        x and y in the first picture and in the turned one (m, 2), and the point (m, 3); then the points of the object
+        that pixels of the turned picture show (64, 64, 3), not a number beside it.
+    """
+    drawn = [VALIDATION.draw(seed + 4, "test", k) for k in range(number)]
+    scenes = {a: [replace(s, yaw=s.yaw + a) for s in drawn] for a in angles}
+    seen, found = {a: views(of) for a, of in scenes.items()}, {}
+    first = seen[angles[0]]
+    ticks = np.stack(np.meshgrid(np.arange(64) + 0.5, np.arange(64) + 0.5), -1)
+    for k in range(number):
+        on = first.on_object[k]
+        for a in angles:
+            at, shown = seen_in(first.points[k][on], scenes[a][k], seen[a].rendering, k)
+            points = np.where(seen[a].on_object[k][..., None], seen[a].points[k], np.nan)
+            pair = ticks[on.numpy()][shown.numpy()], at[shown].numpy(), first.points[k][on][shown].numpy(), points
+            found.setdefault(f"{k:04d}", {})[a] = pair
+    pictures = {f"view/{k:04d}/{a:g}": s for a, of in scenes.items() for k, s in enumerate(of)}
+    return rendered("turned", pictures), found
