@@ -180,9 +180,9 @@ def test_a_white_box_attack_without_gradients_says_so(net, images, detach):
 
 
 def test_rows_do_not_depend_on_the_company(net):
-    images, order = world(10), np.array([3, 1, 9, 0, 2, 8, 4, 7, 5, 6])
+    images, order = world(6), np.array([3, 1, 5, 0, 2, 4])
     other = Pixels([images.sample_ids[k] for k in order], images.labels[order], images.pixels[order])
-    shown = [attack(name, 0.02, steps=4, queries=3, draws=2) for name in ATTACKS] + [random_noise(0.02, 2)]
+    shown = [attack(name, 0.02, steps=3, queries=2, draws=2) for name in ATTACKS] + [random_noise(0.02, 2)]
     both = [rows_of(net, i, shown, batch_size=size) for i, size in ((images, 64), (other, 3))]
     one, two = (r.sort_values(["condition", "draw", "sample_id"]).reset_index(drop=True) for r in both)
     pd.testing.assert_frame_equal(one, two, atol=1e-4)
@@ -292,7 +292,7 @@ MASKED = {
 
 def alarms_of(way: str, amplitude: float = 0.03) -> pd.DataFrame:
     net = handle(Defended(way))
-    shown = adversarial_attacks.ladder([4, 8, 16], steps=10, answers=60, targets=1)
+    shown = adversarial_attacks.ladder([4, 8, 16], steps=10, answers=40, targets=1)
     return scores.alarms(rows_of(net, world(amplitude=amplitude), shown)).set_index("alarm")
 
 
