@@ -3,7 +3,7 @@
 An image is held as long as no other class is named: a model that abstains holds it. Of several draws the worst counts.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 import numpy as np
@@ -87,8 +87,13 @@ def bisected(holds: Bool[np.ndarray, "n m"], radii: Float[np.ndarray, "m"]) -> F
 
 
 def median_radius(rows: pd.DataFrame) -> Estimate:
-    """V2: the median over images of the smallest radius found by bisection, in grey levels."""
-    return bootstrap(np.median, bisected(*by_radius(rows)), unit="grey levels")
+    """V2: the median over images of the smallest radius found by bisection, in grey levels.
+
+    A radius of the grid stands for all above the one below it, so the interval begins there.
+    """
+    holds, radii = by_radius(rows)
+    found = bootstrap(np.median, bisected(holds, radii), unit="grey levels")
+    return replace(found, low=float(radii[radii < found.low].max(initial=0.0)))
 
 
 def not_monotone(rows: pd.DataFrame) -> Estimate:

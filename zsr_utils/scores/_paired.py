@@ -37,7 +37,8 @@ def paired_mean(differences: Float[np.ndarray, "n"], *, bound: float | None = No
     else:
         middle, kind = d.mean(), "paired t"
         half = stats.t.ppf(0.975, n - 1) * d.std(ddof=1) / np.sqrt(n) if n > 1 else np.inf
-    return Estimate(float(d.mean()), float(middle - half), float(middle + half), f"{kind} 95 %", n, unit)
+    low, high = np.clip([middle - half, middle + half], -(bound or np.inf), bound or np.inf)
+    return Estimate(float(d.mean()), float(low), float(high), f"{kind} 95 %", n, unit)
 
 
 def sign_flip(differences: Float[np.ndarray, "n"]) -> float:
