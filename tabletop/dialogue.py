@@ -81,8 +81,9 @@ def present(kind: str, words: str) -> Asked:
 def asked_of(scene: Scene | None, rng: np.random.Generator, *, yes_no: int = 6) -> list[Asked]:
     """Questions about a scene, `yes_no` of them and six others.
 
-    Of a blank picture (None) the answers are drawn from what is usual. Half of the yes/no questions are about what is there, and one always about the absent partner. Absent kinds are
-    drawn so that the share of yes is that of `YES` for every kind.
+    Of a blank picture (None) the answers are drawn from what is usual. Half of the yes/no questions are about what is
+    there, and one always about the absent partner; the other absent kinds are drawn so that the share of yes follows
+    `YES`.
     """
     kind = scene.kind if scene else str(rng.choice(KIND_NAMES))
     there = [k for k in (kind, scene.second_kind if scene else None) if k]
