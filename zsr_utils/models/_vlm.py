@@ -17,10 +17,9 @@ from zsr_utils._text import one_of, read_yaml, unknown
 from zsr_utils.models._handle import PRECISIONS, Model, fingerprint_of
 from zsr_utils.models._openclip import ModelUnavailable
 from zsr_utils.models._registry import load_model, resolve_device
-from zsr_utils.models._tabletop import ROOT
+from zsr_utils.models._tabletop import embedded_vlms, vlm_folder
 
 
-FOLDER = ROOT / "data" / "vlms"
 # Towers of models that were built on a CLIP checkpoint of open_clip: what a language model adds is asked of those.
 ENCODERS = {
     "llava-hf/llava-1.5-7b-hf": ("ViT-L-14-336", "openai"),
@@ -185,11 +184,6 @@ class VisionLanguageModel(nn.Module):
         return torch.tensor(self.processor.tokenizer(rest, add_special_tokens=False).input_ids)
 
 
-def embedded_vlms() -> list[str]:
-    """Names of the generative models that come with the project."""
-    return sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
-
-
 def load_vlm(name: str, device: str = "auto", precision: str = "fp32") -> VisionLanguageModel:
     """Load a frozen generative model by name.
 
@@ -204,12 +198,10 @@ def load_vlm(name: str, device: str = "auto", precision: str = "fp32") -> Vision
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     one_of("precision", precision, PRECISIONS)
-    where, folder = resolve_device(device), FOLDER / name
-    if embedded := name in embedded_vlms():
-        from tabletop import towers  # noqa: F401  registers the image towers with timm
-    elif "/" not in name and not Path(name).is_dir():
+    where, folder = resolve_device(device), vlm_folder(name)
+    if not folder and "/" not in name and not Path(name).is_dir():
         raise ValueError(unknown("generative model", name, embedded_vlms()))
-    source = str(folder) if embedded else name
+    source = str(folder or name)
     try:
         processor = AutoProcessor.from_pretrained(source)
         net = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
@@ -218,7 +210,7 @@ def load_vlm(name: str, device: str = "auto", precision: str = "fp32") -> Vision
         raise ModelUnavailable(f"{name}: its processor needs {package}: pip install it ({error}).") from error
     except (OSError, ValueError) as error:
         raise ModelUnavailable(f"{name} cannot be loaded: {str(error).splitlines()[0]}") from error
-    address = (read_yaml(folder / "training.yaml")["tower"], None) if embedded else ENCODERS.get(name)
+    address = (read_yaml(folder / "training.yaml")["tower"], None) if folder else ENCODERS.get(name)
     encoder = load_model(*address, device=device, precision=precision) if address else None
     return VisionLanguageModel(net, processor, name=name, precision=precision, encoder=encoder).to(where)
 
