@@ -11,6 +11,7 @@ from torch import nn
 
 
 IMAGE_SIZE = 64
+BASE = "tabletop_vit_base"
 
 
 class ConvStem(nn.Module):
@@ -84,6 +85,21 @@ def tabletop_vit_small(pretrained=False, **kwargs):
 @register_model
 def tabletop_vit_base(pretrained=False, **kwargs):
     return _vit(128, 4, pretrained, **kwargs)
+
+
+class _Tokens(VisionTransformer):
+    """A tower whose last tokens come normalised and in one row, as the models of transformers read them."""
+
+    def forward_intermediates(self, x, indices=None, **kwargs):
+        return super().forward_intermediates(x, indices, **({"norm": True, "output_fmt": "NLC"} | kwargs))
+
+
+@register_model
+def tabletop_vit_base_tokens(pretrained=False, **kwargs):
+    """`tabletop_vit_base` for a generative model: the same weights under the same names."""
+    model = _vit(128, 4, pretrained, **kwargs)
+    model.__class__ = _Tokens
+    return model
 
 
 @register_model

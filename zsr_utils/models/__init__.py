@@ -4,5 +4,6 @@ from zsr_utils.models._handle import Model, Preprocess, trusted
 from zsr_utils.models._openclip import ModelUnavailable
 from zsr_utils.models._registry import known_models, load_model, register_model, resolve_device, seed_everything
 from zsr_utils.models._supervised import SupervisedModel
-from zsr_utils.models._tabletop import embedded_models, training
+from zsr_utils.models._tabletop import embedded_models, embedded_vlms, training
+from zsr_utils.models._vlm import VisionLanguageModel, load_vlm
 from zsr_utils.models._weights import fill

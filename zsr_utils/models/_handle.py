@@ -74,7 +74,7 @@ class Model(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         made_of = {"config": config, "preprocessing": self.preprocessing, "mean": list(mean), "std": list(std)}
-        self.fingerprint = _fingerprint(net, made_of)
+        self.fingerprint = fingerprint_of(net, made_of)
         self.net.to(PRECISIONS[precision])
         self._memory_format = torch.contiguous_format
         self.eval()
@@ -256,7 +256,7 @@ def trusted(net: Model) -> Iterator[None]:
         net.trusts = before
 
 
-def _fingerprint(net: nn.Module, extra: dict) -> str:
+def fingerprint_of(net: nn.Module, extra: dict) -> str:
     digest = hashlib.sha256(json.dumps(extra, sort_keys=True, default=str).encode())
     for key, value in sorted(net.state_dict().items()):
         digest.update(key.encode())

@@ -11,6 +11,7 @@ from zsr_utils.models._handle import Model
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "data" / "models"
+VLMS = ROOT / "data" / "vlms"
 LOCAL = "local-dir:"
 CONFIGS = ("open_clip_config.json", "config.json")  # with two towers, and supervised
 
@@ -40,6 +41,20 @@ def folder_of(name: str) -> Path | None:
     folder = Path(name.removeprefix(LOCAL))
     configs = [folder / config for config in CONFIGS if name.startswith(LOCAL) and (folder / config).is_file()]
     return folder if any('"tabletop_' in config.read_text(errors="replace") for config in configs) else None
+
+
+def embedded_vlms() -> list[str]:
+    """Names of the generative models that come with the project."""
+    return sorted(path.parent.name for path in VLMS.glob("*/config.json"))
+
+
+def vlm_folder(name: str) -> Path | None:
+    """Where an embedded generative model lies, its tower made known to timm; None for another name."""
+    if name not in embedded_vlms():
+        return None
+    from tabletop import towers  # noqa: F401
+
+    return VLMS / name
 
 
 def load(name: str, folder: Path, precision: str) -> Model:
