@@ -100,7 +100,8 @@ def of(rows: pd.DataFrame, model: str, shown: Condition) -> pd.DataFrame:
 def by_radius(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
     """Robust accuracy by attack and radius."""
     bounded = rows[(rows.severity < WHOLE) & (rows.severity > 0)]
-    return study.estimate(bounded, "attacks/robust_accuracy", scores.robust_accuracy, ["condition", "severity"])
+    table = study.estimate(bounded, "attacks/robust_accuracy", scores.robust_accuracy, ["condition", "severity"])
+    return table.assign(label=table.condition.str.replace("_", " "))
 
 
 def grid(rows: pd.DataFrame, model: str, name: str) -> pd.DataFrame:
