@@ -13,7 +13,7 @@ DEFAULTS = {
 }  # fmt: skip
 # of a parameter, or of every item of a list: what it must be, a rule for numbers, and whose
 RULES = (
-    ("0 or more", lambda v: v >= 0, "annotated budget_pairs budgets classes few_pairs limit number seed"),
+    ("0 or more", lambda v: v >= 0, "annotated budget_pairs budgets classes few_pairs limit number seed split_seed"),
     ("1 or more", lambda v: v >= 1,
      "adaptive_draws adaptive_pairs anchors answers asked_images band_images batch_size border_images budget_steps "
      "candidates copies corruption_images descent_steps draws family_images family_scenes filters fitted max_steps "

@@ -167,7 +167,7 @@ def sees_fragility(rows: pd.DataFrame, border: pd.DataFrame) -> Estimate:
     """Spearman's correlation of an image's confidence with its distance to the runner-up's border."""
     clean = rows[(rows.set == "clean") & (rows.reading == AS_IS)]
     both = clean.merge(border[["model", "sample_id", "rms"]], on=["model", "sample_id"])
-    if len(both) < 3:
+    if len(both) < 6:
         return scores.not_measured("1")
     columns = both.confidence.to_numpy(), both.rms.to_numpy()
     return scores.bootstrap(lambda a, b: stats.spearmanr(a, b).statistic, *columns, unit="1")
