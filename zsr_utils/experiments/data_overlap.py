@@ -134,10 +134,23 @@ def threshold_of(clean: Float[np.ndarray, "n"], rate: float) -> float:
     return float(min(np.quantile(clean, 1 - rate, method="higher"), SAME))
 
 
+def recipe_of(study: Study) -> tuple[str, dict]:
+    """The model whose training set is searched and its recipe, of the chapter's models the first that had duplicates.
+
+    Without one it is the chapter's own; on other data than Tabletop no recipe is known.
+    """
+    if study.images.name != "tabletop":
+        return study.name, {}
+    known = {name: training(name) for name, net in study.nets.items() if net.trained_on}
+    with_duplicates = [name for name, recipe in known.items() if recipe.get("overlap")]
+    name = (with_duplicates or [study.name])[0]
+    return name, known.get(name, {})
+
+
 def ordinary_images(study: Study, test: Dataset, number: int) -> Dataset:
-    """Training images without a twin: scenes of the model's own set, elsewhere other images of the data set."""
-    if study.images.name == "tabletop" and study.net.trained_on:
-        return datasets.pretraining_part(training(study.name), [], number)
+    """Training images without a twin: scenes of the set that is searched, elsewhere other images of the data set."""
+    if recipe := recipe_of(study)[1]:
+        return datasets.pretraining_part(recipe, [], number)
     rest = set(ids_of(study.images)) - set(ids_of(test))
     if len(rest) < 2:
         raise ValueError(f"test_images is {len(test)}, allowed are fewer than the {len(study.images)} images but one.")
@@ -226,7 +239,7 @@ def training_set(study: Study, folder: str, test: Dataset, ordinary: Dataset) ->
     """
     if folder:
         return [datasets.load_dataset(folder)], NOTHING
-    config = training(study.name) if study.images.name == "tabletop" and study.net.trained_on else {}
+    config = recipe_of(study)[1]
     if not config.get("overlap") or study.parameters["split"] != "validation":
         return [], NOTHING
     part, ids = datasets.pretraining_part(config, ids_of(test), 0), ids_of(study.images)
@@ -295,14 +308,15 @@ def effects_in_words(table: pd.DataFrame) -> str:
 
 
 def helped(rows: pd.DataFrame, truth: pd.DataFrame, study: Study) -> pd.DataFrame:
-    """What the chapter's model gains on the first other one on duplicated scenes, less what it gains on the rest.
+    """What the model with duplicates gains on the first other one on these scenes, less what it gains on the rest.
 
     Returns: By condition, of accuracy, margin and confidence, with Holm's p and the verdict; nothing where no
         duplicates are known. The intervals are those of two random groups of scenes (Welch).
     """
     if truth.empty or len(study.nets) < 2:
         return pd.DataFrame()
-    twin, base = list(study.nets)[:2]
+    twin, _ = recipe_of(study)
+    base = next(name for name in study.nets if name != twin)
     flagged, found = truth.set_index("sample_id").flagged, []
     for condition, part in rows.assign(right=scores.correct(rows)).groupby("condition", sort=False):
         for quantity, spread in {"right": "fraction", "margin": "logits", "confidence": "fraction"}.items():
