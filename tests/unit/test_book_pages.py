@@ -33,7 +33,7 @@ ENTRY = {"numbers": {"shift/accuracy": "accuracy on sketches"}, "figure": 1}
 
 
 def chapter(
-    root, *, folder="m@d", name="07-shift", model="m", metrics=(), rows=("samples", "bands"), **entry
+    root, *, folder="m@d", name="07-shift", model="m", metrics=(), rows=("samples", "bands"), data="d", **entry
 ) -> Chapter:
     place = root / "results" / folder / name
     place.mkdir(parents=True)
@@ -45,7 +45,14 @@ def chapter(
     ]
     (place / f"{name}.ipynb").write_text(json.dumps({"cells": [c | {"metadata": {}} for c in cells]}))
     (place / "metrics.json").write_text(json.dumps(list(metrics or [metric("shift/accuracy")])))
-    facts = {"model": model, "pretrained": None, "dataset": "d", "images": 1200, "seconds": 73.6, "device": "cpu (x86)"}
+    facts = {
+        "model": model,
+        "pretrained": None,
+        "dataset": data,
+        "images": 1200,
+        "seconds": 73.6,
+        "device": "cpu (x86)",
+    }
     (place / "provenance.json").write_text(json.dumps(facts))
     for stem in rows:
         (place / f"{stem}.parquet").touch()
@@ -196,7 +203,7 @@ def test_cards_show_the_listed_numbers_and_link_to_their_chapter(tmp_path):
 def test_an_answer_that_the_run_does_not_have_is_refused_before_anything_is_drawn(
     tmp_path, monkeypatch, capsys, entry, words
 ):
-    chapter(tmp_path)
+    chapter(tmp_path, data="tabletop")
     monkeypatch.setattr(__main__, "ROOT", tmp_path)
     monkeypatch.setattr(__main__, "read_chapters", lambda: {"07-shift": ENTRY | entry})
     assert __main__.main([str(tmp_path / "results" / "m@d")]) == 2
@@ -392,6 +399,8 @@ def test_an_unknown_chapter_is_told_with_the_nearest(listed):
 def test_what_was_not_measured_and_what_has_no_interval_is_said(tmp_path):
     numbers = {"shift/none": "x", "shift/other": "y"}
     found = chapter(tmp_path, metrics=[metric("shift/other", low=None, high=None)], numbers=numbers)
+    assert [number["value"] for number, _ in found.headlines] == [None, 0.5]  # other data have not all of it
+    found.provenance["dataset"] = "tabletop"
     with pytest.raises(ValueError, match="recorded no number 'shift/none'"):
         found.headlines  # noqa: B018
     found.provenance["not_measured"] = ["shift/none"]

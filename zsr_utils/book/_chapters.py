@@ -119,11 +119,16 @@ class Chapter:
 
     @property
     def headlines(self) -> list[tuple[dict, str]]:
-        """The numbers that answer the chapter's question, each with a few words."""
+        """The numbers that answer the chapter's question, each with a few words.
+
+        On Tabletop each must be there. Other data have not all that they are about, and such a one was not measured.
+        """
         none = dict.fromkeys(("value", "low", "high")) | {"n": 0, "unit": "fraction"}
         recorded = {name: {"name": name, **none} for name in self.provenance.get("not_measured", ())}
         recorded |= {metric["name"]: metric for metric in self.metrics}
         for name in self.entry["numbers"]:
+            if name not in recorded and self.provenance.get("dataset", "tabletop") != "tabletop":
+                recorded[name] = {"name": name, **none}
             if name not in recorded:
                 close = ", ".join(nearest(name, recorded) or sorted(recorded)[:5])
                 raise ValueError(f"chapters.yaml: {self.folder} recorded no number {name!r}: nearest are {close}.")
