@@ -24,8 +24,8 @@ _LAYERS = (
     "plots",
 )  # fmt: skip
 _NAMES = {
-    "load_model": "models", "load_dataset": "datasets", "seed_everything": "models", "open_study": "study",
-    "read_rows": "records", "read_metrics": "records",
+    "load_model": "models", "load_vlm": "models", "load_dataset": "datasets", "seed_everything": "models",
+    "open_study": "study", "read_rows": "records", "read_metrics": "records",
 }  # fmt: skip
 
 __all__ = [*_LAYERS, *_NAMES]
