@@ -289,6 +289,14 @@ def test_the_first_page_of_ones_own_run_speaks_of_that_run(tmp_path):
     assert "front.md" not in generated([[found]], {}) and table_of_contents([[found]])["root"] == "book/preface"
 
 
+def test_a_caution_of_some_chapters_says_which(tmp_path):
+    one, other = (chapter(tmp_path, name=name) for name in ("07-shift", "08-other"))
+    other.provenance["caution"] = "few images"
+    assert "```{caution}\nUnder shift: few images." in generated([[one, other]], {})["headline.md"]
+    one.provenance["caution"] = "few images"
+    assert "```{caution}\nfew images." in generated([[one, other]], {})["headline.md"]
+
+
 def test_a_notebook_of_another_run_than_its_numbers_is_refused(tmp_path):
     found = chapter(tmp_path)
     digest = hashlib.sha256((found.path / "metrics.json").read_bytes()).hexdigest()
