@@ -6,7 +6,7 @@ model, and how they move.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -271,6 +271,7 @@ def _keep_best(batch, gradient, loss):
     batch["best"] = torch.where(better, loss, batch["best"])
 
 
+@cache  # of every step of a run it is asked anew
 def _checkpoints(steps: int) -> tuple[Tensor, Tensor]:
     """For every step whether progress is looked at, and over how many steps then."""
     due, spans = torch.zeros(steps + 1, dtype=torch.bool), torch.ones(steps + 1)
