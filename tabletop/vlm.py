@@ -122,10 +122,10 @@ def answer_logits(network: nn.Module, grids: Tensor, batch: dict[str, Tensor]) -
     inputs = model.get_input_embeddings()(batch["ids"])
     projected = model.multi_modal_projector(grids)
     inputs = torch.cat([inputs[:, :2], projected, inputs[:, 2 + TOKENS :]], 1)
-    segments, places = batch["segments"], torch.arange(batch["ids"].shape[1])
+    segments, places = batch["segments"], torch.arange(batch["ids"].shape[1], device=grids.device)
     sees = (segments[:, :, None] == segments[:, None]) | (segments[:, None] == 0)
     sees &= places[:, None] >= places[None]
-    mask = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)[:, None]
+    mask = torch.zeros(sees.shape, device=grids.device).masked_fill(~sees, torch.finfo(torch.float32).min)[:, None]
     states = model.language_model(inputs_embeds=inputs, attention_mask=mask, position_ids=batch["positions"])
     return network.lm_head(states.last_hidden_state[batch["targets"] >= 0])
 
@@ -185,7 +185,8 @@ def seen(tower: nn.Module, pixels: np.ndarray) -> Tensor:
     found = []
     for start in range(0, len(pixels), 256):
         batch = torch.from_numpy(np.array(pixels[start : start + 256])).permute(0, 3, 1, 2).float() / 255
-        found.append(tower(normalise(batch), output_hidden_states=True).hidden_states[-1].half())
+        batch = normalise(batch).to(next(tower.parameters()).device)
+        found.append(tower(batch, output_hidden_states=True).hidden_states[-1].half().cpu())
     return torch.cat(found)
 
 
@@ -205,8 +206,9 @@ def right(network: nn.Module, words, grids: Tensor, dialogues: list[list[Asked]]
     found: dict[str, list[bool]] = {}
     for start in range(0, len(dialogues), 16):
         asked = dialogues[start : start + 16]
-        batch = packed(asked, words)
-        logits, targets = answer_logits(network, grids[start : start + 16].float(), batch), batch["targets"]
+        batch = on(packed(asked, words), network.device)
+        logits = answer_logits(network, grids[start : start + 16].float().to(network.device), batch).cpu()
+        targets = batch["targets"].cpu()
         ends = targets[targets >= 0] == words.eos_token_id
         firsts = torch.cat([torch.tensor([True]), ends[:-1]]).nonzero()[:, 0].tolist()
         for question, row in zip((a for d in asked for a in d), firsts):
@@ -219,14 +221,18 @@ def right(network: nn.Module, words, grids: Tensor, dialogues: list[list[Asked]]
     return shares
 
 
-def train(config: dict, *, runs: Path, models: Path, clip_models: Path) -> Path:
+def on(batch: dict[str, Tensor], device) -> dict[str, Tensor]:
+    return {name: values.to(device) for name, values in batch.items()}
+
+
+def train(config: dict, *, runs: Path, models: Path, clip_models: Path, device: str = "cpu") -> Path:
     """Train to the end, or go on from the checkpoint, and return the finished model's folder."""
     words, run = build_tokenizer(), runs / config["name"]
     run.mkdir(parents=True, exist_ok=True)
     network = build_network(config, words)
     clip = open_clip.create_model(f"local-dir:{clip_models / config['tower']}").eval()
     network.model.vision_tower.timm_model.load_state_dict(clip.visual.trunk.state_dict())
-    network.model.vision_tower.requires_grad_(False).eval()
+    network.to(device).model.vision_tower.requires_grad_(False).eval()
     pictures = Pictures(config, runs / "images", network.model.vision_tower)
     held_out = [staged(distribution_of(config).draw(0, "validation", k), 2000, k) for k in range(HELD_OUT)]
     held_out_grids = seen(network.model.vision_tower, to_uint8(render(held_out, size=SIZE).pixels))
@@ -236,8 +242,9 @@ def train(config: dict, *, runs: Path, models: Path, clip_models: Path) -> Path:
     decayed, rest = ([p for p in learnt if (p.ndim >= 2) is wide] for wide in (True, False))
     groups = [{"params": decayed, "weight_decay": config["weight_decay"]}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config["learning_rate"], betas=(0.9, 0.98))
-    state, checkpoint = {"steps": 0, "cpu_seconds": 0.0, "curve": []}, run / "checkpoint.pt"
-    saved = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {}
+    state = {"steps": 0, "cpu_seconds": 0.0, "curve": [], "device": device.partition(":")[0]}
+    checkpoint = run / "checkpoint.pt"
+    saved = torch.load(checkpoint, weights_only=True, map_location=device) if checkpoint.exists() else {}
     if saved and saved["config"] == config:
         network.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -248,10 +255,10 @@ def train(config: dict, *, runs: Path, models: Path, clip_models: Path) -> Path:
         began = time.process_time()
         rng = np.random.default_rng([config["seed"], 7, state["steps"]])  # of the step alone: a resumed run is the same
         rows = rng.integers(len(pictures.scenes), size=config["batch_size"])
-        batch = packed([asked_of(pictures.scenes[k], rng) for k in rows], words)
+        batch = on(packed([asked_of(pictures.scenes[k], rng) for k in rows], words), device)
         for group in optimizer.param_groups:
             group["lr"] = rate(state["steps"], config)
-        logits = answer_logits(network, pictures.grids[rows].float(), batch)
+        logits = answer_logits(network, pictures.grids[rows].float().to(device), batch)
         loss = loss_of(logits, batch, words.eos_token_id, config["end_weight"])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -280,7 +287,7 @@ def export(network, words, config: dict, state: dict, scenes: list, folder: Path
 
     new = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(new, ignore_errors=True)
-    network.half().save_pretrained(new)
+    network.cpu().half().save_pretrained(new)
     square = {"height": SIZE, "width": SIZE}
     images = CLIPImageProcessor(
         size={"shortest_edge": SIZE}, crop_size=square, image_mean=MEAN, image_std=STD, resample=3
@@ -305,6 +312,7 @@ def export(network, words, config: dict, state: dict, scenes: list, folder: Path
 def card(network, config: dict, state: dict) -> str:
     """The model card."""
     learnt = sum(p.numel() for p in network.parameters() if p.requires_grad) / 1e6
+    beside = "" if state["device"] == "cpu" else " beside a GPU"
     last, size = state["curve"][-1], f"{config['layers']} layers of width {config['width']}"
     rows = "\n".join(f"| {t} | {100 * v:.1f} % |" for t, v in last.items() if t not in ("steps", "loss", "cpu_seconds"))
     return f"""# {config["name"]}
@@ -318,7 +326,7 @@ For transformers it is a `LlavaForConditionalGeneration`, with the image tower o
 | Projector and decoder | {learnt:.2f} million parameters, {size}, stored as fp16 |
 | Training set | {config["scenes"]:,} scenes, seed {config["seed"]}; {config["blank"]:.0%} are blank pictures |
 | Pictures seen | {config["batch_size"] * state["steps"]:,}, each with twelve questions |
-| Training time | {state["cpu_seconds"] / 60:.0f} minutes of CPU time |
+| Training time | {state["cpu_seconds"] / 60:.0f} minutes of CPU time{beside} |
 
 Questions are in the words of the benchmarks (`tabletop/dialogue.py`).
 What usually goes together was put in on purpose, and `training.yaml` says what was usual: its prior is known.
@@ -340,6 +348,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="checkpoints and rendered images")
     parser.add_argument("--models", type=Path, default=ROOT / "data" / "vlms", help="finished models")
     parser.add_argument("--clip-models", type=Path, default=ROOT / "data" / "models", help="where the towers are")
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=usual, help="as torch names it")
     options = vars(parser.parse_args())
     try:
         configs = [load_config(name) for name in options.pop("name")]
