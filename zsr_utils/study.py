@@ -153,7 +153,11 @@ class Study:
         by = list(by)
         keys = [*by, *(["model"] if "model" in rows else [])]
         table = estimates(rows, keys, statistic) if keys else pd.DataFrame([asdict(statistic(rows))])
-        return self.keep(table, "/".join([name, *(["_".join(f"{{{column}}}" for column in by)] if by else [])]), by)
+        table = self.keep(table, "/".join([name, *(["_".join(f"{{{column}}}" for column in by)] if by else [])]), by)
+        if "sample_id" in rows:
+            parts = rows.groupby(keys, sort=False, observed=True) if keys else [((), rows)]
+            self.run.made_of |= {number: (part, statistic) for number, (_, part) in zip(table.name, parts)}
+        return table
 
     def keep(self, table: pd.DataFrame, name: str, by: Sequence[str] = ()) -> pd.DataFrame:
         """Keep a table of estimates, one number a row, and give it back with a `name` and a `label` in words.

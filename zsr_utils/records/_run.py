@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from zsr_utils._text import as_html
+from zsr_utils._text import as_html, read_yaml
 from zsr_utils.records import _files
 from zsr_utils.records._files import FORMAT, read_provenance, result_folder, write_frame, write_json
-from zsr_utils.scores import Estimate
+from zsr_utils.scores import Estimate, group_sums
 
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "scipy", "pandas", "umap-learn", "plotly")
 NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)+")
+CHAPTERS = Path(__file__).resolve().parents[2] / "chapters.yaml"
 FEW = 30  # images: a share of so many has an interval of 30 points or more
 
 
@@ -41,6 +42,7 @@ class Run:
         self.folder = result_folder(net.name, self._dataset, notebook, net.pretrained)
         self.metrics: dict[str, Estimate] = {}
         self._net, self._images = net, images
+        self.made_of: dict[str, tuple] = {}  # rows and statistic of numbers
         self._prompts: dict[str, list[str]] = {}
         self._rows: dict[str, pd.DataFrame] = {}
         self._files: dict[str, str] = {}  # digests
@@ -99,9 +101,17 @@ class Run:
         for name, rows in self._rows.items():
             write_frame(self.folder / name, rows)
         write_json(self.folder / "metrics.json", [_record(*number) for number in self._measured().items()])
-        self._files = {name: _files.file_digest(self.folder / name) for name in (*self._rows, "metrics.json")}
+        write_json(self.folder / "groups.json", self._groups())
+        names = (*self._rows, "metrics.json", "groups.json")
+        self._files = {name: _files.file_digest(self.folder / name) for name in names}
         write_json(self.folder / "provenance.json", self.provenance())
         return self.folder
+
+    def _groups(self) -> dict[str, list]:
+        """Of the numbers that answer the chapter's question, those that are means over images: see `group_sums`."""
+        wanted = (read_yaml(CHAPTERS).get(self.notebook) or {}).get("numbers", ()) if CHAPTERS.is_file() else ()
+        found = {name: group_sums(*self.made_of[name]) for name in wanted if name in self.made_of}
+        return {name: sums for name, sums in found.items() if sums}
 
     def _make_room(self) -> None:
         """Move the result of another checkpoint, of other images or of other parameters aside, and say so."""

@@ -1,7 +1,9 @@
 """Numbers with their intervals."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -11,6 +13,17 @@ import scipy
 Z = float(scipy.stats.norm.ppf(0.975))
 FEW = 6  # 2 / 2^n is below 5 % from here on
 AT_ONCE = 2**22  # numbers of a column drawn at once
+_BARE = ContextVar("bare", default=False)
+
+
+@contextmanager
+def without_intervals() -> Iterator[None]:
+    """Within it nothing is resampled: for a statistic of which only the value is asked, many times."""
+    token = _BARE.set(True)
+    try:
+        yield
+    finally:
+        _BARE.reset(token)
 
 
 @dataclass(frozen=True)
@@ -134,6 +147,8 @@ def bootstrap(
         raise ValueError(f"columns have lengths {[len(c) for c in columns]}, allowed are equal lengths.")
     if n == 0 or np.isnan(value := float(statistic(*columns))):
         return not_measured(unit)
+    if _BARE.get():
+        return Estimate(value, float("nan"), float("nan"), "none", n, unit)
     rng = np.random.default_rng(seed)
     members = None if groups is None else [np.flatnonzero(np.asarray(groups) == g) for g in np.unique(groups)]
     together = members is None and "axis" in inspect.signature(statistic).parameters
