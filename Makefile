@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help install book pdf sweep test test-fast notebooks lint lock train clean
+.PHONY: help install book report pdf sweep test test-fast notebooks lint lock train clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,11 +27,16 @@ override MODEL := $(value MODEL)
 override DATASET := $(value DATASET)
 override CHAPTERS := $(value CHAPTERS)
 override PROFILE := $(value PROFILE)
-export MODEL DATASET CHAPTERS PROFILE
+override AGAINST := $(value AGAINST)
+export MODEL DATASET CHAPTERS PROFILE AGAINST
 
 book: install  ## run notebooks and render _build/html; MODEL="a b@tag", DATASET=/photos, CHAPTERS="01 05", PROFILE=imagenette
 	$(SNAKEMAKE)
 	@echo "the book is in _build/html/index.html"
+
+report: override AGAINST := $(or $(AGAINST),tabletop-conv)
+report: override PROFILE := $(or $(PROFILE),$(if $(filter full,$(SIZE)),tabletop-full))
+report: book  ## a checkpoint against another, with the report card in front: MODEL=a@tag AGAINST=b@tag, SIZE=full
 
 pdf: book  ## print the book to _build/pdf/book.pdf (needs Chromium)
 	$(RUN)/python -m zsr_utils.book --pdf

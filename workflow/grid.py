@@ -66,7 +66,7 @@ class Job:
         return " ".join(f"-p {k} {shlex.quote(word)}" for k, word in words.items())
 
 
-def of_profile(profile: str = "", chapters: str = "", model: str = "", dataset: str = "") -> dict:
+def of_profile(profile: str = "", chapters: str = "", model: str = "", dataset: str = "", against: str = "") -> dict:
     """The grid that `make book` runs: chapters, all or those named, of a profile, or of models and a data set named.
 
     Without a profile the defaults of the notebooks hold, but that a model or data set of one's own is compared with
@@ -76,9 +76,10 @@ def of_profile(profile: str = "", chapters: str = "", model: str = "", dataset: 
     Args:
         model: Each `name` or `name@tag`, separated by spaces; one with spaces in it stands in quotes.
         dataset: One name or folder.
+        against: One more model, which the report card holds the others against.
 
     Raises:
-        ValueError: If a profile or chapter is unknown, or one of the files is malformed.
+        ValueError: If `against` is among the models, a profile or chapter is unknown, or one of the files is malformed.
     """
     profiles = {folder.name: folder for folder in (ROOT / "profiles").iterdir() if folder.is_dir()}
     if profile and profile not in profiles:
@@ -93,6 +94,11 @@ def of_profile(profile: str = "", chapters: str = "", model: str = "", dataset: 
         named = [word.partition("@")[::2] for word in dict.fromkeys(shlex.split(model))]
     except ValueError as error:
         raise ValueError(f"MODEL is {model!r}, and a quotation mark has no partner there.") from error
+    if against:
+        named = named or [(usual["model"], usual.get("pretrained", ""))]
+        if (other := against.partition("@")[::2]) in named:
+            raise ValueError(f"AGAINST is {against!r}, the model itself: allowed is another checkpoint.")
+        named.append(other)
     whose = (named or [(usual["model"], usual.get("pretrained", ""))], dataset or usual["dataset"])
     if whose != ([(usual["model"], usual.get("pretrained", ""))], usual["dataset"]):
         common = {"models": []} | common
@@ -113,9 +119,9 @@ def of_profile(profile: str = "", chapters: str = "", model: str = "", dataset: 
     return grid | ({"results": profile} if profile else {})
 
 
-def not_for(profile: str = "", chapters: str = "", model: str = "", dataset: str = "") -> list[str]:
+def not_for(profile: str = "", chapters: str = "", model: str = "", dataset: str = "", against: str = "") -> list[str]:
     """Chapters that `of_profile` leaves out because their question has no pictures in the data set."""
-    own = of_profile(profile, chapters, model, dataset)["chapters"]
+    own = of_profile(profile, chapters, model, dataset, against)["chapters"]
     return [name for name in chosen(chapters, read_chapters()) if name not in own]
 
 

@@ -29,7 +29,7 @@ def metric(name: str, value: float = 0.5, **more) -> dict:
     return {"name": name, "value": value, **given, **more}
 
 
-ENTRY = {"numbers": {"shift/accuracy": "accuracy on sketches"}, "figure": 1}
+ENTRY = {"numbers": {"shift/accuracy": {"says": "accuracy on sketches"}}, "figure": 1}
 
 
 def chapter(
@@ -183,18 +183,39 @@ def test_only_an_origin_on_github_is_a_repository(monkeypatch, origin, wanted):
     assert repository() == wanted
 
 
-def test_cards_show_the_listed_numbers_and_link_to_their_chapter(tmp_path):
-    found = chapter(tmp_path, metrics=[metric("a/b"), metric("shift/accuracy", 0.25)])
+def test_the_first_page_shows_one_number_a_chapter_and_links_to_it(tmp_path):
+    numbers = {"shift/accuracy": {"says": "accuracy on sketches"}, "a/b": {"says": "another"}}
+    found = chapter(tmp_path, metrics=[metric("a/b"), metric("shift/accuracy", 0.25)], numbers=numbers)
     text = generated([[found]], {})["headline.md"]
-    assert text.count("grid-item-card") == 1 and ":link: /results/m@d/07-shift/07-shift\n:link-type: doc" in text
-    assert r"25\.0 \%" in text and r"\[15\.0\, 35\.0\], n = 1,200" in text and "accuracy on sketches" in text
+    assert text.count("* - ") == 2 and "* - {doc}`/results/m@d/07-shift/07-shift`\n  - accuracy on sketches" in text
+    assert r"**25\.0 \%** \[15\.0\, 35\.0\]" in text and "another" not in text
+
+
+def test_the_card_holds_every_headline_number_and_says_what_is_missing(tmp_path):
+    numbers = {"shift/accuracy": {"says": f"of {EVIL}", "best": 1, "chance": 0.1}}
+    found = chapter(tmp_path, metrics=[metric("shift/accuracy", 0.25)], numbers=numbers)
+    text = generated([[found]], {}, {"07-shift": found.entry, "08-other": ENTRY})["card.md"]
+    assert "<td>25.0 % <span>[15.0, 35.0]</span></td>" in text and "<td>10.0 %</td><td>100.0 %</td>" in text
+    assert EVIL not in text and "- `08-other`: it has no result" in text
+    assert "\n\n" not in text[text.index("<div") : text.index("</div>")], "Markdown would end the table there"
+
+
+def test_the_card_of_two_models_says_what_is_decided(tmp_path):
+    one, other = (
+        chapter(tmp_path, folder=f"{m}@d", model=m, metrics=[metric("shift/accuracy", v, low=v - 0.01, high=v + 0.01)])
+        for m, v in (("m", 0.5), ("e", 0.3))
+    )
+    one.entry["numbers"]["shift/accuracy"]["better"] = "more"
+    pages = generated([[one], [other]], {})
+    assert "of 1 numbers, 1 better." in pages["card.md"] and '<td class="zsr-better">better</td>' in pages["card.md"]
+    assert "<td>20.0 % <span>[18.6, 21.4]</span>" in pages["card.md"] and "  - better" in pages["headline.md"]
 
 
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
         (
-            {"numbers": {"shift/acuracy": "x"}},
+            {"numbers": {"shift/acuracy": {"says": "x"}}},
             "07-shift recorded no number 'shift/acuracy': nearest are shift/accuracy.",
         ),
         ({"figure": 2}, "chapters.yaml: results/m@d/07-shift has no figure 2: its run drew 1."),
@@ -218,7 +239,7 @@ def test_folders_without_results_or_outside_of_the_project_are_one_sentence(tmp_
 
 
 def test_a_chapter_begins_with_its_answer_in_numbers_and_a_picture(tmp_path):
-    numbers = {"shift/accuracy": f"accuracy on {EVIL}"}
+    numbers = {"shift/accuracy": {"says": f"accuracy on {EVIL}"}}
     found = chapter(tmp_path, metrics=[metric("a/b"), metric("shift/accuracy", 0.25)], numbers=numbers)
     text = rendered("answer.html", chapter=found, pictured={found.figures[0].digest: ""})
     assert "<strong>25.0 %</strong> <span>[15.0, 35.0]</span> accuracy on &lt;img src=x" in text and "a/b" not in text
@@ -261,10 +282,11 @@ def test_models_stand_side_by_side_where_both_have_the_number(tmp_path):
 def test_the_contents_give_every_model_a_part_and_the_comparison_a_page(tmp_path):
     books = [[chapter(tmp_path)], [chapter(tmp_path, folder="e@d", model="e")]]
     captions = [p.get("caption") for p in table_of_contents(books)["parts"]]
-    assert captions == [None, "Comparison", "m on d", "e on d", "Reference"]
+    assert captions == [None, "In short", "m on d", "e on d", "Reference"]
     alone = table_of_contents(books[:1])["parts"]
-    assert [p.get("caption") for p in alone] == [None, "Chapters", "Reference"]
-    assert alone[1]["chapters"] == [{"file": "results/m@d/07-shift/07-shift"}]
+    assert [p.get("caption") for p in alone] == [None, "In short", "Chapters", "Reference"]
+    assert alone[1]["chapters"] == [{"file": "book/_generated/card"}]
+    assert alone[2]["chapters"] == [{"file": "results/m@d/07-shift/07-shift"}]
 
 
 def test_chapters_that_were_not_run_are_left_out(tmp_path):
@@ -337,12 +359,8 @@ def test_pictures_of_figures_that_are_gone_are_removed(tmp_path, monkeypatch):
 def test_pages_come_in_the_order_of_the_contents(tmp_path):
     (tmp_path / "_toc.yml").write_text(json.dumps(table_of_contents([[chapter(tmp_path)]])))
     found = [p.relative_to(tmp_path / "html").as_posix() for p in pages(tmp_path / "html")]
-    assert found[:4] == [
-        "book/_generated/front.html",
-        "book/how-to-read.html",
-        "results/m@d/07-shift/07-shift.html",
-        *found[3:4],
-    ]
+    first = ["book/_generated/front.html", "book/how-to-read.html", "book/_generated/card.html"]
+    assert found[:4] == [*first, "results/m@d/07-shift/07-shift.html"]
     assert found[-1] == "book/references.html"
 
 
@@ -405,7 +423,7 @@ def test_an_unknown_chapter_is_told_with_the_nearest(listed):
 
 
 def test_what_was_not_measured_and_what_has_no_interval_is_said(tmp_path):
-    numbers = {"shift/none": "x", "shift/other": "y"}
+    numbers = {"shift/none": {"says": "x"}, "shift/other": {"says": "y"}}
     found = chapter(tmp_path, metrics=[metric("shift/other", low=None, high=None)], numbers=numbers)
     assert [number["value"] for number, _ in found.headlines] == [None, 0.5]  # other data have not all of it
     found.provenance["dataset"] = "tabletop"
@@ -413,5 +431,6 @@ def test_what_was_not_measured_and_what_has_no_interval_is_said(tmp_path):
         found.headlines  # noqa: B018
     found.provenance["not_measured"] = ["shift/none"]
     pages = generated([[found]], {})
-    assert "not measured" in pages["headline.md"] and r"\[no interval\], n = 1,200" in pages["headline.md"]
+    assert "not measured" in pages["headline.md"] and "`shift/none`: it was not measured" in pages["card.md"]
+    assert "[no interval]" in pages["card.md"]
     assert ">none</td>" in pages["every-number.md"]

@@ -29,7 +29,7 @@ ALLOWED = {
     "plots": ("scores", "records"),
     "fetch": ("datasets",),
     "run": ("models", "datasets", "records"),
-    "book": ("records",),
+    "book": ("scores", "records"),
 }  # fmt: skip
 
 

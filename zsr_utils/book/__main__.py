@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    status = build(books) if books else 0
+    status = build(books, known) if books else 0
     if options.pdf and status == 0:
         print(print_book(BUILT, ROOT / "_build" / "pdf").relative_to(ROOT))
     return status

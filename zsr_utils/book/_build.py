@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import plotly.offline
 import yaml
 
+from zsr_utils.book import card as cards
 from zsr_utils.book._chapters import Chapter
 from zsr_utils.book._chromium import draw, pictures
 from zsr_utils.book._pages import generated
@@ -69,12 +70,13 @@ def copy_files(books: Sequence[Sequence[Chapter]]) -> None:
     (BUILT / ".nojekyll").touch()  # or project pages leave out folders that begin with an underscore
 
 
-def build(books: Sequence[Sequence[Chapter]]) -> int:
+def build(books: Sequence[Sequence[Chapter]], known: Mapping[str, Mapping] | None = None) -> int:
     """Build `_build/html` from the chapters of some folders of results; returns the exit status of Jupyter Book."""
     write_static()
     draw([f for book in books for chapter in book for f in chapter.figures], STATIC / "plotly.min.js")
-    for name, text in generated(books, pictures()).items():
+    for name, text in generated(books, pictures(), known).items():
         write_changed(GENERATED / name, text)
+    cards.write(cards.card_of(books[0][0].path.parent, known), GENERATED / "card")
     copy_files(books)
     toc = ROOT / "_build" / "_toc.yml"
     write_changed(toc, yaml.safe_dump(table_of_contents(books), sort_keys=False, allow_unicode=True))

@@ -132,7 +132,7 @@ class Chapter:
             if name not in recorded:
                 close = ", ".join(nearest(name, recorded) or sorted(recorded)[:5])
                 raise ValueError(f"chapters.yaml: {self.folder} recorded no number {name!r}: nearest are {close}.")
-        return [(recorded[name], words) for name, words in self.entry["numbers"].items()]
+        return [(recorded[name], about["says"]) for name, about in self.entry["numbers"].items()]
 
     @property
     def answer(self) -> Figure:

@@ -3,12 +3,13 @@
 Names of models, classes and files are data: the templates escape them, in Markdown as in HTML.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from zsr_utils._text import markdown
+from zsr_utils.book import card as cards
 from zsr_utils.book._chapters import Chapter
 from zsr_utils.book.contents import own
 
@@ -47,19 +48,69 @@ def rendered(template: str, **content) -> str:
     return PAGES.get_template(template).render(content)
 
 
-def generated(books: Sequence[Sequence[Chapter]], pictured: dict[str, object]) -> dict[str, str]:
-    """The pages that records make, by file name: headline numbers, figures, every number, and a comparison.
+def generated(
+    books: Sequence[Sequence[Chapter]], pictured: dict[str, object], known: Mapping[str, Mapping] | None = None
+) -> dict[str, str]:
+    """The pages that records make, by file name: the card, small and whole, figures, every number, and a comparison.
 
     Args:
         books: The chapters of each folder of results.
         pictured: Digests of the figures that have a picture.
+        known: The chapters that were asked for, so that the card says which of them failed; else those of the books.
     """
-    content = {"books": books, "pictured": pictured}
-    names = ["headline.md", "figures.md", "every-number.md", *(["front.md"] if own(books) else [])]
+    content = {"books": books, "pictured": pictured, "runs": [book[0].run for book in books]} | carded(books, known)
+    names = ["headline.md", "card.md", "figures.md", "every-number.md", *(["front.md"] if own(books) else [])]
     if len(books) > 1:
-        content |= {"runs": [book[0].run for book in books], "compared": list(compared(books))}
         names.append("side-by-side.md")
+        content["sides"] = list(compared(books))
     return {name: rendered(name, **content) for name in names}
+
+
+def carded(books: Sequence[Sequence[Chapter]], known: Mapping[str, Mapping] | None = None) -> dict:
+    """What the templates of the report card take; with two folders of results the first is held against the second."""
+    known = known or {chapter.name: chapter.entry for book in books for chapter in book}
+    own, *others = (cards.card_of(book[0].path.parent, known) for book in books)
+    pages = {c.name: c for book in reversed(books) for c in book}
+    found = {"card": own, "compared": None, "refused": "", "tally": "", "others": {}, "bound": _bound}
+    found |= {"pages": {n: c.docname for n, c in pages.items()}, "titles": {n: c.title for n, c in pages.items()}}
+    found["small"] = list(_small(books, known))
+    if len(others) != 1:
+        return found
+    try:
+        table = cards.compare(own, others[0])
+    except ValueError as error:
+        return found | {"refused": str(error)}
+    units = {n["name"]: n["unit"] for n in own["numbers"]}
+    rows = {}
+    for r in table.to_dict("records"):
+        bounds = {k: None if r[k] != r[k] else r[k] for k in ("low", "high")}
+        needed = (
+            "–"
+            if r["needed"] != r["needed"]
+            else f"{r['needed']:,.0f}"
+            if r["needed"] < cards.MANY
+            else "over a million"
+        )
+        shown = {"value": r["difference"], "unit": units[r["name"]], **bounds}
+        rows[r["name"]] = r | {"shown": shown, "needed": needed}
+    tally = ", ".join(f"{n} {what}" for what, n in cards.summary(table).items())
+    return found | {"compared": rows, "tally": tally, "others": {n["name"]: n for n in others[0]["numbers"]}}
+
+
+def _small(books: Sequence[Sequence[Chapter]], known: Mapping[str, Mapping]) -> Iterator[tuple[str, dict, list]]:
+    """The first headline number of every chapter, of each folder of results."""
+    for name in known:
+        having = [next((c for c in book if c.name == name), None) for book in books]
+        first = next((c for c in having if c), None)
+        if first:
+            number, says = first.headlines[0]
+            page = {"docname": first.docname, "says": says}
+            yield number["name"], page, [c.headlines[0][0] if c else None for c in having]
+
+
+def _bound(number: dict, which: str) -> str:
+    """Chance or the best possible, as a reader sees it."""
+    return "–" if number.get(which) is None else value(number | {"value": number[which]})
 
 
 def compared(books: Sequence[Sequence[Chapter]]) -> Iterator[tuple[str, list[str], dict[str, list], int]]:

@@ -22,6 +22,8 @@ def read_chapters(root: Path = ROOT) -> dict[str, dict]:
     """The chapters in order, each with `numbers` and `figure`, and what else `chapters.yaml` gives it."""
     known = read_yaml(root / "chapters.yaml")
     valid(known, SCHEMA, "chapters.yaml")
+    for entry in known.values():  # a few words may stand for an entry that says no more
+        entry["numbers"] = {n: {"says": e} if isinstance(e, str) else e for n, e in entry["numbers"].items()}
     notebooks = {path.stem for path in (root / "notebooks").glob("*.ipynb")}
     for name, entry in known.items():
         if name not in notebooks:
@@ -57,7 +59,8 @@ def own(books: Sequence[Sequence]) -> bool:
 def table_of_contents(books: Sequence[Sequence]) -> dict:
     """What Jupyter Book takes for one; several folders of chapters get a part each, after one that compares them."""
     parts = [(book[0].run if len(books) > 1 else "Chapters", [chapter.docname for chapter in book]) for book in books]
-    parts = [("Comparison", ["book/_generated/side-by-side"])] * (len(books) > 1) + parts + [LAST]
+    first = ["book/_generated/card", *(["book/_generated/side-by-side"] if len(books) > 1 else [])]
+    parts = [("In short", first), *parts, LAST]
     listed = [{"caption": caption, "chapters": [{"file": page} for page in pages]} for caption, pages in parts]
     first = OWN if own(books) else FIRST
     return {"format": "jb-book", "root": first, "parts": [{"chapters": [{"file": SECOND}]}, *listed]}
