@@ -17,10 +17,9 @@ from torch.nn import functional as F
 from zsr_utils._text import one_of
 from zsr_utils.conditions import _steps
 from zsr_utils.conditions._condition import Batch, Condition, Head, Seen, generator
-from zsr_utils.conditions._finished import as_bytes
 from zsr_utils.conditions._noise import sizes
 from zsr_utils.conditions._steps import Settings
-from zsr_utils.conditions.alignment import align
+from zsr_utils.conditions.alignment import Goal, align
 from zsr_utils.models import Model
 
 
@@ -34,7 +33,7 @@ SHRINKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 @dataclass(frozen=True)
-class Fooled:
+class Fooled(Goal):
     """Goal: another class than the label is named. The loss falls towards it.
 
     Attributes:
@@ -54,19 +53,7 @@ class Fooled:
     temperature: float = 1.0
     targets: Int[Tensor, "n"] | None = None
     leave: bool = True
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device) -> "Fooled":
-        """The goal with its labels on a device."""
-        targets = None if self.targets is None else self.targets.to(device)
-        return replace(self, labels=self.labels.to(device), targets=targets)
-
-    def key(self, row: int) -> bytes:
-        target = None if self.targets is None else int(self.targets[row])
-        said = repr((self.kind, self.temperature, int(self.labels[row]), target, self.leave, self.head.merged))
-        return as_bytes(self.head.weights) + said.encode()
+    own = ("labels", "targets")
 
     def logits(self, features: Tensor) -> Tensor:
         return self.head.merge(self.net.logits_of(features, self.head.weights.to(features.device)))
@@ -74,9 +61,9 @@ class Fooled:
     def loss(self, features: Tensor, rows: Tensor) -> Tensor:
         logits = self.logits(features)
         if self.kind == "cross_entropy":
-            return -F.cross_entropy(logits / self.temperature, self._of(self.labels, rows), reduction="none")
+            return -F.cross_entropy(logits / self.temperature, self.labels[rows], reduction="none")
         lead = self.leads(logits, rows)
-        lead = lead.amin(1) if self.targets is None else lead.gather(1, self._of(self.targets, rows)[:, None])[:, 0]
+        lead = lead.amin(1) if self.targets is None else lead.gather(1, self.targets[rows][:, None])[:, 0]
         if self.kind == "dlr":
             best = logits.sort(dim=1, descending=True).values
             third = best[:, 2] if self.targets is None else best[:, 2:4].mean(1)
@@ -85,16 +72,12 @@ class Fooled:
 
     def leads(self, logits: Tensor, rows: Tensor) -> Tensor:
         """The label's logit less that of every class, infinite for its own."""
-        own = self._of(self.labels, rows)[:, None]
+        own = self.labels[rows][:, None]
         return (logits.gather(1, own) - logits).scatter(1, own, torch.inf)
 
     def reached(self, features: Tensor, rows: Tensor) -> Tensor:
         logits = self.logits(features)
         return (self.leads(logits, rows).amin(1) < -ROUNDING * logits.abs().amax(1)) & self.leave
-
-    @staticmethod
-    def _of(values: Tensor, rows: Tensor) -> Tensor:
-        return values.to(rows.device)[rows]
 
 
 @dataclass(frozen=True)
@@ -412,18 +395,13 @@ def attack(
     return Condition(called or name, round(255 * eps, 6), shown.change, shown.facts, draws)
 
 
-@dataclass(frozen=True)
-class Corner:
+def random_noise(eps: float, draws: int = 1) -> Condition:
     """Every value moved up or down by the radius, at random: how much of an attack any change of its size does."""
 
-    eps: float
+    def change(batch: Batch) -> Float[Tensor, "n 3 h w"]:
+        return (batch.pixels + eps * batch.noise.sign()).clamp(0, 1)
 
-    def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
-        return (batch.pixels + self.eps * batch.noise.sign()).clamp(0, 1)
-
-
-def random_noise(eps: float, draws: int = 1) -> Condition:
-    return Condition("random_noise", round(255 * eps, 6), Corner(eps).change, sizes, draws)
+    return Condition("random_noise", round(255 * eps, 6), change, sizes, draws)
 
 
 def looked_at(batch: Batch) -> Float[Tensor, "n 3 h w"]:
@@ -435,7 +413,8 @@ def gradient_facts(batch: Batch, seen: Seen) -> dict:
     """Of the cross-entropy at an image: `zero_gradient`, the share of pixels at which its gradient is exactly 0, and
     `saturated`, whether it is lost in float32 at the logits already.
     """
-    goal, rows = Fooled(batch.net, batch.head, batch.labels), torch.arange(len(batch), device=batch.pixels.device)
+    device = batch.pixels.device
+    goal, rows = Fooled(batch.net, batch.head, batch.labels.to(device)), torch.arange(len(batch), device=device)
     with torch.enable_grad(), _steps.answers_have_gradients(batch.net):
         pixels = batch.pixels.detach().requires_grad_()
         gradient = _steps.gradient_of(goal.loss(batch.net.encode_image(pixels), rows), pixels, batch.net)

@@ -25,21 +25,15 @@ class Settings:
     Attributes:
         optimizer: `polyak`, whose step length `step * L / ||gradient||^2` follows from the known least loss 0;
             `gradient_descent`, the paper's fixed step length, halved for a pair after 50 steps without progress; or
-            `pgd`, steps of a length that decays from `step * eps` to 0 along the steepest direction of the ball's norm
-            (the sign of the gradient for `linf`).
-        step: Relative step length of `polyak` and `pgd` (default 1), or the absolute one of `gradient_descent`, in
-            squared pixels per unit of loss.
+            `pgd`, steps of a length that decays from `step * eps` to 0 along the steepest direction of the norm.
+        step: Relative to those of `polyak` and `pgd` (default 1), or squared pixels per unit of loss.
         momentum: Share of the last move (`polyak`) or of the accumulated gradient (`pgd`) kept.
-        max_steps: Steps after which a pair is given up.
-        eps: Radius of the ball around the source that the image may not leave, in units of [0, 1] pixels; three numbers
-            are an L-infinity radius for each channel; None leaves only the box [0, 1].
-        norm: `linf` bounds the change of every pixel, `l2` its Euclidean norm over the image.
-        eight_bit: Look at the model, in every step, through an image rounded to 256 grey levels, so that what is
-            reached holds for the saved file. An L-infinity ball then holds the levels inside it, wherever between two
-            levels the source lies; an L2 ball is kept before the rounding.
+        eps: Radius of the ball around the source, in units of [0, 1] pixels; three numbers are an L-infinity radius for
+            each channel; None leaves only the box [0, 1].
+        eight_bit: Look, in every step, at the image rounded to 256 grey levels, so that what is reached holds for the
+            saved file. An L-infinity ball then holds the levels inside it; an L2 ball is kept before the rounding.
         noise: Standard deviation of Gaussian noise in [0, 1] units; above 0 the loss is averaged over `draws` noisy
             copies and the image itself, and all of them must meet the goal.
-        draws: Noisy copies a step.
         seed: Of the noise, which depends on the pair's name, the step and the draw alone.
 
     Source: Salman et al. (2024): loss, start at the source and stop rule as in the authors' code, at [0, 1] pixels.
@@ -93,7 +87,19 @@ class Settings:
 
     def begin(self, sources: Tensor, rows: list[int], names: list[str], device) -> dict[str, Tensor]:
         """State of pairs that enter the batch; every entry has one row a pair."""
-        return begin(sources, rows, self, device)
+        low, high = (ends.to(device) for ends in box(sources[rows], self))
+        source = sources[rows].to(device)
+        pixels, n = source.clamp(low, high), len(rows)
+        room = (low < high).flatten(1).any(1) & (self.eps != 0)
+        state = {"source": source, "low": low, "high": high, "pixels": pixels, "limit": self.max_steps * room}
+        return state | {
+            "rows": torch.tensor(rows, dtype=torch.long, device=device),
+            "velocity": torch.zeros_like(pixels) if self.momentum else torch.zeros(n, 1, 1, 1, device=device),
+            "steps": torch.zeros(n, dtype=torch.long, device=device),
+            "length": torch.full((n,), self.step, device=device),
+            "best": torch.full((n,), torch.inf, device=device),
+            "stalled": torch.zeros(n, device=device),
+        }
 
     def look(self, net, pixels, goal, until, batch, names, last) -> tuple[Tensor, Tensor, Tensor]:
         """Pixel gradient, or what stands for it, loss, and whether each pair is finished."""
@@ -101,7 +107,10 @@ class Settings:
 
     def move(self, batch: dict[str, Tensor], gradient: Tensor, loss: Tensor, names: list[str]) -> Tensor:
         """How every pair's image changes; the step may leave the ball."""
-        return move(batch, gradient, loss, self)
+        move = STEPS[self.optimizer](batch, gradient, loss, self)
+        if self.momentum and self.optimizer != "pgd":
+            move = batch["velocity"] = move + self.momentum * batch["velocity"]
+        return move
 
 
 LATE = ("cuda",)  # devices that are read one step late
@@ -154,23 +163,6 @@ class Look:
                 pair = names[row].split("\0")[0]
                 raise FloatingPointError(f"The gradient of pair {pair} is not finite at step {self.steps[k]}.")
         return [k for k, row in enumerate(self.rows) if done[k] and row in here]
-
-
-def begin(sources: Tensor, rows: list[int], settings: Settings, device) -> dict[str, Tensor]:
-    """State of pairs that enter the batch; every entry has one row a pair."""
-    low, high = (ends.to(device) for ends in box(sources[rows], settings))
-    source = sources[rows].to(device)
-    pixels, n = source.clamp(low, high), len(rows)
-    room = (low < high).flatten(1).any(1) & (settings.eps != 0)
-    state = {"source": source, "low": low, "high": high, "pixels": pixels, "limit": settings.max_steps * room}
-    return state | {
-        "rows": torch.tensor(rows, dtype=torch.long, device=device),
-        "velocity": torch.zeros_like(pixels) if settings.momentum else torch.zeros(n, 1, 1, 1, device=device),
-        "steps": torch.zeros(n, dtype=torch.long, device=device),
-        "length": torch.full((n,), settings.step, device=device),
-        "best": torch.full((n,), torch.inf, device=device),
-        "stalled": torch.zeros(n, device=device),
-    }
 
 
 def box(source: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
@@ -250,13 +242,6 @@ def answers_have_gradients(net) -> Iterator[None]:
 def gradient_of(loss: Tensor, pixels: Tensor, net, **options) -> Tensor:
     with answers_have_gradients(net):
         return torch.autograd.grad(loss.sum(), pixels, **options)[0]
-
-
-def move(batch: dict[str, Tensor], gradient: Tensor, loss: Tensor, settings: Settings) -> Tensor:
-    move = STEPS[settings.optimizer](batch, gradient, loss, settings)
-    if settings.momentum and settings.optimizer != "pgd":
-        move = batch["velocity"] = move + settings.momentum * batch["velocity"]
-    return move
 
 
 def _polyak(batch, gradient, loss, settings):
