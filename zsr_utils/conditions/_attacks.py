@@ -323,7 +323,9 @@ class Attacked:
     def _made(self, batch: Batch) -> tuple[Tensor, dict[str, np.ndarray]]:
         net, head = self.substitute or (batch.net, batch.head)
         self._check(batch, net, head)
-        attack = replace(self.attack, seed=batch.seed, **self._ball(batch.net))
+        std = batch.net.std.flatten().tolist()
+        eps = self.attack.eps if self.space == "pixel" else tuple(min(1.0, self.attack.eps * s) for s in std)
+        attack = replace(self.attack, seed=batch.seed, eps=eps)
         pixels, steps, passes = batch.pixels.clone(), *(np.zeros(len(batch), int) for _ in range(2))
         # what is wrong already counts as broken by a change of 0; a substitute does not know
         fooled = (batch.clean.predictions != batch.labels) & (self.substitute is None)
@@ -344,11 +346,6 @@ class Attacked:
         counts = {"steps": steps, "passes": passes}
         return pixels, counts if self.substitute else counts | {"fooled": fooled.numpy()}
 
-    def _ball(self, net: Model) -> dict:
-        if self.space == "pixel":
-            return {}
-        return {"eps": tuple(min(1.0, self.attack.eps * s) for s in net.std.flatten().tolist())}
-
     def _check(self, batch: Batch, net: Model, head: Head) -> None:
         if self.kind == "dlr" and len(head.class_names) < 4:
             raise ValueError(f"dlr compares four logits, {net.name} has {len(head.class_names)} classes.")
@@ -366,8 +363,7 @@ def attack(
     """An attack in an L-infinity ball, as a condition: an image is left when the victim errs, or changed all the way.
 
     `fgsm`, `bim`, `mim`, `dim`, `deepfool`, `nes` and `spsa` are those of Wang et al.; `pgd` has a random start,
-    decaying steps and momentum; `apgd_ce`, `apgd_dlr` (targeted) and `square` are those of AutoAttack. Its fourth,
-    FAB-T, looks for the nearest border, which `deepfool` and growing balls do here.
+    decaying steps and momentum; `apgd_ce`, `apgd_dlr` (targeted) and `square` are those of AutoAttack.
 
     Args:
         eps: Radius in units of [0, 1]; the severity is 255 times that. `deepfool` stops by itself, in any ball.
@@ -376,8 +372,7 @@ def attack(
         targets: Classes that `apgd_dlr` asks for, the nearest first.
         substitute: A network and its head whose gradient is followed all the way in place of the victim's (transfer).
         space: `normalised` takes eps in units of the victim's normalised input, as the code of Wang et al. does.
-        called: The condition's name, where it is not the attack's.
-        draws: Random starts.
+        called, draws: The condition's name, where it is not the attack's, and its random starts.
         options: Fields of `Attack`, such as `queries` or `eight_bit`.
 
     Source: Goodfellow et al. (2015), Kurakin et al. (2017), Dong et al. (2018), Xie et al. (2019), Moosavi-Dezfooli et

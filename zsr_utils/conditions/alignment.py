@@ -180,10 +180,9 @@ def smallest_budgets(
     net: Model, sources: Float[Tensor, "n 3 h w"], goal: Goal, budgets: Sequence[float], settings: Settings, *,
     names: Sequence[str] | None = None, batch_size: int = 64, keep: bool = False,
 ) -> dict[float, Aligned]:  # fmt: skip
-    """`align` in balls of growing radius; a pair that succeeds keeps its image in all larger balls.
+    """`align` in balls of growing radius, in place of `settings.eps`: only pairs that resist are tried again.
 
-    An image inside a small ball is inside every larger one, so success cannot fall with the budget, and only pairs that
-    resist are tried again. Budgets are in units of [0, 1] pixels and take the place of `settings.eps`.
+    A pair that succeeds keeps its image, which lies inside of every larger ball.
     """
     if list(budgets) != sorted(set(budgets)):
         raise ValueError(f"budgets are {list(budgets)}, allowed are growing numbers.")
@@ -234,12 +233,10 @@ def saved_as_png(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
 def text_targets(
     net: Model, texts: Sequence[str], features: Float[Tensor, "n d"], *, scale: str = "min-max"
 ) -> Float[Tensor, "n d"]:
-    """Text embeddings brought to the scale of image embeddings, as targets for `Match`.
+    """Text embeddings, one an image, brought to the scale of the images' raw embeddings, as targets for `Match`.
 
-    Args:
-        texts, features: One text a source image, and the raw embeddings of the images.
-        scale: `min-max` stretches each text embedding to the smallest and largest coordinate of the image's, as the
-            authors' code does; `norm` keeps its direction and takes the image's length.
+    `min-max` stretches each to the smallest and largest coordinate of the image's, as the authors' code does; `norm`
+    keeps its direction and takes the image's length.
 
     Source: Salman et al. (2024) and their code for text targets (arXiv 2407.01157); `norm` is ours.
     """

@@ -42,9 +42,9 @@ def ways(
 ) -> dict[str, Aligned]:
     """What is made of the pairs: `aligned`, and three changes to compare with.
 
-    `random_direction`, as far as the aligned image; `blended` with the target's picture, as little as meets the same
-    stop rule; and `named_as_target`, moved until the answer alone is the target's class (with DeepFool's overshoot,
-    since a step that ends on the boundary is lost in the rounding to grey levels).
+    `random_direction`, as far; `blended` with the target's picture, as little as meets the same stop rule; and
+    `named_as_target`, moved until the answer alone is (with DeepFool's overshoot, since a step that ends on the
+    boundary is lost in the rounding to grey levels).
     """
     names, targets = pair_names(pairs.table), images.pixels(pairs.table.target_id, net.from_pil)
     control = random_control(names, pairs.sources, pairs.aligned.pixels, seed=seed)
