@@ -55,10 +55,10 @@ class LeftOut(dict):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images, decoded as they are iterated; nothing of it changes, but for what turns out to be unreadable.
+    """Labelled images, decoded as they are iterated: `(sample_id, image, label)`, or several at once by `batches`.
 
-    Iterating gives `(sample_id, image, label)`, `pictures` and `batches` several at once. An image that cannot be
-    decoded is left out, and `unreadable` then holds its id and the reason; more than 1 % stop the iteration at its end.
+    An image that cannot be decoded is left out, and `unreadable` then holds its id and the reason; more than 1 % stop
+    the iteration at its end.
     """
 
     name: str  # it was loaded by
@@ -198,15 +198,11 @@ class Dataset:
     def batches(
         self, from_pil: FromPil, batch_size: int = 64, *, workers: int | None = None, start: int = 0
     ) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-        """Batches `(sample_ids, pixels (N, 3, H, W), labels (N,))` through a model's `from_pil`.
+        """Batches `(sample_ids, pixels (N, 3, H, W), labels (N,))` through a model's `from_pil`, kept on disk.
 
         A batch holds `batch_size` samples less the unreadable ones (it may be empty), so that batch k always covers the
-        same samples, and a run that was interrupted goes on at batch `start`. What a model's own `from_pil` gives is
-        kept on disk. Memory is bounded by the batches that workers have ready.
-
-        Args:
-            workers: Processes that decode while the model computes; 0 decodes here, None takes a process a core (at
-                most 16) where there are enough pictures to decode.
+        same samples, and a run that was interrupted goes on at batch `start`. So many `workers` decode while the model
+        computes; 0 decodes here, None takes a process a core where there are enough pictures to decode.
         """
         decoded = self._levels(range(start * batch_size, len(self)), from_pil, workers)
         for sample_ids, levels, labels in self._batched(decoded, batch_size, start):

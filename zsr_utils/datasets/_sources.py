@@ -41,14 +41,10 @@ def load_dataset(
               webdataset. `classes.txt`, a name a line, sets the order of the classes, also of ones without images.
         split: `validation`, whatever the authors call the images to evaluate on, or `train` where a data set has
             it; folders and webdatasets with splits also take the name on disk, such as `test`. For `imagenet-c` a
-            corruption and a severity, such as `gaussian_noise/3`.
-            `tabletop` has `validation` and the conditions of its shifted sets, the same scenes in each:
-            `photo`, `cartoon`, `sketch`, `silhouette`, `backdrop`, `viewpoint`, `lighting`, `pattern`, `card`.
+            corruption and a severity, such as `gaussian_noise/3`; for `tabletop` also `tabletop_splits()`.
         limit: At most this many images, drawn by `seed` and spread over the classes; None or 0 is all.
-        classes: Only these classes, also ones without images, or this many drawn by `seed`: the names of the others
-            are no answers then; 0 is all.
-        ids: Only these samples: a file with an id a line, or the name of a list in `data/subsets`; None or an empty
-            text is all.
+        classes: Only these, or this many drawn by `seed`: the names of the others are no answers then; 0 is all.
+        ids: Only these samples: a file with an id a line, or the name of a list in `data/subsets`.
 
     Raises: ValueError for an unknown name, split, class, id or layout; FileNotFoundError where files are not there.
     """

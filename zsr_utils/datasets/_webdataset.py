@@ -25,7 +25,7 @@ def webdataset(folder: Path, split: str, *, name: str) -> Dataset:
     """A folder with `classnames.txt`, `zeroshot_classification_templates.txt` and `<split>/<number>.tar`.
 
     A shard holds `<key>.jpg` (or another format) and `<key>.cls`, the index of the class, for every sample, and the id
-    is `<number>/<key>`. Nothing is unpacked: the headers of a shard are read once, and a picture from its place in it.
+    is `<number>/<key>`. Nothing is unpacked.
 
     Source: `build_wds_dataset` and `webdataset_builder` of CLIP_benchmark.
     """

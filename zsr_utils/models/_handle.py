@@ -23,10 +23,9 @@ RANDOM_WEIGHTS = "random weights: its accuracies mean nothing"  # a handle's `no
 
 
 class Preprocess:
-    """A checkpoint's own resize and crop, from an RGB picture to pixels (3, size, size) in [0, 1], and its identity.
+    """A checkpoint's own resize and crop, from an RGB picture to pixels (3, size, size) in [0, 1].
 
-    Its `key` is equal for equal pixels: settings, steps, and the libraries that resize. Without settings it is None,
-    and pixels are never kept on disk.
+    Its `key` is equal for equal pixels; without settings it is None, and pixels are never kept on disk.
     """
 
     def __init__(self, transform: Callable[[Image.Image], Tensor], size: int, settings: dict | None = None):
@@ -43,16 +42,10 @@ class Preprocess:
 class Model(nn.Module):
     """A frozen image encoder with a zero-shot head, in eval mode.
 
-    Pixels are float32 in [0, 1], NCHW, RGB, at `image_size`; normalisation happens inside.
-
-    Attributes:
-        image_size: Side of the square input, in pixels.
-        activation: `gelu` or `quickgelu`, as the checkpoint was trained.
-        from_pil: The checkpoint's own resize and crop, from a picture to pixels in [0, 1].
-        preprocessing: Size, resize, crop, interpolation, mean and std, as the checkpoint's config has them.
-        trained_on: The one data set an embedded model was made for, or None.
-        note: What a reader must know before believing a number, or empty.
-        fingerprint: sha256 over weights and config, as hexadecimal digits.
+    Pixels are float32 in [0, 1], NCHW, RGB, at `image_size`, the side of the square input; normalisation happens
+    inside. `from_pil` is the checkpoint's own resize and crop, `activation` and `preprocessing` are as its config has
+    them, `trained_on` is the one data set an embedded model was made for, `note` what a reader must know before
+    believing a number, and `fingerprint` the sha256 over weights and config.
     """
 
     bias_columns = 0  # of a classifier, after its weights
@@ -104,8 +97,7 @@ class Model(nn.Module):
     def encode_layers(self, pixels: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n d"], list[Tensor]]:
         """Image features and, from the same pass, the token grid (N, rows, columns, C) after every block or stage.
 
-        A transformer's tokens are read through its final norm at every depth, so that lengths can be compared between
-        blocks; the last grid is what `encode_tokens` gives.
+        A transformer's tokens are read through its final norm at every depth, so that lengths can be compared.
         """
         passed = self._tokens(pixels, indices=None, intermediates_only=False)
         return passed["image_features"].float(), passed["image_intermediates"]
@@ -178,10 +170,7 @@ class Model(nn.Module):
         return {k: word for (k, word), keep in zip(said.items(), kept.tolist()) if keep}
 
     def classifier(self, class_names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "k d"]:
-        """Unit text weights: features normalised, averaged over templates, normalised again.
-
-        Kept on disk by (fingerprint, precision, names, templates); these have one `{}` for the name.
-        """
+        """Unit text weights, kept on disk: features normalised, averaged over templates, normalised again."""
         if not class_names or not templates:
             raise ValueError("class_names and templates must each hold at least one text.")
         for template in templates:
@@ -220,12 +209,8 @@ class Model(nn.Module):
             raise ValueError(f"classifier has shape {shape}, allowed is (K, {width}) with K at least 2.")
 
     def tune(self, *, channels_last: bool = False, compile: bool | str = False) -> "Model":
-        """Compute the same faster, to rounding; the handle itself is changed.
-
-        Args:
-            channels_last: Channels innermost, which convolutions of fp16 and bf16 on a GPU prefer.
-            compile: Compile the image tower at its first use, but for token grids and Jacobians by `torch.func`; a text
-                names the backend of `torch.compile`.
+        """Compute the same faster, to rounding: channels innermost, which convolutions in 16 bits on a GPU prefer, or
+        the image tower compiled, but for token grids and Jacobians (a text names the backend); changes the handle.
         """
         if channels_last:
             self._memory_format = torch.channels_last

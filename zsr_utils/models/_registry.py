@@ -50,12 +50,10 @@ def load_model(
         name: An embedded model (`tabletop-base`), an open_clip architecture (`ViT-B-32`), an address
             (`hf-hub:org/name`, `local-dir:/folder`), a classifier (`supervised:resnet50`,
             `supervised:torchvision/resnet50`), or the name of an adapter.
-        pretrained: The library's tag or a weight file, for architectures only; None gives random weights and says so in
-            `note`.
+        pretrained: The library's tag or a weight file, for architectures only; None gives random weights.
         device: `auto` takes a GPU where there is one; otherwise any torch device name.
         precision: `fp32`, `tf32`, `fp16` or `bf16`. The choice between fp32 and tf32 holds for the process: with fp32,
-            products on a GPU are exact to fp32, also in convolutions, where PyTorch's default is tf32. Gradients are
-            for fp32: in 16 bits, small ones vanish.
+            also convolutions on a GPU are exact to fp32. Gradients are for fp32: in 16 bits, small ones vanish.
         channels_last, compile: As `Model.tune` takes them.
 
     Raises: ValueError for an unknown name, tag or precision; ModelUnavailable where weights cannot be had or read.
