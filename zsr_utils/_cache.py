@@ -77,8 +77,7 @@ def read_kept(path: Path) -> dict[str, np.ndarray] | pd.DataFrame | None:
 def kept(kind: str, key: str, compute: Callable[[], dict | pd.DataFrame], suffix: str = ".npz"):
     """What `compute` gives, computed once: of several processes that want it at once, one computes, the others wait.
 
-    The key is everything that the content depends on, code included (see `code`). Content is arrays by name, or a frame
-    where the suffix is `.parquet`; it lies in the folder `kind` within the cache.
+    The key is everything that the content (arrays by name, or a `.parquet` frame) depends on, code included.
     """
     from filelock import FileLock
 

@@ -130,7 +130,7 @@ def rows_of(net, images, conditions, **options) -> pd.DataFrame:
 
 
 def in_other_order(images):
-    return images._at(range(len(images))[::-1])
+    return replace(images, samples=images.samples[::-1])
 
 
 def same(one: pd.DataFrame, other: pd.DataFrame) -> None:

@@ -2,9 +2,8 @@
 
 import errno
 import io
-import os
-import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,10 +27,6 @@ def to_pixels(image):
 
 def preprocess(**settings):
     return Preprocess(to_pixels, 8, settings or {"resize": 8})
-
-
-def mark(slot: int) -> bytes:
-    return bytes([slot + 1] * 16)
 
 
 class Counted:
@@ -75,7 +70,7 @@ def test_workers_fill_the_same_store():
     assert counted.opened == [] and torch.equal(first, second)  # opened in other processes, and kept here
 
 
-def test_a_subset_fills_its_own_slots_of_the_whole():
+def test_a_subset_fills_its_own_part_of_the_whole():
     counted = Counted()
     few = counted.dataset.subset(10, seed=1)
     ids, pixels = all_of(few, preprocess())
@@ -130,46 +125,25 @@ def test_a_folder_that_cannot_be_written_gets_one_sentence_with_the_ways_out(cac
     def refused(*_, **__):
         raise OSError(code, "refused")
 
-    monkeypatch.setattr(_pixels.PixelStore, "_open", refused)
-    with pytest.raises(OSError, match=r"cannot be kept in '.*' \(refused\): make room for .* ZSR_PIXELS=0") as error:
+    monkeypatch.setattr(_pixels, "write_whole", refused)
+    with pytest.raises(OSError, match=r"cannot be kept in '.*' \(refused\): make room, .* ZSR_PIXELS=0") as error:
         all_of(Counted().dataset, preprocess())
     assert error.value.errno == code
 
 
-def test_a_disk_that_fills_up_in_the_middle_of_a_picture_leaves_it_unmarked(cache, monkeypatch):
-    store = _pixels.PixelStore(cache / "store", 4, 8)
-    pixels = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
-    store.write(0, mark(0), pixels)
+def test_a_run_that_is_killed_or_finds_a_full_disk_leaves_whole_pictures_only(cache, monkeypatch):
+    """A picture has its name only once it is whole."""
+    store, pixels = _pixels.PixelStore(preprocess()), torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+    store.write(b"0" * 16, pixels)
 
-    class Short(io.BytesIO):
-        def write(self, content):
-            return super().write(content[: len(content) // 2])
+    def stopped(self, target):
+        raise KeyboardInterrupt
 
-    store._files = (Short(), store._files[1])
-    with pytest.raises(OSError, match="No space left"):
-        store.write(1, mark(1), pixels)
-    again = _pixels.PixelStore(cache / "store", 4, 8)
-    assert again.holds(0, mark(0)) and not again.holds(1, mark(1)) and torch.equal(again.read(0), pixels)
-
-
-@pytest.mark.slow
-def test_a_killed_run_leaves_whole_pictures_only(cache):
-    """SIGKILL between the pixels and the mark: the slot is decoded again."""
-
-    class Kill:
-        def seek(self, _):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    child = os.fork()
-    if not child:
-        store = _pixels.PixelStore(cache / "store", 4, 8)
-        store.write(2, mark(2), torch.full((3, 8, 8), 51, dtype=torch.uint8))
-        store._files = (store._files[0], Kill())
-        store.write(3, mark(3), torch.full((3, 8, 8), 102, dtype=torch.uint8))
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    again = _pixels.PixelStore(cache / "store", 4, 8)
-    assert [again.holds(slot, mark(slot)) for slot in range(4)] == [False, False, True, False]
-    assert torch.equal(again.read(2), torch.full((3, 8, 8), 51, dtype=torch.uint8))
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        store.write(b"1" * 16, pixels)
+    assert store.holds(b"0" * 16) and not store.holds(b"1" * 16) and torch.equal(store.read(b"0" * 16), pixels)
+    assert len([path for path in (cache / "pixels").rglob("*") if path.is_file()]) == 1
 
 
 def test_the_key_does_not_depend_on_where_a_function_lies():

@@ -14,13 +14,7 @@ from zsr_utils.book.contents import own
 
 
 def value(metric: dict) -> str:
-    """A number as a reader sees it, a fraction in percent.
-
-    Examples:
-        >>> fraction = {"value": 0.998, "low": 0.994, "high": 1, "unit": "fraction"}
-        >>> value(fraction), interval(fraction), value({"value": 6.42, "unit": "rank"})
-        ('99.8 %', '[99.4, 100.0]', '6.42')
-    """
+    """A number as a reader sees it, a fraction in percent."""
     if metric["value"] is None:
         return "not measured"
     return _digits(metric, "value") + (" %" if metric["unit"] == "fraction" else "")
@@ -48,12 +42,7 @@ def rendered(template: str, **content) -> str:
 
 
 def generated(books: Sequence[Sequence[Chapter]], pictured: dict[str, object]) -> dict[str, str]:
-    """The pages that records make, by file name: headline numbers, figures, every number, and a comparison.
-
-    Args:
-        books: The chapters of each folder of results.
-        pictured: Digests of the figures that have a picture.
-    """
+    """The pages that records make, by file name, from the chapters of each folder of results."""
     content = {"books": books, "pictured": pictured}
     names = ["headline.md", "figures.md", "every-number.md", *(["front.md"] if own(books) else [])]
     if len(books) > 1:

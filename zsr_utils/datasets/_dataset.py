@@ -18,7 +18,7 @@ from zsr_utils._text import unknown
 from zsr_utils.datasets._decode import reason, upright_rgb
 from zsr_utils.datasets._digests import Place, digest_of, digests
 from zsr_utils.datasets._names import no_words
-from zsr_utils.datasets._pixels import grey_levels, pixel_store, stacked
+from zsr_utils.datasets._pixels import PixelStore, grey_levels, stacked
 
 
 MAX_UNREADABLE = 0.01
@@ -69,8 +69,6 @@ class Dataset:
     content: str = ""  # how pictures are read, and what they are if they lie in no files
     left_out: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # how many by the reason, and the first
     links: int = 0  # to folders, that were followed
-    whole: tuple[str, int] | None = None  # shelf and length of the data set it is a subset of, if any
-    positions: Sequence[int] | None = None  # of the samples in that whole
     unreadable: dict[str, str] = field(default_factory=dict, init=False)  # why, by sample id, so far
 
     def __post_init__(self):
@@ -110,19 +108,11 @@ class Dataset:
     def _digests(self) -> list[bytes]:
         """What tells the picture of every sample from others."""
         if all(sample.place for sample in self.samples):
-            return digests(*self._shelf, {self._slot(row): sample.place for row, sample in enumerate(self.samples)})
+            return digests([sample.place for sample in self.samples]) if self.samples else []
         if self.content:
             return [digest_of(f"{self.content}\0{sample.sample_id}".encode()) for sample in self.samples]
         pictures = (_or_reason(sample.image) for sample in self.samples)
         return [digest_of(p.encode() if isinstance(p, str) else repr(p.size).encode() + p.tobytes()) for p in pictures]
-
-    @cached_property
-    def _shelf(self) -> tuple[str, int]:
-        """Where its pictures are kept, a slot each, and those of its subsets: what lies in a slot has its digest."""
-        if self.whole:
-            return self.whole
-        listed = repr((self.content, [(sample.sample_id, sample.place) for sample in self.samples]))
-        return digest_of(listed.encode()).hex(), len(self)
 
     @cached_property
     def _row_of(self) -> Mapping[str, int]:
@@ -139,7 +129,8 @@ class Dataset:
             by_class.setdefault(self.samples[row].label, []).append(row)
         # the first of every class, then the second of every class, and so on
         turns = sorted((turn, label) for label, rows in by_class.items() for turn in range(len(rows)))
-        return self._at(sorted(by_class[label][turn] for turn, label in turns[:limit]))
+        rows = sorted(by_class[label][turn] for turn, label in turns[:limit])
+        return replace(self, samples=[self.samples[row] for row in rows])
 
     def only(self, sample_ids: Sequence[str]) -> "Dataset":
         """The samples of these ids, in the original order."""
@@ -147,7 +138,7 @@ class Dataset:
         if missing := wanted - self._row_of.keys():
             few = f"{len(missing):,} of {len(wanted):,}"
             raise ValueError(f"{self.name} has no sample {min(missing)!r}; {few} are not in it.")
-        return self._at(sorted(self._row_of[i] for i in wanted))
+        return replace(self, samples=[sample for sample in self.samples if sample.sample_id in wanted])
 
     def restricted(self, classes: int | Sequence[str], seed: int = 0) -> "Dataset":
         """Only the classes of these names, or this many drawn by `seed` (0 is all); other names are no answers then."""
@@ -164,17 +155,9 @@ class Dataset:
                     raise ValueError(unknown(f"class of {self.name}", name, names))
             kept = sorted(names.index(name) for name in set(classes))
         label_of = {old: new for new, old in enumerate(kept)}
-        few = self._at([row for row, sample in enumerate(self.samples) if sample.label in label_of])
-        relabelled = [replace(sample, label=label_of[sample.label]) for sample in few.samples]
+        samples = [replace(s, label=label_of[s.label]) for s in self.samples if s.label in label_of]
         merged = tuple(self.merged[old] for old in kept if self.merged)
-        return replace(few, samples=relabelled, class_names=[names[old] for old in kept], merged=merged)
-
-    def _at(self, rows: Sequence[int]) -> "Dataset":
-        samples, positions = [self.samples[row] for row in rows], [self._slot(row) for row in rows]
-        return replace(self, samples=samples, whole=self._shelf, positions=positions)
-
-    def _slot(self, row: int) -> int:
-        return row if self.positions is None else self.positions[row]
+        return replace(self, samples=samples, class_names=[names[old] for old in kept], merged=merged)
 
     def image(self, sample_id: str) -> Image.Image:
         """The image of one id, upright and RGB."""
@@ -238,17 +221,18 @@ class Dataset:
 
     def _levels(self, rows: Sequence[int], from_pil: Callable, workers: int | None) -> Iterator[Tensor | str]:
         """Grey levels (or pixels, where they lie between two) of these rows in order, or why there are none."""
-        store = pixel_store(*self._shelf, from_pil)
-        marks = self._digests if store.keeps else [b""] * len(self)
-        missing = {row: self.samples[row] for row in rows if not store.holds(self._slot(row), marks[row])}
+        store = PixelStore(from_pil)
+        of = self.content.encode()  # how they are read, too
+        marks = {row: digest_of(of + self._digests[row]) if store.keeps else b"" for row in rows}
+        missing = {row: self.samples[row] for row in rows if not store.holds(marks[row])}
         decoded = _decoded(list(missing.values()), from_pil, workers)
         for row in rows:
             if row not in missing:
-                yield store.read(self._slot(row))
+                yield store.read(marks[row])
                 continue
             levels = next(decoded)
             if not isinstance(levels, str):
-                store.write(self._slot(row), marks[row], levels)
+                store.write(marks[row], levels)
             yield levels
 
 

@@ -137,7 +137,7 @@ def by_layer(rows: pd.DataFrame, what: str) -> pd.DataFrame:
 
 def _long(rows: pd.DataFrame, columns: list[str], number: str, what: str) -> pd.DataFrame:
     """Columns whose names end in a number as one column, and that number."""
-    long = rows.melt(["sample_id", "family"], columns, number, what)
+    long = rows[["sample_id", "family", *columns]].melt(["sample_id", "family"], columns, number, what)
     return long.assign(**{number: long[number].str.rsplit("_", n=1).str[1].astype(int)})
 
 
