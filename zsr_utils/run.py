@@ -200,7 +200,7 @@ def follow(file: Path, seconds: float = 1) -> None:
 
 
 def read_parameters(files: list[Path], pairs: list[list[str]], known: dict | None = None) -> dict:
-    """Parameters of flat YAML files, later ones first in rank, then of `-p name value`: text where `known` is, or YAML."""
+    """Parameters of flat YAML files, later ones first, then of `-p name value`: text where `known` is, else YAML."""
     parameters: dict = {}
     for path in files:
         if not path.is_file():

@@ -98,8 +98,9 @@ class Dataset:
     @property
     def notes(self) -> tuple[str, ...]:
         """What does not take part, and what was followed."""
-        broken = {"pictures that cannot be read": (len(self.unreadable), next(iter(self.unreadable), ""))}
-        reasons = {**self.left_out, **(broken if self.unreadable else {})}
+        reasons = dict(self.left_out)
+        if self.unreadable:
+            reasons["pictures that cannot be read"] = len(self.unreadable), next(iter(self.unreadable))
         left = "; ".join(f"{why}: {count:,}, such as {first!r}" for why, (count, first) in reasons.items())
         links = f"links to folders, followed: {self.links:,}" if self.links else ""
         return tuple(filter(None, [left and f"Left out: {left}", links]))
@@ -191,15 +192,6 @@ class Dataset:
         for sample_ids, levels, labels in self._batched(decoded, batch_size, start):
             yield sample_ids, stacked(levels) if levels else torch.empty(0, 3, 0, 0), labels
 
-    def check_readable(self) -> None:
-        """Raise if more than 1 % of the images turned out to be unreadable."""
-        if len(self.unreadable) > MAX_UNREADABLE * len(self):
-            listed = [f"{k} ({v})" for k, v in islice(self.unreadable.items(), 5)]
-            raise UnreadableImages(
-                f"{self.name}: {len(self.unreadable)} of {len(self)} images cannot be read, allowed is "
-                f"{MAX_UNREADABLE:.0%}: {'; '.join(listed)}{' …' if len(self.unreadable) > 5 else '.'}"
-            )
-
     def _batched(self, decoded: Iterator, batch_size: int, start: int) -> Iterator[tuple[list[str], list, Tensor]]:
         """Batches of what decoded, in the order of the samples; why a sample did not goes to `unreadable`."""
         for first in range(start * batch_size, len(self), batch_size):
@@ -212,7 +204,10 @@ class Dataset:
                 pictures.append(picture)
                 labels.append(sample.label)
             yield sample_ids, pictures, torch.tensor(labels, dtype=torch.long)
-        self.check_readable()
+        if (broken := len(self.unreadable)) > MAX_UNREADABLE * len(self):
+            listed = "; ".join(f"{k} ({v})" for k, v in islice(self.unreadable.items(), 5))
+            few = f"{broken} of {len(self)} images cannot be read, allowed is {MAX_UNREADABLE:.0%}"
+            raise UnreadableImages(f"{self.name}: {few}: {listed}{' …' if broken > 5 else '.'}")
 
     def _row(self, sample_id: str) -> int:
         if sample_id not in self._row_of:

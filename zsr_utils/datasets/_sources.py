@@ -18,6 +18,7 @@ from zsr_utils.datasets._webdataset import is_webdataset, webdataset
 
 
 SUBSETS = EMBEDDED / "subsets"
+ALONE = {"tabletop": tabletop, "objectnet": objectnet, "cue-conflict": cue_conflict}
 
 
 def load_dataset(
@@ -55,16 +56,10 @@ def load_dataset(
 
 
 def _whole(name: str, split: str, asked: Sequence[str]) -> Dataset:
-    if name == "tabletop":
-        return tabletop(split)
-    if name in ("cifar10", "cifar100"):
-        return _cifar(name, split)
-    if name == "objectnet":
-        return objectnet(split)
-    if name == "cue-conflict":
-        return cue_conflict(split)
+    if name in ALONE:
+        return ALONE[name](split)
     if name in SOURCES:
-        return imagenet(name, split)
+        return _cifar(name, split) if name.startswith("cifar") else imagenet(name, split)
     folder = Path(name.removeprefix("wds:"))
     if folder.is_dir():
         if name.startswith("wds:") or is_webdataset(folder):
@@ -85,12 +80,9 @@ def _cifar(name: str, split: str) -> Dataset:
         cifar = kind(folder.parent, train=split == "train")
     except RuntimeError as error:
         raise ValueError(f"{str(folder)!r} is not whole: remove it and fetch {name} again.") from error
-    return Dataset(
-        name,
-        [c.replace("_", " ") for c in cifar.classes],
-        [Sample(f"{k:05d}", label, partial(Image.fromarray, cifar.data[k])) for k, label in enumerate(cifar.targets)],
-        content=f"{kind.tgz_md5} {split}",
-    )
+    opened = [(label, partial(Image.fromarray, cifar.data[k])) for k, label in enumerate(cifar.targets)]
+    samples = [Sample(f"{k:05d}", *one) for k, one in enumerate(opened)]
+    return Dataset(name, [c.replace("_", " ") for c in cifar.classes], samples, content=f"{kind.tgz_md5} {split}")
 
 
 def _listed(ids: str | Path) -> list[str]:

@@ -78,15 +78,13 @@ def load_model(
 
 def _adapter(name: str) -> Builder | None:
     """A registered builder, or that of an installed package, which is imported only when asked for."""
-    if name in _BUILDERS:
-        return _BUILDERS[name]
-    for point in metadata.entry_points(group=ENTRY_POINTS):
-        if point.name == name:
-            try:
-                return point.load()
-            except Exception as error:
-                raise ValueError(f"The adapter {point.value!r} of {name!r} could not be imported: {error}.") from error
-    return None
+    offered = {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)}
+    if name in _BUILDERS or name not in offered:
+        return _BUILDERS.get(name)
+    try:
+        return offered[name].load()
+    except Exception as error:
+        raise ValueError(f"The adapter {offered[name].value!r} of {name!r} could not be imported: {error}.") from error
 
 
 def resolve_device(device: str) -> torch.device:
