@@ -116,36 +116,11 @@ class Settings:
 LATE = ("cuda",)  # devices that are read one step late
 
 
-class Inside:
-    """Which pairs are in the batch, as the host knows it without asking the device."""
-
-    def __init__(self):
-        self.rows, self.steps, self._limits = [], [], []
-
-    def enter(self, rows: list[int], limits: list[int]) -> None:
-        self.rows, self.steps, self._limits = self.rows + rows, self.steps + [0] * len(rows), self._limits + limits
-
-    def leave(self, rows: list[int]) -> Tensor:
-        """Take pairs out, and give the positions of those that stay."""
-        gone = set(rows)
-        kept = [k for k, row in enumerate(self.rows) if row not in gone]
-        self.rows, self.steps, self._limits = ([v[k] for k in kept] for v in (self.rows, self.steps, self._limits))
-        return torch.tensor(kept, dtype=torch.long)
-
-    @property
-    def given_up(self) -> list[bool]:
-        """Whether each has used its steps."""
-        return [steps >= limit for steps, limit in zip(self.steps, self._limits)]
-
-    def step(self) -> None:
-        self.steps = [steps + 1 for steps in self.steps]
-
-
 class Look:
-    """What a look at the batch found, on its way to the host."""
+    """What a look at the pairs `inside` the batch, with the steps of each, found, on its way to the host."""
 
-    def __init__(self, pixels: Tensor, gradient: Tensor, reached: Tensor, given_up: Tensor, inside: Inside):
-        self.pixels, self.reached, self.rows, self.steps = pixels, reached, inside.rows, inside.steps
+    def __init__(self, pixels: Tensor, gradient: Tensor, reached: Tensor, given_up: Tensor, inside: dict[int, int]):
+        self.pixels, self.reached, self.steps = pixels, reached, inside
         done = reached | given_up
         wrong = ~gradient.flatten(1).isfinite().all(1) & ~done
         self._flags = torch.stack([done, wrong]).to("cpu", non_blocking=True)
@@ -153,16 +128,16 @@ class Look:
         if self._sent:
             self._sent.record()
 
-    def finished(self, inside: Inside, names: list[str]) -> list[int]:
-        """Positions of pairs that are done, of those still in the batch; refuses a gradient that is not finite."""
+    def finished(self, inside: dict[int, int], names: list[str]) -> dict[int, int]:
+        """Pairs that are done, of those still inside, and their positions; refuses a gradient that is not finite."""
         if self._sent:
             self._sent.synchronize()
-        here, (done, wrong) = set(inside.rows), self._flags.tolist()
-        for k, row in enumerate(self.rows):
-            if wrong[k] and row in here:
+        done, wrong = self._flags.tolist()
+        for k, (row, step) in enumerate(self.steps.items()):
+            if wrong[k] and row in inside:
                 pair = names[row].split("\0")[0]
-                raise FloatingPointError(f"The gradient of pair {pair} is not finite at step {self.steps[k]}.")
-        return [k for k, row in enumerate(self.rows) if done[k] and row in here]
+                raise FloatingPointError(f"The gradient of pair {pair} is not finite at step {step}.")
+        return {row: k for k, row in enumerate(self.steps) if done[k] and row in inside}
 
 
 def box(source: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:

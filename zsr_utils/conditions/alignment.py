@@ -129,9 +129,8 @@ def align(
     aligned = _nothing_done(sources)
     files, waiting = [], list(range(len(sources)))
     if keep:
-        folder = (
-            cache_folder() / "aligned" / digest(net.fingerprint, net.precision, settings, code("models", "conditions"))
-        )
+        made_by = digest(net.fingerprint, net.precision, settings, code("models", "conditions"))
+        folder = cache_folder() / "aligned" / made_by
         noise = names if settings.random else [""] * len(names)  # by which it is drawn
         files = [folder / f"{digest(sources[k], goal.rows(k), until.rows(k), noise[k])}.npz" for k in waiting]
         known = {k: found for k, file in enumerate(files) if (found := read_kept(file)) is not None}
@@ -140,39 +139,40 @@ def align(
             for name, values in vars(aligned).items():
                 values[k] = torch.from_numpy(found[name])
     goal, until, late = goal.to(net.device), until.to(net.device), net.device.type in _steps.LATE
-    batch, inside, before = {}, _steps.Inside(), None
+    batch, inside, limits, before = {}, {}, {}, None  # steps that pairs in the batch took, and those they may take
     told = progress(len(sources), "align", unit="pair", initial=len(sources) - len(waiting), hidden=hidden)
     with told as bar, trusted(net):
-        while waiting or inside.rows:
-            if taken := waiting[: batch_size - len(inside.rows)]:
+        while waiting or inside:
+            if taken := waiting[: batch_size - len(inside)]:
                 waiting = waiting[len(taken) :]
                 new = settings.begin(sources, taken, names, net.device)
                 batch = _steps.join(batch, new)
-                inside.enter(taken, new["limit"].tolist())
+                inside |= dict.fromkeys(taken, 0)
+                limits |= zip(taken, new["limit"].tolist())
             pixels = saved_as_png(batch["pixels"]) if settings.eight_bit else batch["pixels"]
-            given_up = batch["steps"] >= batch["limit"]
-            gradient, loss, reached = settings.look(net, pixels, goal, until, batch, names, all(inside.given_up))
-            looks = [before, _steps.Look(pixels, gradient, reached, given_up, inside)]
+            given_up = [steps >= limits[row] for row, steps in inside.items()]
+            gradient, loss, reached = settings.look(net, pixels, goal, until, batch, names, all(given_up))
+            looks = [before, _steps.Look(pixels, gradient, reached, batch["steps"] >= batch["limit"], inside)]
             # a device is read one step late, so that it need not wait for the host in every step
-            before = looks.pop() if late and not any(inside.given_up) else None
+            before = looks.pop() if late and not any(given_up) else None
             for look in filter(None, looks):
-                if not (finished := look.finished(inside, names)):
+                if not (done := look.finished(inside, names)):
                     continue
-                done = [look.rows[k] for k in finished]
-                rows = torch.tensor(done)
-                aligned.pixels[rows] = look.pixels[finished].cpu()
-                aligned.steps[rows] = torch.tensor([look.steps[k] for k in finished])
-                aligned.reached[rows] = look.reached[finished].cpu()
+                rows, at = list(done), list(done.values())
+                aligned.pixels[rows] = look.pixels[at].cpu()
+                aligned.steps[rows] = torch.tensor([look.steps[row] for row in rows])
+                aligned.reached[rows] = look.reached[at].cpu()
                 bar.update(len(rows))
-                for row in done if keep else ():
+                for row in rows if keep else ():
                     write_kept(files[row], {name: values[row].numpy() for name, values in vars(aligned).items()})
-                kept = inside.leave(rows.tolist()).to(net.device)
+                kept = torch.tensor([k for k, row in enumerate(inside) if row not in done], device=net.device).long()
+                inside = {row: steps for row, steps in inside.items() if row not in done}
                 batch = {name: value[kept] for name, value in batch.items()}
                 gradient, loss = gradient[kept], loss[kept]
             moved = batch["pixels"] + settings.move(batch, gradient, loss, names)
             batch["pixels"] = _steps.project(moved, batch, settings)
             batch["steps"] = batch["steps"] + 1
-            inside.step()
+            inside = {row: steps + 1 for row, steps in inside.items()}
     return aligned
 
 

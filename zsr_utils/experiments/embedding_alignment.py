@@ -26,13 +26,6 @@ VISIBILITY = {
     "less": "within the 8 that are usually called invisible",
     "undecided": "whether that is within the 8 that are usually called invisible is not decided",
 }
-DIRECTION = {"more": "the direction counts", "less": "it does more", "undecided": "what counts is not decided"}
-SHORTER = {
-    "more": "alignment goes less far",
-    "less": "it goes less far",
-    "undecided": "which goes less far is not decided",
-}
-DISTANCE = {"more": "farther than", "less": "nearer than", "undecided": "neither clearly nearer nor farther than"}
 TRANSFER = {"more": "it transfers", "less": "it does less", "undecided": "whether it transfers is not decided"}
 MEASURES = {"rms": "grey levels", "linf": "grey levels", "ssim": "SSIM", "target_cosine": "cosine"}
 

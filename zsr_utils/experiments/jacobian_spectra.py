@@ -23,11 +23,6 @@ QUANTITIES = {
     "largest": "s₁", "frobenius": "‖J‖ (Frobenius)", "effective_rank": "effective rank",
     "condition_number": "condition",
 }  # fmt: skip
-STRETCH = {
-    "more": "aligned images lie where the encoder stretches more",
-    "less": "aligned images lie where the encoder stretches less",
-    "undecided": "whether the encoder stretches more there is not decided",
-}
 FLIPPED = {
     "more": "noise changes more answers than it allows",
     "less": "noise changes fewer answers than it says",

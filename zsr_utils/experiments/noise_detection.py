@@ -31,16 +31,6 @@ MOVED = {
     "less": "the embedding moves less far than this account says",
     "undecided": "the account is not refuted",
 }
-FRAGILE = {
-    "more": "the directed change is the more fragile one",
-    "less": "the random change is the more fragile one",
-    "undecided": "which change is the more fragile one is not decided",
-}
-DRIFTS = {
-    "more": "aligned images drift more than clean ones",
-    "less": "aligned images drift less than clean ones",
-    "undecided": "aligned images are not told from clean ones by their drift",
-}
 MADE = {
     "named": "moved only to be named as another class",
     "aligned": "moved to the embedding of an image of another class",
@@ -52,11 +42,6 @@ EVADES = {
     "undecided": "whether averaging over noise hides a change is not decided",
     "nothing": "the plain attacker is found hardly more often than clean images are flagged: there is nothing to hide",
     "unclear": "that the plain attacker is found more often than clean images are flagged is not decided",
-}
-NORMAL = {
-    "more": "more than normal clouds would be",
-    "less": "fewer than normal clouds would be",
-    "undecided": "that it is more than normal clouds would be is not decided",
 }
 
 
