@@ -69,7 +69,6 @@ class Model(nn.Module):
         made_of = {"config": config, "preprocessing": self.preprocessing, "mean": list(mean), "std": list(std)}
         self.fingerprint = fingerprint_of(net, made_of)
         self.net.to(PRECISIONS[precision])
-        self._memory_format = torch.contiguous_format
         self.eval()
 
     @property
@@ -208,18 +207,6 @@ class Model(nn.Module):
             shape = tuple(classifier.shape)
             raise ValueError(f"classifier has shape {shape}, allowed is (K, {width}) with K at least 2.")
 
-    def tune(self, *, channels_last: bool = False, compile: bool | str = False) -> "Model":
-        """Compute the same faster, to rounding: channels innermost, which convolutions in 16 bits on a GPU prefer, or
-        the image tower compiled, but for token grids and Jacobians (a text names the backend); changes the handle.
-        """
-        if channels_last:
-            self._memory_format = torch.channels_last
-            self.net.to(memory_format=torch.channels_last)
-        if compile:
-            backend = compile if isinstance(compile, str) else "inductor"
-            self.net.encode_image = torch.compile(self.net.encode_image, backend=backend)
-        return self
-
     def _normalised(self, pixels: Tensor) -> Tensor:
         if pixels.ndim != 4 or pixels.shape[1:] != (3, self.image_size, self.image_size):
             size = self.image_size
@@ -227,8 +214,7 @@ class Model(nn.Module):
         low, high = pixels.detach().aminmax() if pixels.numel() and not self.trusts else (0, 0)
         if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
             raise ValueError(f"pixels run from {float(low):.4g} to {float(high):.4g}, allowed is [0, 1].")
-        normalised = ((pixels - self.mean) / self.std).to(PRECISIONS[self.precision])
-        return normalised.contiguous(memory_format=self._memory_format)
+        return ((pixels - self.mean) / self.std).to(PRECISIONS[self.precision]).contiguous()
 
 
 @contextmanager

@@ -40,10 +40,7 @@ def known_models() -> list[str]:
     return list(dict.fromkeys(every))
 
 
-def load_model(
-    name: str, pretrained: str | None = None, device: str = "auto", precision: str = "fp32", *,
-    channels_last: bool = False, compile: bool | str = False,
-) -> Model:  # fmt: skip
+def load_model(name: str, pretrained: str | None = None, device: str = "auto", precision: str = "fp32") -> Model:
     """Load a frozen model by name.
 
     Args:
@@ -54,7 +51,6 @@ def load_model(
         device: `auto` takes a GPU where there is one; otherwise any torch device name.
         precision: `fp32`, `tf32`, `fp16` or `bf16`. The choice between fp32 and tf32 holds for the process: with fp32,
             also convolutions on a GPU are exact to fp32. Gradients are for fp32: in 16 bits, small ones vanish.
-        channels_last, compile: As `Model.tune` takes them.
 
     Raises: ValueError for an unknown name, tag or precision; ModelUnavailable where weights cannot be had or read.
     """
@@ -73,7 +69,7 @@ def load_model(
         raise ValueError(unknown("model", name, known_models()))
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    return model.to(where).tune(channels_last=channels_last, compile=compile)
+    return model.to(where)
 
 
 def _adapter(name: str) -> Builder | None:
