@@ -36,12 +36,9 @@ SHRINKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 class Fooled(Goal):
     """Goal: another class than the label is named. The loss falls towards it.
 
-    Attributes:
-        kind: `cross_entropy`, of the logits over `temperature`, vanishes where the label's probability is 1; `margin`
-            is the label's logit less the largest other one; `dlr` is the margin over the distance of the largest logit
-            from the third (towards a target: from the mean of third and fourth), whatever the scale.
-        targets: The class to be named by `margin` and `dlr`; by default the best other one.
-        leave: Whether an image is finished when the model errs, as it is for the victim and not for a substitute.
+    `cross_entropy`, of the logits over `temperature`, vanishes where the label's probability is 1; `margin` is the
+    label's logit less the largest other one; `dlr` is the margin over the distance of the largest logit from the third
+    (towards a target: from the mean of third and fourth), whatever the scale.
 
     Source: Carlini & Wagner (2017) for the margin; Croce & Hein (2020) for the difference of logits ratio (DLR).
     """
@@ -51,8 +48,8 @@ class Fooled(Goal):
     labels: Int[Tensor, "n"]
     kind: str = "cross_entropy"
     temperature: float = 1.0
-    targets: Int[Tensor, "n"] | None = None
-    leave: bool = True
+    targets: Int[Tensor, "n"] | None = None  # to be named by `margin` and `dlr`; by default the best other class
+    leave: bool = True  # an image is finished when the model errs, as it is for the victim and not for a substitute
     own = ("labels", "targets")
 
     def logits(self, features: Tensor) -> Tensor:
@@ -84,21 +81,16 @@ class Fooled(Goal):
 class Attack(Settings):
     """How an attack moves an image.
 
-    Attributes:
-        optimizer: `sign`, steps of `step * eps`; `pgd`, whose steps decay; `apgd`, which halves its step where it makes
-            no progress; `deepfool`, to the nearest border of `candidates` classes by a linear account; `square`.
-        asks: `gradient`; `nes` or `spsa`, which estimate it from `queries` pairs of answers a step, `probe` apart; or
-            `score`, answers alone.
-        start: `source`, `random` (uniform in the ball) or `stripes` (of `square`).
-        diversity: Chance that a step looks through a picture made up to 10 % smaller, somewhere on black (DIM).
+    Optimizers are `sign`, steps of `step * eps`, `pgd`, whose steps decay, `apgd`, which halves its step where it makes
+    no progress, `deepfool`, to the nearest border of `candidates` classes by a linear account, and `square`.
     """
 
     optimizer: str = "sign"
-    asks: str = "gradient"
-    start: str = "source"
-    diversity: float = 0.0
-    queries: int = 100
-    probe: float = 0.001
+    asks: str = "gradient"  # or `nes` or `spsa`, which estimate it, or `score`, answers alone
+    start: str = "source"  # or `random` (uniform in the ball) or `stripes` (of `square`)
+    diversity: float = 0.0  # chance that a step looks through a picture made up to 10 % smaller, on black (DIM)
+    queries: int = 100  # pairs of answers a step, of `nes` and `spsa`
+    probe: float = 0.001  # and how far apart they are
     candidates: int = 10
 
     def optimizers(self) -> dict[str, Callable]:

@@ -28,10 +28,6 @@ TINY = 1e-30
 def radial_frequency(h: int, w: int) -> Float[Tensor, "h w"]:
     """Radius of every frequency of the 2-D DFT of an h x w image, in the DFT's order; the corner is 1.
 
-    Examples:
-        >>> radial_frequency(4, 4)[0].round(decimals=4).tolist()
-        [0.0, 0.3536, 0.7071, 0.3536]
-
     Source: By the largest radius, as in the code of Wani et al. (2026); cycles a pixel on both axes, so that a circle
         means one scale in an image that is not square, is this project's choice.
     """

@@ -149,13 +149,7 @@ def made_before(
     name: str, severity: float, sample_ids: Iterable[str], pixels: Float[Tensor, "n 3 h w"],
     columns: Mapping[str, np.ndarray] | None = None,
 ) -> Condition:  # fmt: skip
-    """A condition of images that were made already, `columns` their facts; several of a sample are its draws in order.
-
-    Examples:
-        >>> condition = made_before("aligned", 1, ["a", "a", "b"], torch.zeros(3, 3, 2, 2))
-        >>> condition.draws
-        {'a': 2, 'b': 1}
-    """
+    """A condition of images that were made already; several of a sample are its draws, `columns` the facts."""
     draws: dict[str, int] = {}
     rows: dict[tuple[str, int], int] = {}
     for position, sample_id in enumerate(sample_ids):

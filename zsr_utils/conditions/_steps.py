@@ -22,34 +22,25 @@ LONGEST = 0.1  # Polyak step (RMS over the pixels): a vanishing gradient must no
 class Settings:
     """How images are moved.
 
-    Attributes:
-        optimizer: `polyak`, whose step length `step * L / ||gradient||^2` follows from the known least loss 0;
-            `gradient_descent`, the paper's fixed step length, halved for a pair after 50 steps without progress; or
-            `pgd`, steps of a length that decays from `step * eps` to 0 along the steepest direction of the norm.
-        step: Relative to those of `polyak` and `pgd` (default 1), or squared pixels per unit of loss.
-        momentum: Share of the last move (`polyak`) or of the accumulated gradient (`pgd`) kept.
-        eps: Radius of the ball around the source, in units of [0, 1] pixels; three numbers are an L-infinity radius for
-            each channel; None leaves only the box [0, 1].
-        eight_bit: Look, in every step, at the image rounded to 256 grey levels, so that what is reached holds for the
-            saved file. An L-infinity ball then holds the levels inside it; an L2 ball is kept before the rounding.
-        noise: Standard deviation of Gaussian noise in [0, 1] units; above 0 the loss is averaged over `draws` noisy
-            copies and the image itself, and all of them must meet the goal.
-        seed: Of the noise, which depends on the pair's name, the step and the draw alone.
+    Optimizers are `polyak`, whose step length `step * L / ||gradient||^2` follows from the known least loss 0,
+    `gradient_descent`, the paper's fixed step length, halved for a pair after 50 steps without progress, and `pgd`,
+    steps of a length that decays from `step * eps` to 0 along the steepest direction of the norm.
 
     Source: Salman et al. (2024): loss, start at the source and stop rule as in the authors' code, at [0, 1] pixels.
         Steps: Polyak (1987); Madry et al. (2018), with momentum Dong et al. (2018).
     """
 
     optimizer: str = "polyak"
-    step: float | None = None
-    momentum: float = 0.0
+    step: float | None = None  # relative (default 1), or of `gradient_descent` squared pixels per unit of loss
+    momentum: float = 0.0  # share of the last move (of `pgd`: of the accumulated gradient) kept
     max_steps: int = 200
+    # radius of the ball in [0, 1] pixels, or L-infinity radii of the channels; None leaves only the box [0, 1]
     eps: float | tuple[float, float, float] | None = None
-    norm: str = "linf"
-    eight_bit: bool = False
-    noise: float = 0.0
-    draws: int = 4
-    seed: int = 0
+    norm: str = "linf"  # or `l2`, whose ball is kept before rounding
+    eight_bit: bool = False  # look at rounded images, so that what is reached holds for the saved file
+    noise: float = 0.0  # standard deviation in [0, 1] pixels: the loss is averaged over noisy copies and the image
+    draws: int = 4  # noisy copies, all of which must meet the goal
+    seed: int = 0  # of the noise, which depends on the pair's name, the step and the draw alone
 
     def __post_init__(self):
         one_of("optimizer", self.optimizer, self.optimizers())

@@ -169,15 +169,12 @@ def load(name: str, pretrained: str | None, precision: str) -> SupervisedModel:
 def load_folder(folder: Path, build: Callable[[str, int], nn.Module], precision: str) -> Model:
     """An embedded classifier: `config.json` beside `model.safetensors`, and `build(tower, classes)` for its network."""
     config = read_config(folder / "config.json")
-    network = build(config["tower"], len(config["class_names"]))
+    network, names = build(config["tower"], len(config["class_names"])), [(c,) for c in config["class_names"]]
     fill(network, folder / "model.safetensors", folder.name, [])
-    size = config["image_size"]
-    preprocessing = {"image_size": size, "resize": size, "interpolation": "bicubic"}
-    return SupervisedModel(
-        network, library="timm", namings=[[(c,) for c in config["class_names"]]], name=folder.name,
-        precision=precision, config=config,
-        preprocessing=preprocessing | {key: config[key] for key in ("mean", "std")},
-    )  # fmt: skip
+    preprocessing = {key: config[key] for key in ("image_size", "mean", "std")}
+    preprocessing |= {"resize": config["image_size"], "interpolation": "bicubic"}
+    options = {"precision": precision, "config": config, "preprocessing": preprocessing}
+    return SupervisedModel(network, library="timm", namings=[names], name=folder.name, **options)
 
 
 def resize_and_crop(preprocessing: dict) -> Callable[[Image.Image], Float[Tensor, "3 size size"]]:

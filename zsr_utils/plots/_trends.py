@@ -25,13 +25,11 @@ def trend(
     """Models as points on stretched axes with ticks in percent, lines with their bands, and y = x dotted.
 
     Args:
-        points: One row a model and panel: `name`, the accuracies `x` and `y`, strictly between 0 and 1, the interval of
-            y, `low` and `high`, and the columns `group` and `panel`.
+        points: A row a model and panel: `name`, the accuracies `x` and `y`, strictly between 0 and 1, the interval of
+            y, `low` and `high`, and the columns `group`, at most eight beside the grey baseline, and `panel`.
         lines: Rows along lines of the baseline, in order: `x`, `value`, `low`, `high`, the column `panel`, and `piece`,
             which tells the parts of a line that breaks apart.
-        group: Column told apart by colour and mark, in order of appearance, at most eight beside the grey baseline.
         scale: `logit` or `probit`, of both axes.
-        columns: Panels side by side.
     """
     one_of("scale", scale, SCALES)
     into = SCALES[scale][0]
@@ -100,7 +98,6 @@ def paths(table: pd.DataFrame, *, x_title: str, y_title: str) -> go.Figure:
 
     `mark` stands beside a point; hover has its `label` and both intervals, `x_low` and `x_high` too.
     """
-    up, down = table["high"] - table["value"], table["value"] - table["low"]
     shares, numbers = dict.fromkeys(["y", "low", "high"], ":.1%"), dict.fromkeys(["x", "x_low", "x_high"], ":.3f")
     figure = _facets(
         table.assign(x=table["x_value"], y=table["value"], up=up, down=down), "series", "panel", 2, 250,

@@ -124,7 +124,7 @@ class Run:
 
     def provenance(self) -> dict:
         """Everything needed to say where these numbers come from."""
-        net, images = self._net, self._images
+        net, images, changed = self._net, self._images, _git("status", "--porcelain", "--untracked-files=no")
         of_net = ("pretrained", "fingerprint", "activation", "precision", "image_size", "preprocessing")
         return {
             "format": FORMAT,
@@ -145,9 +145,7 @@ class Run:
             "seed": self.parameters.get("seed"),
             "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
             "git": _git("rev-parse", "HEAD"),
-            "dirty": None
-            if (changed := _git("status", "--porcelain", "--untracked-files=no")) is None
-            else bool(changed),
+            "dirty": None if changed is None else bool(changed),
             "device": _device(net.device),
             "files": self._files,
             "seconds": round(time.perf_counter() - self._began, 1),

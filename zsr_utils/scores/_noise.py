@@ -124,13 +124,6 @@ def squared_moves(rows: pd.DataFrame, derivatives: pd.DataFrame) -> pd.DataFrame
         move; `mean`: the square of that, less what so few draws alone would give), `account` (of `ACCOUNTS`),
         `measured`, `predicted` (of `mean` to first order the whole move, for it predicts none).
 
-    Examples:
-        >>> rows = pd.DataFrame({"model": "m", "sample_id": "a", "severity": 255.0, "move": [[3.0], [1.0]]})
-        >>> own = pd.DataFrame({"jacobian": 2.0, "trace": 12.0, "hessian": 1.0}, index=["a"])
-        >>> found = squared_moves(rows, pd.concat({"m": own})).set_index(["part", "account"])
-        >>> found[["measured", "predicted"]].loc["whole"].values.tolist()
-        [[5.0, 2.0], [5.0, 5.5]]
-
     Source: Linear Gaussian account of Salman et al. (2024), which has a mean move of 0; the second order and the test
         of both are this project's.
     """

@@ -24,13 +24,7 @@ Statistic = Callable[[pd.DataFrame], Estimate]
 
 
 def estimates(rows: pd.DataFrame, by: str | Sequence[str], statistic: Statistic) -> pd.DataFrame:
-    """One estimate a group of rows, in the order in which they first appear: columns `by` and those of an estimate.
-
-    Examples:
-        >>> rows = pd.DataFrame({"sigma": [1, 1, 2], "hit": [1, 0, 1]})
-        >>> estimates(rows, "sigma", lambda part: proportion(part.hit.sum(), len(part))).value.tolist()
-        [0.5, 1.0]
-    """
+    """One estimate a group of rows, in the order in which they first appear: columns `by` and those of an estimate."""
     by = [by] if isinstance(by, str) else list(by)
     groups = rows.groupby(by, sort=False, observed=True)
     return pd.DataFrame([{**dict(zip(by, keys)), **asdict(statistic(part))} for keys, part in groups])
@@ -74,11 +68,6 @@ def kept_rate(rows: pd.DataFrame) -> Estimate:
 
 def flip_rate(rows: pd.DataFrame) -> Estimate:
     """Instance flip rate (IFR): share of views whose answer is not the clean one.
-
-    Examples:
-        >>> rows = pd.DataFrame({"sample_id": list("aabb"), "clean_prediction": 0, "prediction": [0, 1, 0, 0]})
-        >>> flip_rate(rows).value, vulnerability(rows).value, equal_vulnerability(2)(rows).value
-        (0.25, 0.5, 0.5)
 
     Source: Wani et al. (2026), IFR and IV; the equal-instances IV is this project's.
     """

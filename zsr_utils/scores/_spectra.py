@@ -21,10 +21,6 @@ def spectrum_summary(values: Float[np.ndarray, "n d"], sample_ids: Sequence | No
     ((sum s^2)^2 / sum s^4, from 1 to D), `rank` (values above 1e-6 of the largest; below it is rounding) and
     `condition_number` (s_1 by the smallest of those); units in `JACOBIAN_UNITS`.
 
-    Examples:
-        >>> spectrum_summary(np.array([[3.0, 3.0]])).round(3).values.tolist()
-        [[0.0, 3.0, 4.243, 2.0, 2.0, 1.0]]
-
     Source: Salman et al. (2024) show spectra; the numbers are this project's choice.
     """
     values = np.asarray(values)
@@ -49,11 +45,6 @@ def linear_reach(rows: pd.DataFrame, tolerance: float = 0.1, *, by: Sequence[str
     Rows are of `jacobian.linear_error`. `reach`, in grey levels for each of `by`, lies between the last size that holds
     (or none, of no error) and the first that fails, where the straight line through their errors passes the tolerance;
     it is the largest size if all hold.
-
-    Examples:
-        >>> rows = pd.DataFrame({"sample_id": 0, "size": [1, 2, 4], "relative_error": [0.05, 0.15, 0.02]})
-        >>> linear_reach(rows).reach.tolist()
-        [1.5]
     """
 
     def reach(part: pd.DataFrame) -> float:
