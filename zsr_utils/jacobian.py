@@ -67,18 +67,10 @@ class Curvature:
         return around.mT @ around / (2 * (around.shape[1] - 1))
 
     def squares(self) -> pd.DataFrame:
-        """Unbiased ||tr H||^2 (`trace`) and sum of ||H_k||_F^2 (`hessian`), with standard errors by the jackknife."""
-
-        def parts(total: Tensor, lengths: Tensor, m: int) -> Tensor:
-            square = total.square().sum(-1)
-            return torch.stack([(square - lengths) / (m * (m - 1)), (lengths - square / m) / (2 * (m - 1))], -1)
-
-        m, lengths, total = self.forms.shape[1], self.forms.square().sum(2), self.forms.sum(1, keepdim=True)
-        found = parts(total, lengths.sum(1, keepdim=True), m)[:, 0]
-        without = parts(total - self.forms, lengths.sum(1, keepdim=True) - lengths, m - 1)
-        errors = without.std(1, correction=0) * (m - 1) ** 0.5
-        columns = "trace hessian trace_error hessian_error"
-        return pd.DataFrame(torch.cat([found, errors], 1).cpu().numpy(), columns=columns.split())
+        """Unbiased ||tr H||^2 (`trace`) and sum of ||H_k||_F^2 (`hessian`), a row an image."""
+        m, lengths, square = self.forms.shape[1], self.forms.square().sum(2).sum(1), self.forms.sum(1).square().sum(-1)
+        found = {"trace": (square - lengths) / (m * (m - 1)), "hessian": (lengths - square / m) / (2 * (m - 1))}
+        return pd.DataFrame({name: values.cpu().numpy() for name, values in found.items()})
 
 
 def spectra(net: Model, pixels: Float[Tensor, "n 3 h w"], *, memory_mb: float = 64) -> Spectra:
@@ -257,8 +249,8 @@ def directed_against_random(
     images are clipped to [0, 1], and measured with float32 embeddings: give images with headroom, and a size at which
     `random` is well above 1e-6 of the embedding's norm. The factor's relative standard error is 1 / sqrt(2 draws).
 
-    Returns: A row an image: `sample_id`, `prediction`, `runner_up`, `predicted` (r ||g||), `directed` and `random`
-        (size of the moves measured), `factor` (their quotient), `predicted_factor`.
+    Returns: A row an image: `sample_id`, `predicted` (r ||g||), `directed` and `random` (size of the moves measured),
+        and `factor` (their quotient).
 
     Source: Salman et al. (2024): zero-shot against systematic evaluation; the factor is inferred.
     """
@@ -267,7 +259,7 @@ def directed_against_random(
     _above_zero("draws", [draws], "1 or more")
     root = pixels[0].numel() ** 0.5
     for n, image in enumerate(pixels.to(net.device)):
-        answer, others, apart, margins = _rivals(net, _features(net, image[None])[0], classifier)
+        _, _, apart, margins = _rivals(net, _features(net, image[None])[0], classifier)
         best = int(margins.argmin())
         gradient = next(_rows(net, image, apart[best].float()[None], 1))
         _refuse_not_finite(gradient, [n])
@@ -278,10 +270,8 @@ def directed_against_random(
         changes = (features[1:] - features[0]) @ apart[best]
         directed, random = float(changes[0].abs()), float(changes[1:].square().mean().sqrt())
         predicted = size / 255 * root * float(gradient.double().norm())
-        found = (names[n], answer, int(others[best]), predicted, directed, random)
-        rows.append((*found, directed / random if random else np.inf, root))
-    columns = "sample_id prediction runner_up predicted directed random factor predicted_factor"
-    return pd.DataFrame(rows, columns=columns.split())
+        rows.append((names[n], predicted, directed, random, directed / random if random else np.inf))
+    return pd.DataFrame(rows, columns=["sample_id", "predicted", "directed", "random", "factor"])
 
 
 def _rows(net: Model, image: Tensor, cotangents: Tensor, step: int) -> Iterator[Tensor]:

@@ -36,8 +36,7 @@ def views(names: Sequence[str] | None = None, *, detail: str = "layers", **optio
     `_normalised` (divided by the mean squared length of the tokens) and `_content` (only between tokens of original
     content), `share_k` and `coherence_k` (of the grid's change in radial band k; missing where the canvas changes its
     size), and `power_low`, `power_middle`, `power_high` (relative change of the picture's own spectrum); with `layers`
-    also `drift_layer_k` of the mean token after block k and `roughness_layer_k` (relative change of its normalised
-    energy).
+    also `drift_layer_k` of the mean token after block k.
 
     Source: Wani et al. (2026): families, stability, Dirichlet energy, input spectrum. Image encoders with a zero-shot
         head in place of generative models, blocks before the last, restriction to original content and the spectrum of
@@ -67,17 +66,8 @@ def token_facts(batch: Batch, seen: Seen, shown: list[View], perturbation: Pertu
         facts |= {f"share_{k + 1}": shares[:, k], f"coherence_{k + 1}": coherence[:, k]}
     _, relative = scores.power_change(batch.pixels.cpu().numpy(), seen.pixels.cpu().numpy(), len(POWER_BANDS))
     facts |= {f"power_{name}": relative[:, k] for k, name in enumerate(POWER_BANDS)}
-    return facts | (layer_facts(batch.clean, seen) if layers else {})
-
-
-def layer_facts(clean: Seen, seen: Seen) -> dict:
-    """Drift of the mean token after every block, and the relative change of its normalised Dirichlet energy."""
-    facts = {}
-    for layer, (before, after) in enumerate(zip(clean.grids, seen.grids), start=1):
-        facts[f"drift_layer_{layer}"] = drift_between(before.mean((1, 2)), after.mean((1, 2))).numpy()
-        grids = after.numpy(), before.numpy()
-        rough, smooth = (scores.dirichlet_energy(g) / scores.mean_square_norm(g) for g in grids)
-        facts[f"roughness_layer_{layer}"] = rough / smooth - 1
+    for layer, grids in enumerate(zip(batch.clean.grids, seen.grids) if layers else (), start=1):
+        facts[f"drift_layer_{layer}"] = drift_between(*(grid.mean((1, 2)) for grid in grids)).numpy()
     return facts
 
 

@@ -88,8 +88,7 @@ def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "
 
     It takes 3 to 5,000 samples: beyond that the p values are not valid. The lengths of directions do not matter.
 
-    Returns: A row a direction: `direction` (position), `statistic` (W; 1 is normal), `p`, `p_holm`, and how large a
-        deviation is, `skewness` and `excess_kurtosis` (both 0 if normal).
+    Returns: A row a direction: `direction` (position), `statistic` (W; 1 is normal), `p`, `p_holm`.
 
     Source: Shapiro & Wilk (1965) by `scipy.stats.shapiro`; Holm (1979).
     """
@@ -105,8 +104,7 @@ def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "
     if flat.any():
         raise ValueError(f"All samples are equal along direction {int(flat.argmax())}, there is nothing to test.")
     statistic, p = np.array([scipy.stats.shapiro(v) for v in values.T]).T
-    table = pd.DataFrame({"direction": range(len(p)), "statistic": statistic, "p": p, "p_holm": holm(p)})
-    return table.assign(skewness=scipy.stats.skew(values), excess_kurtosis=scipy.stats.kurtosis(values))
+    return pd.DataFrame({"direction": range(len(p)), "statistic": statistic, "p": p, "p_holm": holm(p)})
 
 
 def squared_moves(rows: pd.DataFrame, derivatives: pd.DataFrame) -> pd.DataFrame:
