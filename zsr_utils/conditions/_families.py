@@ -32,11 +32,10 @@ def families(
 
     The paper's families are `PAPER`, 30 instances:
 
-    - `translation` (8): the image wraps around sideways, positive to the right.
-    - `pad_crop` (8): a black border on every side, or (negative) a cut from every side.
-    - `scale` (1): 0.9 times as large, bicubic; the smaller image is the view, as in the authors' code.
-    - `scale_pad` (2): the same, centred on a black or white canvas of the original size.
-    - `rotation` (2): by 30 degrees, positive to the left, bicubic, on a larger white canvas.
+    - `translation` (8): the image wraps around sideways, positive to the right;
+    - `pad_crop` (8): a black border on every side, or (negative) a cut from every side;
+    - `scale` (1): 0.9 times as large, bicubic; `scale_pad` (2): on a black or white canvas of the original size;
+    - `rotation` (2): by 30 degrees, positive to the left, bicubic, on a larger white canvas;
     - `text_semantic`, `text_random`, `text_empty` (3 each): on a white box in the middle of the image a class name in
       red, 6 to 12 random characters cut to its width, or nothing.
 

@@ -30,11 +30,7 @@ def load_dataset(
     Args:
         name_or_folder: One of
 
-            - `tabletop`, which is part of the project;
-            - `imagenette`, `imagenette-320`, `imagenette-160`, `cifar10`, `cifar100`;
-            - `imagenet`, `imagenet-v2` (matched frequency), `imagenet-v2-threshold-0.7`, `imagenet-v2-top-images`,
-              `imagenet-a`, `imagenet-r`, `imagenet-sketch`, `objectnet`, `imagenet-c`, `stylized-imagenet`,
-              `cue-conflict`;
+            - one of `NAMES`, of which `tabletop` is part of the project;
             - `wds:` and a folder, or a data set of the Hugging Face hub such as `clip-benchmark/wds_imagenetv2`,
               in the layout of CLIP_benchmark;
             - a folder with one sub-folder of images a class (a WordNet id is translated), such folders in a folder

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zsr_utils._cache import cache_folder, write_whole
+from zsr_utils._cache import kept
 
 
 # tf32 keeps weights and results in fp32; its products are rounded on a GPU that can
@@ -176,14 +176,13 @@ class Model(nn.Module):
             if template.count("{}") != 1:
                 raise ValueError(f"template {template!r} must hold exactly one '{{}}' for the class name.")
         key = json.dumps([self.fingerprint, self.precision, list(class_names), list(templates)])
-        path = cache_folder() / "classifiers" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.pt"
-        if path.exists():
-            return torch.load(path, weights_only=True).to(self.device)
-        texts = [template.format(name) for name in class_names for template in templates]
-        features = F.normalize(self.encode_text(texts), dim=-1)
-        weights = F.normalize(features.view(len(class_names), len(templates), -1).mean(1), dim=-1)
-        write_whole(path, lambda temporary: torch.save(weights.cpu(), temporary))
-        return weights
+
+        def compute() -> dict:
+            texts = [template.format(name) for name in class_names for template in templates]
+            features = F.normalize(self.encode_text(texts), dim=-1).view(len(class_names), len(templates), -1)
+            return {"weights": F.normalize(features.mean(1), dim=-1).cpu().numpy()}
+
+        return torch.from_numpy(kept("classifiers", key, compute)["weights"]).to(self.device)
 
     def logits(self, pixels: Float[Tensor, "n 3 h w"], classifier: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:
         """`exp(logit_scale) * cosine (+ logit_bias)`, with the model's own scale."""
