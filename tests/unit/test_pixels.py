@@ -123,7 +123,7 @@ def test_a_transform_without_settings_and_a_switch_keep_nothing(cache, monkeypat
 
 def test_a_store_that_cannot_be_used_gets_one_sentence_with_the_ways_out(cache):
     all_of(Counted().dataset, preprocess())
-    (file,) = (cache / "pixels").iterdir()
+    file = next(path for path in (cache / "pixels").iterdir() if not path.name.endswith("-journal"))
     file.write_bytes(b"no database" * 1000)
     with pytest.raises(OSError, match=r"cannot be kept in '.*' \(file is not a database\): make room .* ZSR_PIXELS=0"):
         all_of(Counted().dataset, preprocess())
