@@ -54,7 +54,13 @@ def load(address: str, device: torch.device, variants: list[str]) -> dict:
     nets = {}
     for variant in variants:
         torch.manual_seed(0)
-        nets[variant] = zsr.load_model(*address.split("@"), device=str(device), **VARIANTS[variant])
+        options = dict(VARIANTS[variant])
+        channels_last, compiled = (options.pop(name, False) for name in ("channels_last", "compile"))
+        net = nets[variant] = zsr.load_model(*address.split("@"), device=str(device), **options)
+        if channels_last:
+            net.net.to(memory_format=torch.channels_last)
+        if compiled:
+            net.net.encode_image = torch.compile(net.net.encode_image)
     return nets
 
 

@@ -77,8 +77,7 @@ def read_kept(path: Path) -> dict[str, np.ndarray] | pd.DataFrame | None:
 def kept(kind: str, key: str, compute: Callable[[], dict | pd.DataFrame], suffix: str = ".npz"):
     """What `compute` gives, computed once: of several processes that want it at once, one computes, the others wait.
 
-    The key is everything that the content depends on, code included (see `code`). Content is arrays by name, or a frame
-    where the suffix is `.parquet`; it lies in the folder `kind` within the cache.
+    The key is everything that the content (arrays by name, or a `.parquet` frame) depends on, code included.
     """
     from filelock import FileLock
 
@@ -129,12 +128,7 @@ def code(*layers: str) -> str:
 
 
 def digest(*values) -> str:
-    """32 digits for what some values are: numbers, texts, arrays, tensors, functions and records of them.
-
-    Examples:
-        >>> digest([1, "a"]) == digest([1, "a"]), digest(1) == digest("1")
-        (True, False)
-    """
+    """32 digits for what some values are: numbers, texts, arrays, tensors, functions and records of them."""
     found = hashlib.sha256()
     for part in _parts(values):
         found.update(part)

@@ -24,12 +24,7 @@ def nearest(name: str, known: Iterable[str], *, n: int = 3) -> list[str]:
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The sentence for a name nobody knows, with the closest right ones.
-
-    Examples:
-        >>> unknown("model", "ViT-B32", ["ViT-B-32", "RN50"])
-        "Unknown model 'ViT-B32': nearest known names are ViT-B-32."
-    """
+    """The sentence for a name nobody knows, with the closest right ones."""
     known = list(known)
     close = nearest(name, known) or sorted(known)[:5] or ["none"]
     return f"Unknown {what} {name!r}: nearest known names are {', '.join(close)}."
@@ -43,27 +38,18 @@ def one_of(what: str, value, allowed: Iterable) -> None:
 
 
 def check_type(what: str, value, like) -> None:
-    """Raise one clear sentence unless `value` has the type of `like`, a list in its elements too, and is finite.
-
-    Examples:
-        >>> check_type("models", ["a", 3], ["b"])
-        Traceback (most recent call last):
-        ValueError: models holds 3 (int), allowed are values of type str such as 'b'.
-    """
+    """Raise one clear sentence unless `value` has the type of `like`, a list in its elements too, and is finite."""
     wanted, has = type(like), type(value)
     if has is not wanted and not (wanted is float and has is int):
-        raise ValueError(
-            f"{what} is {value!r} ({has.__name__}), allowed is a value of type {wanted.__name__} such as {like!r}."
-        )
+        allowed = f"allowed is a value of type {wanted.__name__} such as {like!r}"
+        raise ValueError(f"{what} is {value!r} ({has.__name__}), {allowed}.")
     if has is float and not math.isfinite(value):
         raise ValueError(f"{what} is {value!r}, allowed is a finite number such as {like!r}.")
     for element in value if wanted is list and like else ():
         kinds = (int, float) if isinstance(like[0], int | float) else type(like[0])
         if not isinstance(element, kinds) or isinstance(element, bool):
-            found, kind = type(element).__name__, type(like[0]).__name__
-            raise ValueError(
-                f"{what} holds {element!r} ({found}), allowed are values of type {kind} such as {like[0]!r}."
-            )
+            allowed = f"allowed are values of type {type(like[0]).__name__} such as {like[0]!r}"
+            raise ValueError(f"{what} holds {element!r} ({type(element).__name__}), {allowed}.")
 
 
 def read_yaml(path: Path):
@@ -75,20 +61,10 @@ def read_yaml(path: Path):
 
 
 def markdown(text) -> Markup:
-    """Text that Markdown, MyST among it, shows as it is.
-
-    Examples:
-        >>> print(markdown("a_b <x>"))
-        a\\_b \\<x\\>
-    """
+    """Text that Markdown, MyST among it, shows as it is."""
     return Markup(MARKUP.sub(r"\\\1", " ".join(str(text).split())))
 
 
 def as_html(text) -> str:
-    """Text that HTML, and plotly with its own small HTML and templates, shows as it is.
-
-    Examples:
-        >>> as_html("R$20 <b>")
-        'R&#36;20 &lt;b&gt;'
-    """
+    """Text that HTML, and plotly with its own small HTML and templates, shows as it is."""
     return str(text).translate(ENTITIES)

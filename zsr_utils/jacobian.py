@@ -1,15 +1,13 @@
 """The Jacobian J = df/dx of the raw image embedding, how far its linear account holds, and what curvature adds.
 
-x is an image in [0, 1] (P = 3 H W pixels), f(x) its raw embedding (D numbers, not normalised), J is D x P. A row of J
-is one vector-Jacobian product, so J costs D backward passes and an image of 224 x 224 pixels 0.3 GB; `spectra` keeps
-only the Gram matrix J J^T, whose eigenvalues are the squared singular values of J and whose multiple sigma^2 J J^T is,
-to first order, the covariance of the embedding under pixel noise N(0, sigma^2 I). To second order the mean moves by
-sigma^2 tr(H_k) / 2 in coordinate k, whose Hessian is H_k (P x P), and the covariance gains sigma^4 tr(H_a H_b) / 2;
-`second_order` estimates both without a Hessian. Weights are frozen: no pass here computes a parameter gradient.
+x is an image in [0, 1] (P = 3 H W pixels), f(x) its raw embedding (D numbers, not normalised), J is D x P. J costs D
+backward passes; kept is only J J^T, whose eigenvalues are the squared singular values of J and whose multiple
+sigma^2 J J^T is, to first order, the covariance of the embedding under pixel noise N(0, sigma^2 I). To second order the
+mean moves by sigma^2 tr(H_k) / 2 in coordinate k, whose Hessian is H_k (P x P), and the covariance gains
+sigma^4 tr(H_a H_b) / 2; `second_order` estimates both without a Hessian.
 
-Functions take the model handle `net`, images `pixels` in [0, 1], a `classifier` of `net.classifier`, and `sample_ids`,
-the names of the images in the rows; without them, images are numbered. A Jacobian that is not finite raises
-FloatingPointError, which names the image. What is counted from spectra alone is in `scores`.
+Images are named in the rows by `sample_ids`, and numbered without. A derivative that is not finite raises
+FloatingPointError, which names the image.
 """
 
 import copy
@@ -69,34 +67,17 @@ class Curvature:
         return around.mT @ around / (2 * (around.shape[1] - 1))
 
     def squares(self) -> pd.DataFrame:
-        """Unbiased ||tr H||^2 (`trace`) and sum of ||H_k||_F^2 (`hessian`), a row an image, with standard errors.
-
-        The square of a mean of m probes alone would be too large by a m-th of the variance. Standard errors
-        (`trace_error`, `hessian_error`) are of the probes, by the jackknife.
-        """
-
-        def parts(total: Tensor, lengths: Tensor, m: int) -> Tensor:
-            square = total.square().sum(-1)
-            return torch.stack([(square - lengths) / (m * (m - 1)), (lengths - square / m) / (2 * (m - 1))], -1)
-
-        m, lengths, total = self.forms.shape[1], self.forms.square().sum(2), self.forms.sum(1, keepdim=True)
-        found = parts(total, lengths.sum(1, keepdim=True), m)[:, 0]
-        without = parts(total - self.forms, lengths.sum(1, keepdim=True) - lengths, m - 1)
-        errors = without.std(1, correction=0) * (m - 1) ** 0.5
-        columns = "trace hessian trace_error hessian_error"
-        return pd.DataFrame(torch.cat([found, errors], 1).cpu().numpy(), columns=columns.split())
+        """Unbiased ||tr H||^2 (`trace`) and sum of ||H_k||_F^2 (`hessian`), a row an image."""
+        m, lengths, square = self.forms.shape[1], self.forms.square().sum(2).sum(1), self.forms.sum(1).square().sum(-1)
+        found = {"trace": (square - lengths) / (m * (m - 1)), "hessian": (lengths - square / m) / (2 * (m - 1))}
+        return pd.DataFrame({name: values.cpu().numpy() for name, values in found.items()})
 
 
 def spectra(net: Model, pixels: Float[Tensor, "n 3 h w"], *, memory_mb: float = 64) -> Spectra:
     """Singular values, and left singular vectors, of the Jacobian of every image.
 
-    G = J J^T is summed in float64 from float32 rows, and its eigenvalues are the squared singular values: squared in
-    float32 they would be lost below 3e-4 of the largest. A J that does not fit into memory waits in a temporary file,
-    from which every number is read back once.
-
-    Args:
-        memory_mb: For J and for the copies made of it, in MiB; activations of the model are extra. The temporary file
-            lies where `TMPDIR` says and holds D * P * 4 bytes.
+    J J^T is summed in float64: in float32, values below 3e-4 of the largest would be lost. J and the copies made of it
+    take `memory_mb` MiB; one that does not fit waits in a temporary file of D * P * 4 bytes, where `TMPDIR` says.
 
     Source: Salman et al. (2024), Fig. 3; the computation through J J^T is this project's choice.
     """
@@ -120,10 +101,9 @@ def spectra(net: Model, pixels: Float[Tensor, "n 3 h w"], *, memory_mb: float = 
 def right_singular_images(
     net: Model, pixels: Float[Tensor, "n 3 h w"], left: Float[Tensor, "n d d"], k: int
 ) -> Float[Tensor, "n k 3 h w"]:
-    """The first k right singular vectors of every image, v = J^T u / s, as images of unit norm.
+    """The k pixel patterns to which the embedding answers most: right singular vectors v = J^T u / s, of unit norm.
 
-    They are the k pixel patterns to which the embedding answers most. Errors of float32 grow as s_1 / s_i, so that far
-    down the spectrum the images are no longer orthogonal. `left` is that of `spectra`.
+    Errors of float32 grow as s_1 / s_i, so that far down the spectrum they are no longer orthogonal.
     """
     _names(None, pixels)
     if len(left) != len(pixels):
@@ -148,19 +128,15 @@ def linear_error(
 ) -> pd.DataFrame:  # fmt: skip
     """How far f(x + change) is from f(x) + J change, along one direction an image and at growing size.
 
-    A direction may be Gaussian noise, a right singular image, or an attack (aligned less source image). The moved image
-    is clipped to [0, 1], and the prediction is made for the change that is left. At very small sizes the measured
-    difference is rounding: float32 embeddings agree to about 1e-6.
+    The moved image is clipped to [0, 1], and the prediction is made for the change that is left. At very small sizes
+    the measured difference is rounding: float32 embeddings agree to about 1e-6.
 
     Args:
-        directions: One an image, of any length above 0; only the direction counts.
-        sizes: Root mean square of the change before clipping, in grey levels (1/255).
+        sizes: Root mean square of the change before clipping, in grey levels; the length of a direction does not count.
 
-    Returns:
-        A row an image and size: `sample_id`, `size`, `rms` (grey levels, after clipping), `predicted` (||J change||)
-        and `measured` (||f(x + change) - f(x)||, both in embedding units), `relative_error` (norm of the difference of
-        the two vectors, by `measured`), `lipschitz` (`measured` by ||change||, embedding units per unit of [0, 1]
-        pixels).
+    Returns: A row an image and size: `sample_id`, `size`, `rms` (grey levels, after clipping), `predicted`
+        (||J change||) and `measured` (||f(x + change) - f(x)||), both in embedding units, `relative_error` (norm of the
+        difference of the two vectors, by `measured`), `lipschitz` (`measured` by ||change|| in [0, 1] pixels).
 
     Source: Directional Lipschitz constants: Salman et al. (2024); relative error is this project's choice.
     """
@@ -198,11 +174,8 @@ def second_order(
 
     v^T H_k v is the second derivative of f_k along v: two forward derivatives, for all k at once, that cost about 20
     passes; a copy in float64 and central differences where a network has none. A network of rectifiers is linear in
-    pieces: its forms are 0, though its kinks move the mean.
-
-    Args:
-        probes: 3 or more an image. Of m, tr(H) has the standard error sqrt(2 / m) ||H||_F.
-        at_once: Probes in one pass; each takes the memory of about four images.
+    pieces: its forms are 0, though its kinks move the mean. Of m probes, tr(H) has the standard error
+    sqrt(2 / m) ||H||_F; each of those `at_once` takes the memory of about four images.
 
     Source: Hutchinson (1990) for the trace; the account to second order, and its test, are this project's.
     """
@@ -229,20 +202,16 @@ def flip_prediction(
     Class a is the answer at x. Its margin over b, m = (t_a - t_b) f, and b_a - b_b more where classes have biases, is
     normal under noise, with mean m and standard deviation sigma ||J^T (t_a - t_b)||, and is negative with probability
     Phi(-m / (sigma ||J^T (t_a - t_b)||)). The answer changes when any of the K - 1 margins is negative: the largest of
-    the probabilities is a lower bound of that, `flip`, and their sum an upper one, `flip_at_most`; for two classes they
-    are the same. Embeddings are raw: the answer is the same, and a margin is linear in them.
+    the probabilities is a lower bound of that, `flip`, and their sum an upper one, `flip_at_most`.
 
     Args:
         gram: `Spectra.gram` of the same images: ||J^T w||^2 = w^T J J^T w.
-        curvature: `second_order` of the same images, for the account to second order. With H = sum of w_k H_k for
-            w = t_a - t_b, the margin's mean is m + sigma^2 tr(H) / 2, its variance
-            sigma^2 ||J^T w||^2 + sigma^4 ||H||_F^2 / 2, and it is taken as normal still.
+        curvature: `second_order` of the same images. With H = sum of w_k H_k for w = t_a - t_b, the margin's mean is
+            then m + sigma^2 tr(H) / 2, its variance sigma^2 ||J^T w||^2 + sigma^4 ||H||_F^2 / 2.
         sigmas: Standard deviations of the noise, in units of [0, 1] pixels.
 
-    Returns:
-        A row an image and sigma: `sample_id`, `sigma`, `flip`, `flip_at_most`, `prediction` (a), `nearest` (the b of
-        `flip` to first order), and of that b `margin`, `gradient_norm` and `directed` (norm of the smallest change of
-        pixels that closes the margin, margin / gradient_norm).
+    Returns: A row an image and sigma: `sample_id`, `sigma`, `flip`, `flip_at_most`, `prediction` (a), `nearest` (the b
+        of `flip` to first order), and of that b `margin`, `gradient_norm` and `directed` (margin / gradient_norm).
 
     Source: Salman et al. (2024) for the linear Gaussian account; the formulas are inferred.
     """
@@ -275,18 +244,13 @@ def directed_against_random(
 ) -> pd.DataFrame:  # fmt: skip
     """How much further the margin over the runner-up moves along its gradient than along random noise.
 
-    All moves have the norm r = size / 255 * sqrt(P). Against the gradient the margin moves by r ||g||; along a random
-    direction by r ||g|| / sqrt(P) (root mean square), so that the predicted factor is sqrt(P), 388 at 224 x 224 pixels.
-    Moved images are clipped to [0, 1], and moves are measured with float32 embeddings: give images with headroom, and a
-    size at which `random` is well above 1e-6 of the embedding's norm.
+    All moves have the norm r = size / 255 * sqrt(P), `size` in grey levels (RMS). Against the gradient the margin moves
+    by r ||g||; along a random direction by r ||g|| / sqrt(P) (RMS), so that the predicted factor is sqrt(P). Moved
+    images are clipped to [0, 1], and measured with float32 embeddings: give images with headroom, and a size at which
+    `random` is well above 1e-6 of the embedding's norm. The factor's relative standard error is 1 / sqrt(2 draws).
 
-    Args:
-        size: Root mean square of a move, in grey levels.
-        draws: Random directions an image; the factor's relative standard error is 1 / sqrt(2 draws).
-
-    Returns:
-        One row an image: `sample_id`, `prediction`, `runner_up`, `predicted` (r ||g||), `directed` and `random` (size
-        of the moves measured), `factor` (their quotient), `predicted_factor`.
+    Returns: A row an image: `sample_id`, `predicted` (r ||g||), `directed` and `random` (size of the moves measured),
+        and `factor` (their quotient).
 
     Source: Salman et al. (2024): zero-shot against systematic evaluation; the factor is inferred.
     """
@@ -295,7 +259,7 @@ def directed_against_random(
     _above_zero("draws", [draws], "1 or more")
     root = pixels[0].numel() ** 0.5
     for n, image in enumerate(pixels.to(net.device)):
-        answer, others, apart, margins = _rivals(net, _features(net, image[None])[0], classifier)
+        _, _, apart, margins = _rivals(net, _features(net, image[None])[0], classifier)
         best = int(margins.argmin())
         gradient = next(_rows(net, image, apart[best].float()[None], 1))
         _refuse_not_finite(gradient, [n])
@@ -306,10 +270,8 @@ def directed_against_random(
         changes = (features[1:] - features[0]) @ apart[best]
         directed, random = float(changes[0].abs()), float(changes[1:].square().mean().sqrt())
         predicted = size / 255 * root * float(gradient.double().norm())
-        found = (names[n], answer, int(others[best]), predicted, directed, random)
-        rows.append((*found, directed / random if random else np.inf, root))
-    columns = "sample_id prediction runner_up predicted directed random factor predicted_factor"
-    return pd.DataFrame(rows, columns=columns.split())
+        rows.append((names[n], predicted, directed, random, directed / random if random else np.inf))
+    return pd.DataFrame(rows, columns=["sample_id", "predicted", "directed", "random", "factor"])
 
 
 def _rows(net: Model, image: Tensor, cotangents: Tensor, step: int) -> Iterator[Tensor]:

@@ -42,19 +42,7 @@ CHOICES = {"adaptive_goals": ("named", "aligned"), "units": ("relative", "pixels
 
 
 def check_parameters(given: Mapping, **least: float) -> None:
-    """Refuse values that mean nothing.
-
-    Args:
-        least: Of single parameters, what a chapter needs where that is more than their name alone asks for.
-
-    Examples:
-        >>> check_parameters({"number": 100, "sigmas": [1, 4]})
-        >>> check_parameters({"number": -5})
-        Traceback (most recent call last):
-        ValueError: number is -5, allowed is 0 or more.
-
-    Raises: ValueError.
-    """
+    """Refuse values that mean nothing, or less of single parameters than the `least` that a chapter needs."""
     given = {k: v for k, v in given.items() if k != "classes" or not isinstance(v, list | tuple)}  # a list is of names
     for name, like in {"model": "tabletop-base", "dataset": "tabletop", **DEFAULTS}.items():
         if name in given:

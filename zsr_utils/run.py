@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import yaml
@@ -75,10 +75,7 @@ def check(notebook: Path, parameters: dict) -> dict:
 
 
 def check_addresses(given: Iterable[dict]) -> None:
-    """Refuse models and data sets that nobody knows; loads torch only for names that do not come with the project.
-
-    Raises: ValueError or OSError, with the nearest known names or the reason.
-    """
+    """Refuse models and data sets that nobody knows; loads torch only for names that do not come with the project."""
     given, embedded = list(given), {folder.name for folder in (ROOT / "data" / "models").glob("tabletop-*")}
     models = {(p["model"], p.get("pretrained", "")) for p in given}
     models |= {m.partition("@")[::2] for p in given for m in p.get("models", ())}
@@ -120,6 +117,17 @@ def from_here(parameters: dict) -> dict:
     return parameters | found
 
 
+def _always(do: Callable[[], object], seconds: float) -> None:
+    """Do something every so many seconds, as long as this process runs."""
+
+    def watch():
+        while True:
+            time.sleep(seconds)
+            do()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
     """Run a notebook and return its executed copy."""
     from nbclient.exceptions import DeadKernelError
@@ -156,9 +164,10 @@ def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
         if working.is_file():
             write_whole(failed, lambda p: p.write_bytes(working.read_bytes()))
         if isinstance(error, DeadKernelError):
-            killed = "its process was killed, as happens when memory runs out"
-            again = "finished batches are kept, so run it again"
-            raise NotebookFailed(f"{notebook.stem} stopped: {killed}; {again}.") from error
+            killed = (
+                "its process was killed, as happens when memory runs out; finished batches are kept, so run it again"
+            )
+            raise NotebookFailed(f"{notebook.stem} stopped: {killed}.") from error
         reason = f"{error.ename}: {' '.join(str(error.evalue).split())}"
         raise NotebookFailed(f"{notebook.stem} failed in cell {error.exec_count}: {reason}") from error
     except OSError as error:
@@ -179,24 +188,19 @@ def _earlier(folder: Path) -> set[Path]:
 
 def follow(file: Path, seconds: float = 1) -> None:
     """Show the last line of a file, as long as this process runs: the bar of a loop inside a long cell."""
+    shown = [""]
 
-    def watch():
-        shown = ""
-        while True:
-            time.sleep(seconds)
-            lines = file.read_text().replace("\r", "\n").split("\n") if file.exists() else []
-            if (last := next((line for line in reversed(lines) if line.strip()), shown)) != shown:
-                print(f"\r{last:<78}", end="", file=sys.stderr, flush=True)
-                shown = last
+    def show():
+        lines = file.read_text().replace("\r", "\n").split("\n") if file.exists() else []
+        if (last := next((line for line in reversed(lines) if line.strip()), shown[0])) != shown[0]:
+            print(f"\r{last:<78}", end="", file=sys.stderr, flush=True)
+            shown[0] = last
 
-    threading.Thread(target=watch, daemon=True).start()
+    _always(show, seconds)
 
 
 def read_parameters(files: list[Path], pairs: list[list[str]], known: dict | None = None) -> dict:
-    """Parameters of flat YAML files, later ones first in rank, then of `-p name value`.
-
-    Such a value is YAML, but that of a parameter that `known`, the defaults, has as text: that is the text itself.
-    """
+    """Parameters of flat YAML files, later ones first, then of `-p name value`: text where `known` is, else YAML."""
     parameters: dict = {}
     for path in files:
         if not path.is_file():
@@ -215,13 +219,7 @@ def read_parameters(files: list[Path], pairs: list[list[str]], known: dict | Non
 
 def end_with(process: int, seconds: float = 1) -> None:
     """End this process when `process`, which started it, is gone, as a job of a killed sweep must."""
-
-    def watch():
-        while os.getppid() == process:
-            time.sleep(seconds)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    _always(lambda: os.getppid() == process or os._exit(1), seconds)
 
 
 def gpus() -> list[str]:
@@ -237,10 +235,9 @@ def gpus() -> list[str]:
 
 
 def own_gpu(seconds: float = 1) -> FileLock | None:
-    """Wait for a GPU that no other job of this user has on this machine, and show the notebook that one alone.
+    """Wait for a GPU that no other job of this user has, show the notebook that one alone, and give its lock back.
 
-    Its lock, which the system frees when this process ends, is given back; None where there is no GPU, or Slurm has
-    chosen one for this job.
+    None where there is no GPU, or Slurm has chosen one for this job.
     """
     visible = gpus()
     if not visible or "SLURM_JOB_ID" in os.environ:
@@ -288,8 +285,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
+    _lock = own_gpu() if options.gpu else None  # kept until the end
     try:
-        lock = own_gpu() if options.gpu else None  # noqa: F841  kept until the end
         print(execute(options.notebook, parameters, progress=not options.no_progress))
     except NotebookFailed as error:
         print(error, file=sys.stderr)

@@ -89,9 +89,8 @@ class Study:
     ) -> Head:  # fmt: skip
         """The zero-shot classifier of a model for this data set's classes, or those of these names.
 
-        Args:
-            merged: Whether it answers with ImageNet's 1,000 classes, of which each class of the data set is several; by
-                default only where a model was trained with labels.
+        If `merged`, and by default where it was trained with labels, it answers with ImageNet's 1,000 classes, of which
+        each class of the data set is several.
         """
         names = tuple(names or self.names)
         if self.images.merged and (isinstance(net, SupervisedModel) if merged is None else merged):
@@ -118,7 +117,6 @@ class Study:
             conditions: Or a function that makes them for a model, such as those of its own aligned images.
             images, prompts: In place of the chapter's data set and prompt set (or `OWN_PROMPTS`, or templates). The
                 classes of such images are the answers then.
-            merged: As for `head`.
             keep: Whether the rows are among those that the chapter leaves behind.
             options: `draws` and `detail`, as `measure.measure` takes them.
         """
@@ -146,9 +144,7 @@ class Study:
     def estimate(self, rows: pd.DataFrame, name: str, statistic: Statistic, by: Sequence[str] = ()) -> pd.DataFrame:
         """One number a group of rows, told apart by the columns `by` beside `model`, and the table of `keep`.
 
-        Args:
-            name: `topic/quantity`; the values of `by` follow as a qualifier, and the model's name where it is not the
-                chapter's own.
+        The values of `by` follow the name `topic/quantity`, and the model's name where it is not the chapter's own.
         """
         by = list(by)
         keys = [*by, *(["model"] if "model" in rows else [])]
@@ -191,7 +187,7 @@ class Study:
         return self.run.metric(name, estimate)
 
     def __getitem__(self, name: str) -> Estimate:
-        return _Recorded(self.run.metrics, {})[name]
+        return _Recorded(self.run.metrics)[name]
 
     def decide(self, name: str, reference: float = 0.0, *, margin: float | None = None, **words: str) -> str:
         """The words that fit a number by `scores.decide`: `more`, `less`, `undecided`, and `same` with a margin.
@@ -204,15 +200,14 @@ class Study:
     def say(self, text: str, **words) -> None:
         """Show a sentence of the report, as Markdown: the place for results in prose.
 
-        Numbers enter by their recorded names, `{zero_shot/accuracy:pct}`, and further words, chosen by a rule such as
-        `decide`, by theirs; an estimate takes a format, too. Words are data, such as names, and shown as they are;
-        what is Markdown already is `Markup`, as a word and as the text. A chapter's one sentence, *in short*, carries
-        the caution.
+        Numbers enter by their recorded names, `{zero_shot/accuracy:pct}`, and further words by theirs. Words are data,
+        such as names, and shown as they are; what is Markdown already is `Markup`, as a word and as the text. A
+        chapter's one sentence, *in short*, carries the caution.
         """
         if not isinstance(text, Markup):
             if text.startswith("**In short:**") and self.run.caution:
                 text, words = text + " **Caution:** {caution}.", words | {"caution": self.run.caution}
-            text = _Sentence().vformat(text, (), _Recorded(self.run.metrics, words))
+            text = _Sentence().vformat(text, (), _Recorded(self.run.metrics | words))
         self.run.say(text)
 
     def close(self) -> None:
@@ -235,28 +230,19 @@ class _Sentence(string.Formatter):
 
 
 class _Recorded(dict):
-    """Further words, and numbers by name."""
-
-    def __init__(self, numbers: Mapping[str, Estimate], words: Mapping):
-        super().__init__(words)
-        self._numbers = numbers
+    """Numbers by name, and further words."""
 
     def __missing__(self, name: str) -> Estimate:
-        if name not in self._numbers:
-            raise ValueError(unknown("recorded number", name, self._numbers))
-        return self._numbers[name]
+        raise ValueError(unknown("recorded number", name, self))
 
 
 def open_study(notebook: str, namespace: Mapping, *, images: int = 2, **least: float) -> Study:
     """Open the study of a notebook: `study = zsr.open_study("01-zero-shot-baseline", globals())`.
 
-    Args:
-        namespace: Holds the notebook's variables after the `parameters` cell, which are checked before anything is
-            loaded.
-        images, least: How many images the chapter needs, and the least value of single parameters.
+    The notebook's variables are checked before anything is loaded; `images` and `least` are how many images the chapter
+    needs, and the least value of single parameters.
 
-    Raises: ValueError for a parameter outside its range, by its name, and for a data set with fewer images or classes
-        than needed.
+    Raises: ValueError for a parameter outside its range, and for a data set with fewer images or classes than needed.
     """
     return Study(notebook, parameters(dict(namespace)), images=images, **least)
 

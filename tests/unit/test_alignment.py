@@ -11,7 +11,7 @@ from tiny import linear_model, tiny_model
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zsr_utils.conditions import Settings, _finished, _steps, alignment
+from zsr_utils.conditions import Settings, _steps, alignment
 
 
 @pytest.fixture
@@ -193,7 +193,6 @@ class Interrupted:
 
 def test_an_interrupted_run_goes_on_and_a_second_one_computes_nothing(net, pairs, monkeypatch, tmp_path):
     monkeypatch.setenv("ZSR_CACHE", str(tmp_path))
-    monkeypatch.setattr(_finished, "EVERY", 2)
     passes, goal = Interrupted(net, monkeypatch), match(pairs[1], distance=1e-3)
     arguments = {"settings": Settings("gradient_descent", 0.5, max_steps=400), "batch_size": 2}
     passes.after = 12
@@ -216,7 +215,6 @@ def test_an_interrupted_run_goes_on_and_a_second_one_computes_nothing(net, pairs
 def test_noise_knows_only_the_pair_the_step_and_the_draw(net, pairs, monkeypatch, tmp_path):
     """A pair alone, beside three others, in other batches or after an interruption: the same image."""
     monkeypatch.setenv("ZSR_CACHE", str(tmp_path))
-    monkeypatch.setattr(_finished, "EVERY", 1)
     settings, names = Settings("gradient_descent", 0.3, max_steps=20, noise=0.1, draws=2, seed=3), list("abcd")
 
     def moved(rows, **options):
@@ -358,7 +356,7 @@ def test_steps_in_a_ball_decay_from_its_radius_to_nothing(norm):
     """eps (1 + cos(pi k / K)) / 2 in step k of K, along the sign or the unit vector of the gradient."""
     settings = Settings("pgd", eps=0.1, norm=norm, max_steps=12)
     gradient = torch.full((4, 3, 2, 2), 5.0)
-    moves = _steps.move({"steps": torch.tensor([0, 4, 6, 12])}, gradient, torch.zeros(4), settings).flatten(1)
+    moves = settings.move({"steps": torch.tensor([0, 4, 6, 12])}, gradient, torch.zeros(4), []).flatten(1)
     length = -moves[:, 0] if norm == "linf" else moves.norm(dim=1)
     torch.testing.assert_close(length, 0.1 * torch.tensor([1, 0.75, 0.5, 0]), atol=1e-7, rtol=1e-5)
 

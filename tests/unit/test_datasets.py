@@ -302,7 +302,6 @@ def test_a_restricted_class_list_leaves_the_other_names_out(tmp_path):
     two = dataset.restricted(["dog", "bee"])
     assert two.class_names == ("bee", "dog")
     assert [(s.sample_id, s.label) for s in two.samples][2:4] == [("bee/2.png", 0), ("dog/0.png", 1)]
-    assert two.whole[1] == 12 and list(two.positions) == [3, 4, 5, 9, 10, 11]
     drawn, again = (dataset.restricted(3, seed=5) for _ in range(2))
     assert drawn.class_names == again.class_names and len(drawn) == 9 and {s.label for s in drawn.samples} == {0, 1, 2}
     assert dataset.restricted(0) is dataset.restricted(4) is dataset

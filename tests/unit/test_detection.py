@@ -158,7 +158,7 @@ def test_normal_samples_are_not_rejected_and_others_are_found():
     values[:, 2] += 0.3 * values[:, 2] ** 2
     found = scores.normality(values, np.eye(6))
     assert (found.p_holm < 0.05).tolist() == [False, False, True, False, False, False]
-    assert found.statistic.idxmin() == 2 and abs(found.skewness[2]) > 5 * abs(found.skewness.drop(2)).max()
+    assert found.statistic.idxmin() == 2
     assert found.p[0] == pytest.approx(stats.shapiro(values[:, 0]).pvalue)
 
 

@@ -260,20 +260,6 @@ def test_tokens_are_a_grid(vit):
     assert vit.encode_tokens(torch.rand(2, 3, 224, 224)).shape == (2, 7, 7, 768)
 
 
-@pytest.mark.slow
-def test_channels_last_and_compilation_change_nothing_but_rounding(tmp_path):
-    """The compiler's `eager` backend traces the tower without a C++ compiler, as any other backend would."""
-    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    plain = load_model("tabletop-small", device="cpu")
-    tuned = load_model("tabletop-small", device="cpu", channels_last=True, compile="eager")
-    assert any(p.is_contiguous(memory_format=torch.channels_last) for p in tuned.net.parameters() if p.ndim == 4)
-    found = [net.encode_image(pixels) for net in (plain, tuned)]
-    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
-    gradients = [torch.autograd.grad(f.square().sum(), pixels)[0] for f in found]
-    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(tuned.encode_tokens(pixels), plain.encode_tokens(pixels), atol=1e-5, rtol=1e-5)
-
-
 def test_tf32_is_asked_for_and_never_by_default():
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:

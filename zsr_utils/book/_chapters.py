@@ -21,19 +21,12 @@ TAG = re.compile(r"<(?:br|/?su[bp]|/?[bi])\s*/?>")
 
 @dataclass(frozen=True)
 class Figure:
-    """An interactive figure of a chapter.
+    """An interactive figure of a chapter."""
 
-    Attributes:
-        number: Place in the chapter, from 1.
-        label: `<chapter>.<number>`.
-        caption: The section it stands in and what its axes show, as plain text.
-        spec: `data` and `layout` as plotly.js takes them.
-    """
-
-    number: int
-    label: str
-    caption: str
-    spec: dict
+    number: int  # place in the chapter, from 1
+    label: str  # `<chapter>.<number>`
+    caption: str  # the section it stands in and what its axes show, as plain text
+    spec: dict  # `data` and `layout` as plotly.js takes them
 
     @property
     def anchor(self) -> str:
@@ -53,18 +46,10 @@ class Figure:
 
 
 class Chapter:
-    """A folder of results, `<results>/<model>@<data set>/<notebook>`.
+    """A folder of results, `<results>/<model>@<data set>/<notebook>`, relative to the project, and its entry.
 
-    Args:
-        folder: The folder, relative to the project, as a page's address has it.
-        root: The project.
-        entry: The chapter's entry in `chapters.yaml`.
-
-    Attributes:
-        name, number: `01-zero-shot-baseline` and `1`.
-        docname: The page, as Sphinx names it: the path without its ending.
-        path: The folder.
-        files: What a reader can download: the notebook, all rows with the samples first, the numbers, the provenance.
+    `docname` is the page, as Sphinx names it; `files` are what a reader can download: the notebook, all rows with the
+    samples first, the numbers, the provenance.
     """
 
     def __init__(self, folder: str, root: Path, entry: Mapping):
@@ -119,10 +104,7 @@ class Chapter:
 
     @property
     def headlines(self) -> list[tuple[dict, str]]:
-        """The numbers that answer the chapter's question, each with a few words.
-
-        On Tabletop each must be there. Other data have not all that they are about, and such a one was not measured.
-        """
+        """The numbers that answer the chapter's question, in a few words; only on Tabletop each must be there."""
         none = dict.fromkeys(("value", "low", "high")) | {"n": 0, "unit": "fraction"}
         recorded = {name: {"name": name, **none} for name in self.provenance.get("not_measured", ())}
         recorded |= {metric["name"]: metric for metric in self.metrics}
@@ -157,12 +139,7 @@ def chapters(folder: str, root: Path, known: Mapping[str, Mapping]) -> list[Chap
 
 
 def headings(cell: dict) -> list[tuple[int, str]]:
-    """Level and plain text of the headings of a Markdown cell.
-
-    Examples:
-        >>> headings({"cell_type": "markdown", "source": ["# A *map* of `x`\\n", "text\\n", "## B"]})
-        [(1, 'A map of x'), (2, 'B')]
-    """
+    """Level and plain text of the headings of a Markdown cell."""
     if cell["cell_type"] != "markdown":
         return []
     found = re.findall(r"^(#+) +(.+?)\s*$", "".join(cell["source"]), re.M)
@@ -196,12 +173,7 @@ def specification(text: str) -> dict:
 
 
 def caption(section: str, spec: dict) -> str:
-    """The section and the titles of the axes, as plain text.
-
-    Examples:
-        >>> caption("Drift", {"layout": {"xaxis": {"title": {"text": "eps<br><sub>n = 3</sub>"}}}})
-        'Drift: eps'
-    """
+    """The section and the titles of the axes, as plain text."""
     titles = [spec["layout"].get(axis, {}).get("title", {}).get("text", "") for axis in ("yaxis", "xaxis")]
     titles = [html.unescape(TAG.sub(" ", t.split("<br>")[0])).strip() for t in titles]
     return ": ".join(filter(None, (section, " against ".join(filter(None, titles)))))

@@ -41,12 +41,7 @@ def pictures() -> dict[str, Path]:
 
 
 def draw(figures: Iterable[Figure], script: Path) -> None:
-    """Draw the figures that have no picture yet, on white; those that cannot be drawn are said and stay without.
-
-    Args:
-        figures: Figures of the book; pictures of others are removed.
-        script: plotly.js.
-    """
+    """Draw the figures of a book that have no picture yet, on white, by plotly.js; pictures of others are removed."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     wanted, known = {f.digest: f for f in figures}, pictures()
     for digest in known.keys() - wanted.keys():

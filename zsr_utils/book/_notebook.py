@@ -62,8 +62,7 @@ def prepared(notebook: dict, chapter: Chapter, where: str, pictured: Container[s
 def folded(notebook: dict) -> dict:
     """The notebook with tags that fold its code, but for the lines that are the method, which a cell's tag says.
 
-    Folded with what they show are parameters, set-up, numbers that tests compare, and tables of all numbers; a cell
-    whose own tags say what is shown keeps them. At the end, all numbers of the chapter are a box like its provenance.
+    Folded with what they show are parameters, set-up, numbers that tests compare, and tables of all numbers.
     """
     section = ""
     for cell in notebook["cells"]:

@@ -15,13 +15,7 @@ from zsr_utils.book.contents import own
 
 
 def value(metric: dict) -> str:
-    """A number as a reader sees it, a fraction in percent.
-
-    Examples:
-        >>> fraction = {"value": 0.998, "low": 0.994, "high": 1, "unit": "fraction"}
-        >>> value(fraction), interval(fraction), value({"value": 6.42, "unit": "rank"})
-        ('99.8 %', '[99.4, 100.0]', '6.42')
-    """
+    """A number as a reader sees it, a fraction in percent."""
     if metric["value"] is None:
         return "not measured"
     return _digits(metric, "value") + (" %" if metric["unit"] == "fraction" else "")

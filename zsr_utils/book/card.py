@@ -115,9 +115,7 @@ def compare(card: Mapping, other: Mapping) -> pd.DataFrame:
             f"Both cards are of the same run, of {name_of(card)}: another checkpoint, seed or precision is needed."
         )
     common = [name for name in ours if name in theirs and ours[name].get("model", True)]
-    again = (
-        card["of"]["fingerprint"] == other["of"]["fingerprint"]
-    )  # another seed may draw other images
+    again = card["of"]["fingerprint"] == other["of"]["fingerprint"]  # another seed may draw other images
     for name in common:
         one, two = ours[name]["made_of"], theirs[name]["made_of"]
         if differ := [what for what in one if one[what] != two.get(what) and not (again and what == "images")]:

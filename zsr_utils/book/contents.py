@@ -37,12 +37,7 @@ def read_chapters(root: Path = ROOT) -> dict[str, dict]:
 
 
 def chosen(words: str, known: Sequence[str]) -> list[str]:
-    """The chapters that are named, by number or in full, in the order of the book; without a name all of them.
-
-    Examples:
-        >>> chosen("05 1", ["01-zero-shot-baseline", "05-representation-drift", "19-model-trends"])
-        ['01-zero-shot-baseline', '05-representation-drift']
-    """
+    """The chapters that are named, by number or in full, in the order of the book; without a name all of them."""
     by_number = {name.split("-")[0].lstrip("0"): name for name in known}
     named = {by_number.get(word.lstrip("0"), word) for word in words.split()}
     for name in sorted(named.difference(known)):

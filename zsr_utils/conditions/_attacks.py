@@ -17,10 +17,9 @@ from torch.nn import functional as F
 from zsr_utils._text import one_of
 from zsr_utils.conditions import _steps
 from zsr_utils.conditions._condition import Batch, Condition, Head, Seen, generator
-from zsr_utils.conditions._finished import as_bytes
 from zsr_utils.conditions._noise import sizes
 from zsr_utils.conditions._steps import Settings
-from zsr_utils.conditions.alignment import align
+from zsr_utils.conditions.alignment import Goal, align
 from zsr_utils.models import Model
 
 
@@ -34,15 +33,12 @@ SHRINKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 @dataclass(frozen=True)
-class Fooled:
+class Fooled(Goal):
     """Goal: another class than the label is named. The loss falls towards it.
 
-    Attributes:
-        kind: `cross_entropy`, of the logits over `temperature`, vanishes where the label's probability is 1; `margin`
-            is the label's logit less the largest other one; `dlr` is the margin over the distance of the largest logit
-            from the third (towards a target: from the mean of third and fourth), whatever the scale.
-        targets: The class to be named by `margin` and `dlr`; by default the best other one.
-        leave: Whether an image is finished when the model errs, as it is for the victim and not for a substitute.
+    `cross_entropy`, of the logits over `temperature`, vanishes where the label's probability is 1; `margin` is the
+    label's logit less the largest other one; `dlr` is the margin over the distance of the largest logit from the third
+    (towards a target: from the mean of third and fourth), whatever the scale.
 
     Source: Carlini & Wagner (2017) for the margin; Croce & Hein (2020) for the difference of logits ratio (DLR).
     """
@@ -52,21 +48,9 @@ class Fooled:
     labels: Int[Tensor, "n"]
     kind: str = "cross_entropy"
     temperature: float = 1.0
-    targets: Int[Tensor, "n"] | None = None
-    leave: bool = True
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device) -> "Fooled":
-        """The goal with its labels on a device."""
-        targets = None if self.targets is None else self.targets.to(device)
-        return replace(self, labels=self.labels.to(device), targets=targets)
-
-    def key(self, row: int) -> bytes:
-        target = None if self.targets is None else int(self.targets[row])
-        said = repr((self.kind, self.temperature, int(self.labels[row]), target, self.leave, self.head.merged))
-        return as_bytes(self.head.weights) + said.encode()
+    targets: Int[Tensor, "n"] | None = None  # to be named by `margin` and `dlr`; by default the best other class
+    leave: bool = True  # an image is finished when the model errs, as it is for the victim and not for a substitute
+    own = ("labels", "targets")
 
     def logits(self, features: Tensor) -> Tensor:
         return self.head.merge(self.net.logits_of(features, self.head.weights.to(features.device)))
@@ -74,9 +58,9 @@ class Fooled:
     def loss(self, features: Tensor, rows: Tensor) -> Tensor:
         logits = self.logits(features)
         if self.kind == "cross_entropy":
-            return -F.cross_entropy(logits / self.temperature, self._of(self.labels, rows), reduction="none")
+            return -F.cross_entropy(logits / self.temperature, self.labels[rows], reduction="none")
         lead = self.leads(logits, rows)
-        lead = lead.amin(1) if self.targets is None else lead.gather(1, self._of(self.targets, rows)[:, None])[:, 0]
+        lead = lead.amin(1) if self.targets is None else lead.gather(1, self.targets[rows][:, None])[:, 0]
         if self.kind == "dlr":
             best = logits.sort(dim=1, descending=True).values
             third = best[:, 2] if self.targets is None else best[:, 2:4].mean(1)
@@ -85,37 +69,28 @@ class Fooled:
 
     def leads(self, logits: Tensor, rows: Tensor) -> Tensor:
         """The label's logit less that of every class, infinite for its own."""
-        own = self._of(self.labels, rows)[:, None]
+        own = self.labels[rows][:, None]
         return (logits.gather(1, own) - logits).scatter(1, own, torch.inf)
 
     def reached(self, features: Tensor, rows: Tensor) -> Tensor:
         logits = self.logits(features)
         return (self.leads(logits, rows).amin(1) < -ROUNDING * logits.abs().amax(1)) & self.leave
 
-    @staticmethod
-    def _of(values: Tensor, rows: Tensor) -> Tensor:
-        return values.to(rows.device)[rows]
-
 
 @dataclass(frozen=True)
 class Attack(Settings):
     """How an attack moves an image.
 
-    Attributes:
-        optimizer: `sign`, steps of `step * eps`; `pgd`, whose steps decay; `apgd`, which halves its step where it makes
-            no progress; `deepfool`, to the nearest border of `candidates` classes by a linear account; `square`.
-        asks: `gradient`; `nes` or `spsa`, which estimate it from `queries` pairs of answers a step, `probe` apart; or
-            `score`, answers alone.
-        start: `source`, `random` (uniform in the ball) or `stripes` (of `square`).
-        diversity: Chance that a step looks through a picture made up to 10 % smaller, somewhere on black (DIM).
+    Optimizers are `sign`, steps of `step * eps`, `pgd`, whose steps decay, `apgd`, which halves its step where it makes
+    no progress, `deepfool`, to the nearest border of `candidates` classes by a linear account, and `square`.
     """
 
     optimizer: str = "sign"
-    asks: str = "gradient"
-    start: str = "source"
-    diversity: float = 0.0
-    queries: int = 100
-    probe: float = 0.001
+    asks: str = "gradient"  # or `nes` or `spsa`, which estimate it, or `score`, answers alone
+    start: str = "source"  # or `random` (uniform in the ball) or `stripes` (of `square`)
+    diversity: float = 0.0  # chance that a step looks through a picture made up to 10 % smaller, on black (DIM)
+    queries: int = 100  # pairs of answers a step, of `nes` and `spsa`
+    probe: float = 0.001  # and how far apart they are
     candidates: int = 10
 
     def optimizers(self) -> dict[str, Callable]:
@@ -340,7 +315,9 @@ class Attacked:
     def _made(self, batch: Batch) -> tuple[Tensor, dict[str, np.ndarray]]:
         net, head = self.substitute or (batch.net, batch.head)
         self._check(batch, net, head)
-        attack = replace(self.attack, seed=batch.seed, **self._ball(batch.net))
+        std = batch.net.std.flatten().tolist()
+        eps = self.attack.eps if self.space == "pixel" else tuple(min(1.0, self.attack.eps * s) for s in std)
+        attack = replace(self.attack, seed=batch.seed, eps=eps)
         pixels, steps, passes = batch.pixels.clone(), *(np.zeros(len(batch), int) for _ in range(2))
         # what is wrong already counts as broken by a change of 0; a substitute does not know
         fooled = (batch.clean.predictions != batch.labels) & (self.substitute is None)
@@ -361,11 +338,6 @@ class Attacked:
         counts = {"steps": steps, "passes": passes}
         return pixels, counts if self.substitute else counts | {"fooled": fooled.numpy()}
 
-    def _ball(self, net: Model) -> dict:
-        if self.space == "pixel":
-            return {}
-        return {"eps": tuple(min(1.0, self.attack.eps * s) for s in net.std.flatten().tolist())}
-
     def _check(self, batch: Batch, net: Model, head: Head) -> None:
         if self.kind == "dlr" and len(head.class_names) < 4:
             raise ValueError(f"dlr compares four logits, {net.name} has {len(head.class_names)} classes.")
@@ -383,8 +355,7 @@ def attack(
     """An attack in an L-infinity ball, as a condition: an image is left when the victim errs, or changed all the way.
 
     `fgsm`, `bim`, `mim`, `dim`, `deepfool`, `nes` and `spsa` are those of Wang et al.; `pgd` has a random start,
-    decaying steps and momentum; `apgd_ce`, `apgd_dlr` (targeted) and `square` are those of AutoAttack. Its fourth,
-    FAB-T, looks for the nearest border, which `deepfool` and growing balls do here.
+    decaying steps and momentum; `apgd_ce`, `apgd_dlr` (targeted) and `square` are those of AutoAttack.
 
     Args:
         eps: Radius in units of [0, 1]; the severity is 255 times that. `deepfool` stops by itself, in any ball.
@@ -393,8 +364,7 @@ def attack(
         targets: Classes that `apgd_dlr` asks for, the nearest first.
         substitute: A network and its head whose gradient is followed all the way in place of the victim's (transfer).
         space: `normalised` takes eps in units of the victim's normalised input, as the code of Wang et al. does.
-        called: The condition's name, where it is not the attack's.
-        draws: Random starts.
+        called, draws: The condition's name, where it is not the attack's, and its random starts.
         options: Fields of `Attack`, such as `queries` or `eight_bit`.
 
     Source: Goodfellow et al. (2015), Kurakin et al. (2017), Dong et al. (2018), Xie et al. (2019), Moosavi-Dezfooli et
@@ -412,18 +382,13 @@ def attack(
     return Condition(called or name, round(255 * eps, 6), shown.change, shown.facts, draws)
 
 
-@dataclass(frozen=True)
-class Corner:
+def random_noise(eps: float, draws: int = 1) -> Condition:
     """Every value moved up or down by the radius, at random: how much of an attack any change of its size does."""
 
-    eps: float
+    def change(batch: Batch) -> Float[Tensor, "n 3 h w"]:
+        return (batch.pixels + eps * batch.noise.sign()).clamp(0, 1)
 
-    def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
-        return (batch.pixels + self.eps * batch.noise.sign()).clamp(0, 1)
-
-
-def random_noise(eps: float, draws: int = 1) -> Condition:
-    return Condition("random_noise", round(255 * eps, 6), Corner(eps).change, sizes, draws)
+    return Condition("random_noise", round(255 * eps, 6), change, sizes, draws)
 
 
 def looked_at(batch: Batch) -> Float[Tensor, "n 3 h w"]:
@@ -435,7 +400,8 @@ def gradient_facts(batch: Batch, seen: Seen) -> dict:
     """Of the cross-entropy at an image: `zero_gradient`, the share of pixels at which its gradient is exactly 0, and
     `saturated`, whether it is lost in float32 at the logits already.
     """
-    goal, rows = Fooled(batch.net, batch.head, batch.labels), torch.arange(len(batch), device=batch.pixels.device)
+    device = batch.pixels.device
+    goal, rows = Fooled(batch.net, batch.head, batch.labels.to(device)), torch.arange(len(batch), device=device)
     with torch.enable_grad(), _steps.answers_have_gradients(batch.net):
         pixels = batch.pixels.detach().requires_grad_()
         gradient = _steps.gradient_of(goal.loss(batch.net.encode_image(pixels), rows), pixels, batch.net)

@@ -7,6 +7,7 @@ even number of pixels a cutoff of 0.25 is 0.177 cycles a pixel in every directio
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,14 +28,8 @@ TINY = 1e-30
 def radial_frequency(h: int, w: int) -> Float[Tensor, "h w"]:
     """Radius of every frequency of the 2-D DFT of an h x w image, in the DFT's order; the corner is 1.
 
-    Distances are in cycles a pixel, so that a circle means one scale in an image that is not square.
-
-    Examples:
-        >>> radial_frequency(4, 4)[0].round(decimals=4).tolist()
-        [0.0, 0.3536, 0.7071, 0.3536]
-
-    Source: Normalised by the largest radius as in the authors' code of Wani et al. (2026); cycles a pixel on both axes
-        is this project's choice.
+    Source: By the largest radius, as in the code of Wani et al. (2026); cycles a pixel on both axes, so that a circle
+        means one scale in an image that is not square, is this project's choice.
     """
     rows, columns = (torch.fft.fftfreq(n, dtype=torch.float64) for n in (h, w))
     radius = torch.hypot(rows[:, None], columns)
@@ -42,10 +37,7 @@ def radial_frequency(h: int, w: int) -> Float[Tensor, "h w"]:
 
 
 def band_mask(h: int, w: int, band: str, cutoff: float = CUTOFF) -> Bool[Tensor, "h w"]:
-    """Frequencies of a band: `low` has radius up to the cutoff and the mean, `high` the rest, `all` is both.
-
-    Source: Wani et al. (2026), band tests; the names and the cutoff of 0.25 as in the authors' code.
-    """
+    """Frequencies of a band: `low` has radius up to the cutoff and the mean, `high` the rest, `all` is both."""
     one_of("band", band, BANDS)
     low = _within(h, w, cutoff)
     mask = {"low": low, "high": ~low, "all": torch.ones_like(low)}[band]
@@ -55,10 +47,7 @@ def band_mask(h: int, w: int, band: str, cutoff: float = CUTOFF) -> Bool[Tensor,
 
 
 def low_pass(pixels: Float[Tensor, "n 3 h w"], cutoff: float) -> Float[Tensor, "n 3 h w"]:
-    """Keep frequencies of radius up to the cutoff, clipped to [0, 1]: 0 leaves the mean colour, 1 everything.
-
-    Source: Wani et al. (2026), frequency ablation.
-    """
+    """Keep frequencies of radius up to the cutoff, clipped to [0, 1]: 0 leaves the mean colour, 1 everything."""
     return _filtered(pixels, _within(*pixels.shape[-2:], cutoff)).clamp(0, 1)
 
 
@@ -74,10 +63,7 @@ def high_pass(pixels: Float[Tensor, "n 3 h w"], cutoff: float) -> Float[Tensor, 
 
 
 def project(delta: Float[Tensor, "*n h w"], band: str, cutoff: float = CUTOFF) -> Float[Tensor, "*n h w"]:
-    """The part of a change that lies in a band; what is taken away is orthogonal to it.
-
-    Source: Wani et al. (2026), band-limited noise and PGD.
-    """
+    """The part of a change that lies in a band; what is taken away is orthogonal to it."""
     return _filtered(delta, band_mask(*delta.shape[-2:], band, cutoff))
 
 
@@ -97,17 +83,6 @@ def at_rms(delta: Float[Tensor, "n 3 h w"], rms: float) -> Float[Tensor, "n 3 h 
 FILTERS = {"low_pass": low_pass, "high_pass": high_pass}
 
 
-@dataclass(frozen=True)
-class Filter:
-    """The change of `filters`."""
-
-    name: str
-    cutoff: float
-
-    def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
-        return FILTERS[self.name](batch.pixels, self.cutoff)
-
-
 def filters(cutoffs: Sequence[float]) -> list[Condition]:
     """Only the low, or only the high, spatial frequencies: the severity is the cutoff, 0 to 1.
 
@@ -115,7 +90,12 @@ def filters(cutoffs: Sequence[float]) -> list[Condition]:
     """
     for cutoff in cutoffs:
         band_mask(8, 8, "low", cutoff)
-    return [Condition(name, cutoff, Filter(name, cutoff).change, draws=1) for name in FILTERS for cutoff in cutoffs]
+    kinds = [(name, cutoff) for name in FILTERS for cutoff in cutoffs]
+    return [Condition(name, cutoff, partial(_kept, name, cutoff), draws=1) for name, cutoff in kinds]
+
+
+def _kept(name: str, cutoff: float, batch: Batch) -> Float[Tensor, "n 3 h w"]:
+    return FILTERS[name](batch.pixels, cutoff)
 
 
 @dataclass(frozen=True)
@@ -180,12 +160,11 @@ def band_attacks(rms: Sequence[float], bands: Sequence[str] = BANDS, *, steps: i
     """The worst change of one band that gradient steps find: `attack_low`, `attack_high`, `attack_all`.
 
     Projected gradient descent from the image itself against the log-probability of the clean answer, in the band and in
-    the L2 ball of the given RMS (grey levels, the severity). A log-probability is what the paper's score of an answer
-    is; the logit alone may fall together with all others, which changes nothing. Steps follow the log-odds
-    `log p / (1 - p)`: the same direction, which does not vanish where the model is certain.
+    the L2 ball of the given RMS (grey levels, the severity). Steps follow the log-odds `log p / (1 - p)`: the same
+    direction, which does not vanish where the model is certain.
 
     The image is rounded to grey levels after the last step, which puts about 0.29 grey levels (RMS) into all
-    frequencies: read the facts `outside` (share of the energy of the change outside the band) and `rms` at small radii.
+    frequencies; the fact `outside` is the share of the energy of the change outside the band.
 
     Source: Wani et al. (2026), band PGD of 10 steps. The L2 ball, which scaling keeps inside the band where the
         authors' clamping leaves it, and steps of 2.5 radius / steps (Madry et al. 2018) are ours.

@@ -111,11 +111,6 @@ class Batch:
         return unit_noise(self.pixels.shape[1:], self.sample_ids, (self.seed, self.draw)).to(self.pixels.device)
 
 
-def nothing(batch: Batch, seen: Seen) -> dict:
-    """No further facts."""
-    return {}
-
-
 @dataclass(frozen=True)
 class Condition:
     """One way to show images again.
@@ -127,7 +122,7 @@ class Condition:
     name: str  # the rows' `condition`, a term of the field such as `gaussian_noise`
     severity: float  # 0 is the unchanged image
     change: Callable[[Batch], Float[Tensor, "n 3 h w"]]  # gives the pixels in [0, 1] that are shown
-    facts: Callable[[Batch, Seen], dict] = nothing  # further columns of the rows by name, (N,) each
+    facts: Callable[[Batch, Seen], dict] = lambda batch, seen: {}  # further columns of the rows by name, (N,) each
     draws: int | Mapping[str, int] | None = None
 
     def __post_init__(self):
@@ -150,43 +145,27 @@ def unchanged(batch: Batch) -> Float[Tensor, "n 3 h w"]:
 ORIGINAL = Condition("original", 0.0, unchanged, draws=1)
 
 
-@dataclass(frozen=True)
-class Lookup:
-    """A change that was made before, such as an alignment: final pixels by sample id and draw."""
-
-    rows: Mapping[tuple[str, int], int]  # positions in `pixels` by sample id and draw
-    pixels: Float[Tensor, "n 3 h w"]  # in [0, 1]
-    columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # facts by name, (N,) each
-
-    def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
-        return self.pixels[self._positions(batch)].to(batch.pixels.device)
-
-    def facts(self, batch: Batch, seen: Seen) -> dict:
-        positions = self._positions(batch)
-        return {name: np.asarray(values)[positions] for name, values in self.columns.items()}
-
-    def _positions(self, batch: Batch) -> list[int]:
-        return [self.rows[sample_id, batch.draw] for sample_id in batch.sample_ids]
-
-
 def made_before(
     name: str, severity: float, sample_ids: Iterable[str], pixels: Float[Tensor, "n 3 h w"],
     columns: Mapping[str, np.ndarray] | None = None,
 ) -> Condition:  # fmt: skip
-    """A condition of images that were made already; several of one sample are its draws, in their order.
-
-    Examples:
-        >>> condition = made_before("aligned", 1, ["a", "a", "b"], torch.zeros(3, 3, 2, 2))
-        >>> condition.draws
-        {'a': 2, 'b': 1}
-    """
+    """A condition of images that were made already; several of a sample are its draws, `columns` the facts."""
     draws: dict[str, int] = {}
-    rows = {}
+    rows: dict[tuple[str, int], int] = {}
     for position, sample_id in enumerate(sample_ids):
         rows[sample_id, draws.get(sample_id, 0)] = position
         draws[sample_id] = draws.get(sample_id, 0) + 1
-    lookup = Lookup(rows, pixels, columns or {})
-    return Condition(name, severity, lookup.change, lookup.facts, draws)
+
+    def positions(batch: Batch) -> list[int]:
+        return [rows[sample_id, batch.draw] for sample_id in batch.sample_ids]
+
+    def change(batch: Batch) -> Float[Tensor, "n 3 h w"]:
+        return pixels[positions(batch)].to(batch.pixels.device)
+
+    def facts(batch: Batch, seen: Seen) -> dict:
+        return {name: np.asarray(values)[positions(batch)] for name, values in (columns or {}).items()}
+
+    return Condition(name, severity, change, facts, draws)
 
 
 def unit_noise(shape: Sequence[int], names: Iterable[str], seed: Sequence[int]) -> Float[Tensor, "n 3 h w"]:

@@ -32,38 +32,32 @@ def families(
 
     The paper's families are `PAPER`, 30 instances:
 
-    - `translation` (8): the image wraps around sideways, positive to the right.
-    - `pad_crop` (8): a black border on every side, or (negative) a cut from every side.
-    - `scale` (1): 0.9 times as large, bicubic; the smaller image is the view, as in the authors' code.
-    - `scale_pad` (2): the same, centred on a black or white canvas of the original size.
-    - `rotation` (2): by 30 degrees, positive to the left, bicubic, on a larger white canvas.
-    - `text_semantic` (3): a class name in red on a white box in the middle of the image.
-    - `text_random` (3): 6 to 12 random characters, cut to the width of the class name, on the same box.
-    - `text_empty` (3): the same box alone.
+    - `translation` (8): the image wraps around sideways, positive to the right;
+    - `pad_crop` (8): a black border on every side, or (negative) a cut from every side;
+    - `scale` (1): 0.9 times as large, bicubic; `scale_pad` (2): on a black or white canvas of the original size;
+    - `rotation` (2): by 30 degrees, positive to the left, bicubic, on a larger white canvas;
+    - `text_semantic`, `text_random`, `text_empty` (3 each): on a white box in the middle of the image a class name in
+      red, 6 to 12 random characters cut to its width, or nothing.
 
     `VARIANTS` are this project's, and tell what the fill and the size do: `scale_restored` (back at the original size),
     `pad_crop_mean`, `scale_pad_mean` and `rotation_mean` (filled with the mean colour of the image), and
-    `rotation_content` (the largest centred rectangle of the original's aspect ratio, down to whole pixels, that a
-    rotated image fills).
+    `rotation_content` (the largest centred rectangle of the original's aspect ratio that a rotated image fills).
 
     Args:
-        units: `relative` shifts, pads and crops by 1/64 to 4/64 of the shorter side, rounded, at least 1 pixel, so that
-            an instance means the same at every size; it is the paper's number of pixels at 256. `pixels` takes the
-            paper's 4, 8, 12 and 16 px, font size and padding.
+        units: `relative` shifts, pads and crops by 1/64 to 4/64 of the shorter side, at least 1 pixel, which is the
+            paper's number of pixels at 256; `pixels` takes its 4, 8, 12 and 16 px, font size and padding.
         phrase: What an overlay writes, with one `{}` for the class name.
-        text_height: Font size as a share of the image's height, and less where the text would be wider than the image,
-            at least 6 px; the padding around the text is a quarter of it. Only for `relative`.
-        words: Class names that each kind of overlay writes or hides, one an instance: at most three, and no more than
-            there are other classes.
+        text_height: Font size as a share of the image's height, less where the text would be wider than the image, at
+            least 6 px; the padding around the text is a quarter of it. Only for `relative`.
+        words: Class names that each kind of overlay writes or hides, one an instance: at most three.
 
     Examples:
         >>> [(p.family, p.instance) for p in families(["scale_pad", "rotation"])]
         [('scale_pad', 'black'), ('scale_pad', 'white'), ('rotation', '-30°'), ('rotation', '+30°')]
 
     Source: Wani et al. (2026), perturbations, as in the authors' code; they write "Answer is" and an answer that the
-        model did not give, in DejaVuSans of max(14, H // 32) px with 4 px of padding. Relative units are this project's
-        (1/64 is the smallest whole pixel of a 64 px image), and so is the font, the one Pillow ships with, which is
-        therefore the same on every computer.
+        model did not give, in DejaVuSans of max(14, H // 32) px with 4 px of padding. Relative units and the font, the
+        one that Pillow ships with, are this project's.
     """
     one_of("units", units, STEP)
     if phrase.count("{}") != 1:

@@ -1,7 +1,7 @@
 """Gaussian noise as an instrument, and the control of a directed change: as far, in a random direction."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,17 +17,6 @@ CONVERSIONS = {"float": lambda pixels: pixels, "round": saved_as_png, "truncate"
 CONTROL = "control"  # the draw of `random_control`: noise that no condition adds
 
 
-@dataclass(frozen=True)
-class Noise:
-    """`convert(clip(x + sigma n, 0, 1))` with n ~ N(0, I): the change of `gaussian_noise`."""
-
-    sigma: float
-    conversion: str
-
-    def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
-        return CONVERSIONS[self.conversion](torch.add(batch.pixels, batch.noise, alpha=self.sigma / 255).clamp_(0, 1))
-
-
 def gaussian_noise(sigmas: Sequence[float], *, conversion: str = "float") -> list[Condition]:
     """Gaussian noise of growing standard deviation.
 
@@ -37,8 +26,8 @@ def gaussian_noise(sigmas: Sequence[float], *, conversion: str = "float") -> lis
     Args:
         sigmas: Standard deviations, in grey levels; they are the severities.
         conversion: `float` keeps the pixels, `round` is what a correct 8-bit file gives back, `truncate` cuts to the
-            grey level below, as torchvision's `ToPILImage` does to floats: not to measure noise, for it lowers about
-            half of all pixels by one grey level at any sigma, however small.
+            grey level below, as torchvision's `ToPILImage` does to floats: it lowers about half of all pixels by one
+            grey level at any sigma, however small.
 
     Source: Salman et al. (2024) detect "by noise perturbation"; statistics after the code of its sibling arXiv
         2401.15568, which truncates and does not clip. The number of draws and the cosine are ours.
@@ -47,7 +36,12 @@ def gaussian_noise(sigmas: Sequence[float], *, conversion: str = "float") -> lis
     for sigma in sigmas:
         if not 0 < sigma < float("inf"):
             raise ValueError(f"sigma is {sigma}, allowed is above 0, in grey levels.")
-    return [Condition("gaussian_noise", sigma, Noise(float(sigma), conversion).change) for sigma in sigmas]
+    return [Condition("gaussian_noise", sigma, partial(_noisy, float(sigma), conversion)) for sigma in sigmas]
+
+
+def _noisy(sigma: float, conversion: str, batch: Batch) -> Float[Tensor, "n 3 h w"]:
+    """`convert(clip(x + sigma n, 0, 1))` with n ~ N(0, I)."""
+    return CONVERSIONS[conversion](torch.add(batch.pixels, batch.noise, alpha=sigma / 255).clamp_(0, 1))
 
 
 def rms(before: Float[Tensor, "n 3 h w"], after: Float[Tensor, "n 3 h w"]) -> Float[np.ndarray, "n"]:
@@ -66,11 +60,8 @@ def random_control(
 ) -> Float[Tensor, "n 3 h w"]:
     """Every source moved as far as its aligned image, but in a random Gaussian direction.
 
-    All images are taken as an 8-bit file keeps them. The length of the direction is found by bisection, so that the L2
-    norm (and the RMS) of the change is the aligned image's *after* clipping and rounding.
-
-    Returns:
-        (N, 3, H, W) pixels on whole grey levels, RMS within 2 % of the aligned image's change.
+    All images are taken as an 8-bit file keeps them. The length of the direction is found by bisection, so that the RMS
+    of the change is within 2 % of the aligned image's *after* clipping and rounding.
 
     Source: The random direction against the directed one is the comparison of Salman et al. (2024).
     """

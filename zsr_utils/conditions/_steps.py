@@ -22,40 +22,25 @@ LONGEST = 0.1  # Polyak step (RMS over the pixels): a vanishing gradient must no
 class Settings:
     """How images are moved.
 
-    Attributes:
-        optimizer: `polyak`, whose step length `step * L / ||gradient||^2` follows from the known least loss 0;
-            `gradient_descent`, the paper's fixed step length, halved for a pair after 50 steps without progress; or
-            `pgd`, steps of a length that decays from `step * eps` to 0 along the steepest direction of the ball's norm
-            (the sign of the gradient for `linf`).
-        step: Relative step length of `polyak` and `pgd` (default 1), or the absolute one of `gradient_descent`, in
-            squared pixels per unit of loss.
-        momentum: Share of the last move (`polyak`) or of the accumulated gradient (`pgd`) kept.
-        max_steps: Steps after which a pair is given up.
-        eps: Radius of the ball around the source that the image may not leave, in units of [0, 1] pixels; three numbers
-            are an L-infinity radius for each channel; None leaves only the box [0, 1].
-        norm: `linf` bounds the change of every pixel, `l2` its Euclidean norm over the image.
-        eight_bit: Look at the model, in every step, through an image rounded to 256 grey levels, so that what is
-            reached holds for the saved file. An L-infinity ball then holds the levels inside it, wherever between two
-            levels the source lies; an L2 ball is kept before the rounding.
-        noise: Standard deviation of Gaussian noise in [0, 1] units; above 0 the loss is averaged over `draws` noisy
-            copies and the image itself, and all of them must meet the goal.
-        draws: Noisy copies a step.
-        seed: Of the noise, which depends on the pair's name, the step and the draw alone.
+    Optimizers are `polyak`, whose step length `step * L / ||gradient||^2` follows from the known least loss 0,
+    `gradient_descent`, the paper's fixed step length, halved for a pair after 50 steps without progress, and `pgd`,
+    steps of a length that decays from `step * eps` to 0 along the steepest direction of the norm.
 
     Source: Salman et al. (2024): loss, start at the source and stop rule as in the authors' code, at [0, 1] pixels.
         Steps: Polyak (1987); Madry et al. (2018), with momentum Dong et al. (2018).
     """
 
     optimizer: str = "polyak"
-    step: float | None = None
-    momentum: float = 0.0
+    step: float | None = None  # relative (default 1), or of `gradient_descent` squared pixels per unit of loss
+    momentum: float = 0.0  # share of the last move (of `pgd`: of the accumulated gradient) kept
     max_steps: int = 200
+    # radius of the ball in [0, 1] pixels, or L-infinity radii of the channels; None leaves only the box [0, 1]
     eps: float | tuple[float, float, float] | None = None
-    norm: str = "linf"
-    eight_bit: bool = False
-    noise: float = 0.0
-    draws: int = 4
-    seed: int = 0
+    norm: str = "linf"  # or `l2`, whose ball is kept before rounding
+    eight_bit: bool = False  # look at rounded images, so that what is reached holds for the saved file
+    noise: float = 0.0  # standard deviation in [0, 1] pixels: the loss is averaged over noisy copies and the image
+    draws: int = 4  # noisy copies, all of which must meet the goal
+    seed: int = 0  # of the noise, which depends on the pair's name, the step and the draw alone
 
     def __post_init__(self):
         one_of("optimizer", self.optimizer, self.optimizers())
@@ -93,7 +78,19 @@ class Settings:
 
     def begin(self, sources: Tensor, rows: list[int], names: list[str], device) -> dict[str, Tensor]:
         """State of pairs that enter the batch; every entry has one row a pair."""
-        return begin(sources, rows, self, device)
+        low, high = (ends.to(device) for ends in box(sources[rows], self))
+        source = sources[rows].to(device)
+        pixels, n = source.clamp(low, high), len(rows)
+        room = (low < high).flatten(1).any(1) & (self.eps != 0)
+        state = {"source": source, "low": low, "high": high, "pixels": pixels, "limit": self.max_steps * room}
+        return state | {
+            "rows": torch.tensor(rows, dtype=torch.long, device=device),
+            "velocity": torch.zeros_like(pixels) if self.momentum else torch.zeros(n, 1, 1, 1, device=device),
+            "steps": torch.zeros(n, dtype=torch.long, device=device),
+            "length": torch.full((n,), self.step, device=device),
+            "best": torch.full((n,), torch.inf, device=device),
+            "stalled": torch.zeros(n, device=device),
+        }
 
     def look(self, net, pixels, goal, until, batch, names, last) -> tuple[Tensor, Tensor, Tensor]:
         """Pixel gradient, or what stands for it, loss, and whether each pair is finished."""
@@ -101,42 +98,20 @@ class Settings:
 
     def move(self, batch: dict[str, Tensor], gradient: Tensor, loss: Tensor, names: list[str]) -> Tensor:
         """How every pair's image changes; the step may leave the ball."""
-        return move(batch, gradient, loss, self)
+        move = STEPS[self.optimizer](batch, gradient, loss, self)
+        if self.momentum and self.optimizer != "pgd":
+            move = batch["velocity"] = move + self.momentum * batch["velocity"]
+        return move
 
 
 LATE = ("cuda",)  # devices that are read one step late
 
 
-class Inside:
-    """Which pairs are in the batch, as the host knows it without asking the device."""
-
-    def __init__(self):
-        self.rows, self.steps, self._limits = [], [], []
-
-    def enter(self, rows: list[int], limits: list[int]) -> None:
-        self.rows, self.steps, self._limits = self.rows + rows, self.steps + [0] * len(rows), self._limits + limits
-
-    def leave(self, rows: list[int]) -> Tensor:
-        """Take pairs out, and give the positions of those that stay."""
-        gone = set(rows)
-        kept = [k for k, row in enumerate(self.rows) if row not in gone]
-        self.rows, self.steps, self._limits = ([v[k] for k in kept] for v in (self.rows, self.steps, self._limits))
-        return torch.tensor(kept, dtype=torch.long)
-
-    @property
-    def given_up(self) -> list[bool]:
-        """Whether each has used its steps."""
-        return [steps >= limit for steps, limit in zip(self.steps, self._limits)]
-
-    def step(self) -> None:
-        self.steps = [steps + 1 for steps in self.steps]
-
-
 class Look:
-    """What a look at the batch found, on its way to the host."""
+    """What a look at the pairs `inside` the batch, with the steps of each, found, on its way to the host."""
 
-    def __init__(self, pixels: Tensor, gradient: Tensor, reached: Tensor, given_up: Tensor, inside: Inside):
-        self.pixels, self.reached, self.rows, self.steps = pixels, reached, inside.rows, inside.steps
+    def __init__(self, pixels: Tensor, gradient: Tensor, reached: Tensor, given_up: Tensor, inside: dict[int, int]):
+        self.pixels, self.reached, self.steps = pixels, reached, inside
         done = reached | given_up
         wrong = ~gradient.flatten(1).isfinite().all(1) & ~done
         self._flags = torch.stack([done, wrong]).to("cpu", non_blocking=True)
@@ -144,33 +119,16 @@ class Look:
         if self._sent:
             self._sent.record()
 
-    def finished(self, inside: Inside, names: list[str]) -> list[int]:
-        """Positions of pairs that are done, of those still in the batch; refuses a gradient that is not finite."""
+    def finished(self, inside: dict[int, int], names: list[str]) -> dict[int, int]:
+        """Pairs that are done, of those still inside, and their positions; refuses a gradient that is not finite."""
         if self._sent:
             self._sent.synchronize()
-        here, (done, wrong) = set(inside.rows), self._flags.tolist()
-        for k, row in enumerate(self.rows):
-            if wrong[k] and row in here:
+        done, wrong = self._flags.tolist()
+        for k, (row, step) in enumerate(self.steps.items()):
+            if wrong[k] and row in inside:
                 pair = names[row].split("\0")[0]
-                raise FloatingPointError(f"The gradient of pair {pair} is not finite at step {self.steps[k]}.")
-        return [k for k, row in enumerate(self.rows) if done[k] and row in here]
-
-
-def begin(sources: Tensor, rows: list[int], settings: Settings, device) -> dict[str, Tensor]:
-    """State of pairs that enter the batch; every entry has one row a pair."""
-    low, high = (ends.to(device) for ends in box(sources[rows], settings))
-    source = sources[rows].to(device)
-    pixels, n = source.clamp(low, high), len(rows)
-    room = (low < high).flatten(1).any(1) & (settings.eps != 0)
-    state = {"source": source, "low": low, "high": high, "pixels": pixels, "limit": settings.max_steps * room}
-    return state | {
-        "rows": torch.tensor(rows, dtype=torch.long, device=device),
-        "velocity": torch.zeros_like(pixels) if settings.momentum else torch.zeros(n, 1, 1, 1, device=device),
-        "steps": torch.zeros(n, dtype=torch.long, device=device),
-        "length": torch.full((n,), settings.step, device=device),
-        "best": torch.full((n,), torch.inf, device=device),
-        "stalled": torch.zeros(n, device=device),
-    }
+                raise FloatingPointError(f"The gradient of pair {pair} is not finite at step {step}.")
+        return {row: k for k, row in enumerate(self.steps) if done[k] and row in inside}
 
 
 def box(source: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
@@ -250,13 +208,6 @@ def answers_have_gradients(net) -> Iterator[None]:
 def gradient_of(loss: Tensor, pixels: Tensor, net, **options) -> Tensor:
     with answers_have_gradients(net):
         return torch.autograd.grad(loss.sum(), pixels, **options)[0]
-
-
-def move(batch: dict[str, Tensor], gradient: Tensor, loss: Tensor, settings: Settings) -> Tensor:
-    move = STEPS[settings.optimizer](batch, gradient, loss, settings)
-    if settings.momentum and settings.optimizer != "pgd":
-        move = batch["velocity"] = move + settings.momentum * batch["velocity"]
-    return move
 
 
 def _polyak(batch, gradient, loss, settings):

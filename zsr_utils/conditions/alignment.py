@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from zsr_utils._cache import cache_folder, code, digest, read_kept, write_kept
 from zsr_utils._progress import progress
 from zsr_utils._text import one_of
 from zsr_utils.conditions import _steps
-from zsr_utils.conditions._finished import FinishedPairs, as_bytes
 from zsr_utils.conditions._steps import Settings
 from zsr_utils.models import Model, trusted
 
@@ -26,22 +26,36 @@ from zsr_utils.models import Model, trusted
 DEFAULT = Settings()
 
 
-@dataclass(frozen=True)
-class Match:
-    """Goal: the embedding is the target's, by squared distance and cosine. Loss `1/2 ||f(x) - t||^2` on raw features.
+class Goal:
+    """What pairs are moved towards: a loss, and when a pair is finished. The fields `own` have an entry a pair."""
 
-    Attributes:
-        targets: (N, D) raw target embeddings, one a source.
-        cosine: Bound on the cosine similarity.
-        distance: Bound on the squared distance, in embedding units; None is `2 (1 - cosine) ||t||^2`, where the two
-            bounds say the same of embeddings of equal length, whatever the model's scale.
+    own: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(getattr(self, self.own[0]))
+
+    def rows(self, chosen: Int[Tensor, "m"] | int) -> "Goal":
+        """The goal for some of the pairs."""
+        values = {name: getattr(self, name) for name in self.own}
+        return replace(self, **{name: value[chosen] for name, value in values.items() if value is not None})
+
+    def to(self, device: torch.device) -> "Goal":
+        """The goal with its tensors on a device, so that no step waits for them."""
+        return replace(self, **{name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)})
+
+
+@dataclass(frozen=True)
+class Match(Goal):
+    """Goal: the embedding is the target's, by squared distance and cosine. Loss `1/2 ||f(x) - t||^2` on raw features.
 
     Source: Salman et al. (2024); 16 and 0.96 in the authors' code for the raw features of ViT-H-14.
     """
 
-    targets: Float[Tensor, "n d"]
-    cosine: float = 0.96
+    targets: Float[Tensor, "n d"]  # raw embeddings, one a source
+    cosine: float = 0.96  # bound on the similarity
+    # bound on the squared distance; None is `2 (1 - cosine) ||t||^2`, which says the same of embeddings of equal length
     distance: float | None = None
+    own = ("targets",)
 
     def __post_init__(self):
         if self.distance is not None and not self.distance > 0:
@@ -49,35 +63,18 @@ class Match:
         if not -1 < self.cosine < 1:
             raise ValueError(f"Match: cosine is {self.cosine}, allowed is between -1 and 1.")
 
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def rows(self, chosen: Int[Tensor, "m"]) -> "Match":
-        """The goal for some of the pairs."""
-        return replace(self, targets=self.targets[chosen])
-
-    def to(self, device: torch.device) -> "Match":
-        """The goal with its targets on a device, so that no step waits for them."""
-        return replace(self, targets=self.targets.to(device))
-
-    def key(self, row: int) -> bytes:
-        return as_bytes(self.targets[row]) + repr((self.cosine, self.distance)).encode()
-
     def loss(self, features: Tensor, rows: Tensor) -> Tensor:
-        return 0.5 * (features - self._targets(features, rows)).square().sum(1)
+        return 0.5 * (features - self.targets[rows]).square().sum(1)
 
     def reached(self, features: Tensor, rows: Tensor) -> Tensor:
-        targets = self._targets(features, rows)
+        targets = self.targets[rows]
         bound = 2 * (1 - self.cosine) * targets.square().sum(1) if self.distance is None else self.distance
         near = (features - targets).square().sum(1) < bound
         return near & (F.cosine_similarity(features, targets) > self.cosine)
 
-    def _targets(self, features, rows):
-        return self.targets.to(features.device)[rows]
-
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Goal):
     """Goal: the model names the target class. Loss: how far its logit is behind the largest other one.
 
     The model gives the logit scale, the classifier unit text weights.
@@ -89,32 +86,14 @@ class Answer:
     net: Model
     classifier: Float[Tensor, "k d"]
     labels: Int[Tensor, "n"]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def rows(self, chosen: Int[Tensor, "m"]) -> "Answer":
-        """The goal for some of the pairs."""
-        return replace(self, labels=self.labels[chosen])
-
-    def to(self, device: torch.device) -> "Answer":
-        """The goal with its labels and classifier on a device."""
-        return replace(self, classifier=self.classifier.to(device), labels=self.labels.to(device))
-
-    def key(self, row: int) -> bytes:
-        return as_bytes(self.classifier) + repr(int(self.labels[row])).encode()
+    own = ("labels",)
 
     def loss(self, features: Tensor, rows: Tensor) -> Tensor:
-        logits = self.net.logits_of(features, self.classifier.to(features.device))
-        own = self.labels.to(features.device)[rows][:, None]
+        logits, own = self.net.logits_of(features, self.classifier), self.labels[rows][:, None]
         return (logits.scatter(1, own, -torch.inf).amax(1) - logits.gather(1, own)[:, 0]).clamp_min(0)
 
     def reached(self, features: Tensor, rows: Tensor) -> Tensor:
-        logits = self.net.logits_of(features, self.classifier.to(features.device))
-        return logits.argmax(1) == self.labels.to(features.device)[rows]
-
-
-Goal = Match | Answer
+        return self.net.logits_of(features, self.classifier).argmax(1) == self.labels[rows]
 
 
 @dataclass(frozen=True)
@@ -148,43 +127,52 @@ def align(
     names = list(map(str, range(len(sources)))) if names is None else list(map(str, names))
     _check(net, sources, goal, until, settings, names, batch_size)
     aligned = _nothing_done(sources)
-    store = FinishedPairs(net, sources, goal, until, settings, names) if keep else None
-    waiting = store.load(aligned) if store else list(range(len(sources)))
+    files, waiting = [], list(range(len(sources)))
+    if keep:
+        made_by = digest(net.fingerprint, net.precision, settings, code("models", "conditions"))
+        folder = cache_folder() / "aligned" / made_by
+        noise = names if settings.random else [""] * len(names)  # by which it is drawn
+        files = [folder / f"{digest(sources[k], goal.rows(k), until.rows(k), noise[k])}.npz" for k in waiting]
+        known = {k: found for k, file in enumerate(files) if (found := read_kept(file)) is not None}
+        waiting = [k for k in waiting if k not in known]
+        for k, found in known.items():
+            for name, values in vars(aligned).items():
+                values[k] = torch.from_numpy(found[name])
     goal, until, late = goal.to(net.device), until.to(net.device), net.device.type in _steps.LATE
-    batch, inside, before = {}, _steps.Inside(), None
+    batch, inside, limits, before = {}, {}, {}, None  # steps that pairs in the batch took, and those they may take
     told = progress(len(sources), "align", unit="pair", initial=len(sources) - len(waiting), hidden=hidden)
     with told as bar, trusted(net):
-        while waiting or inside.rows:
-            if taken := waiting[: batch_size - len(inside.rows)]:
+        while waiting or inside:
+            if taken := waiting[: batch_size - len(inside)]:
                 waiting = waiting[len(taken) :]
                 new = settings.begin(sources, taken, names, net.device)
                 batch = _steps.join(batch, new)
-                inside.enter(taken, new["limit"].tolist())
+                inside |= dict.fromkeys(taken, 0)
+                limits |= zip(taken, new["limit"].tolist())
             pixels = saved_as_png(batch["pixels"]) if settings.eight_bit else batch["pixels"]
-            given_up = batch["steps"] >= batch["limit"]
-            gradient, loss, reached = settings.look(net, pixels, goal, until, batch, names, all(inside.given_up))
-            looks = [before, _steps.Look(pixels, gradient, reached, given_up, inside)]
+            given_up = [steps >= limits[row] for row, steps in inside.items()]
+            gradient, loss, reached = settings.look(net, pixels, goal, until, batch, names, all(given_up))
+            looks = [before, _steps.Look(pixels, gradient, reached, batch["steps"] >= batch["limit"], inside)]
             # a device is read one step late, so that it need not wait for the host in every step
-            before = looks.pop() if late and not any(inside.given_up) else None
+            before = looks.pop() if late and not any(given_up) else None
             for look in filter(None, looks):
-                if not (finished := look.finished(inside, names)):
+                if not (done := look.finished(inside, names)):
                     continue
-                rows = torch.tensor([look.rows[k] for k in finished])
-                aligned.pixels[rows] = look.pixels[finished].cpu()
-                aligned.steps[rows] = torch.tensor([look.steps[k] for k in finished])
-                aligned.reached[rows] = look.reached[finished].cpu()
+                rows, at = list(done), list(done.values())
+                aligned.pixels[rows] = look.pixels[at].cpu()
+                aligned.steps[rows] = torch.tensor([look.steps[row] for row in rows])
+                aligned.reached[rows] = look.reached[at].cpu()
                 bar.update(len(rows))
-                if store:
-                    store.add(aligned, rows)
-                kept = inside.leave(rows.tolist()).to(net.device)
+                for row in rows if keep else ():
+                    write_kept(files[row], {name: values[row].numpy() for name, values in vars(aligned).items()})
+                kept = torch.tensor([k for k, row in enumerate(inside) if row not in done], device=net.device).long()
+                inside = {row: steps for row, steps in inside.items() if row not in done}
                 batch = {name: value[kept] for name, value in batch.items()}
                 gradient, loss = gradient[kept], loss[kept]
             moved = batch["pixels"] + settings.move(batch, gradient, loss, names)
             batch["pixels"] = _steps.project(moved, batch, settings)
             batch["steps"] = batch["steps"] + 1
-            inside.step()
-    if store:
-        store.flush(aligned)
+            inside = {row: steps + 1 for row, steps in inside.items()}
     return aligned
 
 
@@ -192,10 +180,9 @@ def smallest_budgets(
     net: Model, sources: Float[Tensor, "n 3 h w"], goal: Goal, budgets: Sequence[float], settings: Settings, *,
     names: Sequence[str] | None = None, batch_size: int = 64, keep: bool = False,
 ) -> dict[float, Aligned]:  # fmt: skip
-    """`align` in balls of growing radius; a pair that succeeds keeps its image in all larger balls.
+    """`align` in balls of growing radius, in place of `settings.eps`: only pairs that resist are tried again.
 
-    An image inside a small ball is inside every larger one, so success cannot fall with the budget, and only pairs that
-    resist are tried again. Budgets are in units of [0, 1] pixels and take the place of `settings.eps`.
+    A pair that succeeds keeps its image, which lies inside of every larger ball.
     """
     if list(budgets) != sorted(set(budgets)):
         raise ValueError(f"budgets are {list(budgets)}, allowed are growing numbers.")
@@ -222,11 +209,12 @@ def blended(
     batch_size: int = 64, halvings: int = 8,
 ) -> Aligned:  # fmt: skip
     """Sources blended with other pictures, as little as meets the goal in an 8-bit file: a crossing, by bisection."""
+    goal = goal.to(net.device)
 
     def blend(share: Tensor) -> tuple[Tensor, Tensor]:
         pixels = saved_as_png(torch.lerp(sources, others, share[:, None, None, None]))
         features = torch.cat([net.encode_image(part.to(net.device)) for part in pixels.split(batch_size)])
-        return pixels, goal.reached(features, torch.arange(len(pixels))).cpu()
+        return pixels, goal.reached(features, torch.arange(len(pixels), device=net.device)).cpu()
 
     low, high = torch.zeros(len(sources)), torch.ones(len(sources))
     for _ in range(halvings):
@@ -245,12 +233,10 @@ def saved_as_png(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
 def text_targets(
     net: Model, texts: Sequence[str], features: Float[Tensor, "n d"], *, scale: str = "min-max"
 ) -> Float[Tensor, "n d"]:
-    """Text embeddings brought to the scale of image embeddings, as targets for `Match`.
+    """Text embeddings, one an image, brought to the scale of the images' raw embeddings, as targets for `Match`.
 
-    Args:
-        texts, features: One text a source image, and the raw embeddings of the images.
-        scale: `min-max` stretches each text embedding to the smallest and largest coordinate of the image's, as the
-            authors' code does; `norm` keeps its direction and takes the image's length.
+    `min-max` stretches each to the smallest and largest coordinate of the image's, as the authors' code does; `norm`
+    keeps its direction and takes the image's length.
 
     Source: Salman et al. (2024) and their code for text targets (arXiv 2407.01157); `norm` is ours.
     """

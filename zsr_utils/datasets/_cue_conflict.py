@@ -25,9 +25,7 @@ STIMULUS = re.compile(r"(\D+)(\d+)-(\D+)(\d+)(?:\.\w+)?")
 def cue_conflict(split: str) -> Dataset:
     """The stimuli of Geirhos et al. in the folders of their `texture-vs-shape/stimuli`.
 
-    Args:
-        split: `validation` for those in conflict (a few agree: their names say so), `edges` or `silhouettes` for
-            shapes without a texture.
+    `validation` are those in conflict (a few agree: their names say so), the others shapes without a texture.
 
     Source: Geirhos et al. (2019), section 2; the sixteen classes are those of Geirhos et al. (2018).
     """
@@ -41,12 +39,7 @@ def cue_conflict(split: str) -> Dataset:
 
 
 def sixteen() -> tuple[tuple[int, ...], ...]:
-    """ImageNet's classes of each of the sixteen.
-
-    Examples:
-        >>> sixteen()[1], sum(map(len, sixteen()))
-        ((294, 295, 296, 297), 207)
-    """
+    """ImageNet's classes of each of the sixteen."""
     bounds = [[part.split("-") for part in text.split()] for text in SIXTEEN.values()]
     return tuple(tuple(k for part in parts for k in range(int(part[0]), int(part[-1]) + 1)) for parts in bounds)
 
@@ -62,8 +55,6 @@ def cues(sample_id: str) -> tuple[str, str, str]:
     """
     found = STIMULUS.fullmatch(sample_id.rpartition("/")[2])
     if not found:
-        raise ValueError(
-            f"{sample_id!r} is no name of a stimulus, allowed are names such as 'cat7-elephant2.png', shape before "
-            "texture: take the data set tabletop or cue-conflict."
-        )
+        allowed = "names such as 'cat7-elephant2.png', shape before texture: take the data set tabletop or cue-conflict"
+        raise ValueError(f"{sample_id!r} is no name of a stimulus, allowed are {allowed}.")
     return found[1], found[3], found[1] + found[2]

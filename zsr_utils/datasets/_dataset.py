@@ -18,7 +18,7 @@ from zsr_utils._text import unknown
 from zsr_utils.datasets._decode import reason, upright_rgb
 from zsr_utils.datasets._digests import Place, digest_of, digests
 from zsr_utils.datasets._names import no_words
-from zsr_utils.datasets._pixels import grey_levels, pixel_store, stacked
+from zsr_utils.datasets._pixels import PixelStore, grey_levels, stacked
 
 
 MAX_UNREADABLE = 0.01
@@ -55,10 +55,10 @@ class LeftOut(dict):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images, decoded as they are iterated; nothing of it changes, but for what turns out to be unreadable.
+    """Labelled images, decoded as they are iterated: `(sample_id, image, label)`, or several at once by `batches`.
 
-    Iterating gives `(sample_id, image, label)`, `pictures` and `batches` several at once. An image that cannot be
-    decoded is left out, and `unreadable` then holds its id and the reason; more than 1 % stop the iteration at its end.
+    An image that cannot be decoded is left out, and `unreadable` then holds its id and the reason; more than 1 % stop
+    the iteration at its end.
     """
 
     name: str  # it was loaded by
@@ -69,8 +69,6 @@ class Dataset:
     content: str = ""  # how pictures are read, and what they are if they lie in no files
     left_out: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # how many by the reason, and the first
     links: int = 0  # to folders, that were followed
-    whole: tuple[str, int] | None = None  # shelf and length of the data set it is a subset of, if any
-    positions: Sequence[int] | None = None  # of the samples in that whole
     unreadable: dict[str, str] = field(default_factory=dict, init=False)  # why, by sample id, so far
 
     def __post_init__(self):
@@ -100,8 +98,9 @@ class Dataset:
     @property
     def notes(self) -> tuple[str, ...]:
         """What does not take part, and what was followed."""
-        broken = {"pictures that cannot be read": (len(self.unreadable), next(iter(self.unreadable), ""))}
-        reasons = {**self.left_out, **(broken if self.unreadable else {})}
+        reasons = dict(self.left_out)
+        if self.unreadable:
+            reasons["pictures that cannot be read"] = len(self.unreadable), next(iter(self.unreadable))
         left = "; ".join(f"{why}: {count:,}, such as {first!r}" for why, (count, first) in reasons.items())
         links = f"links to folders, followed: {self.links:,}" if self.links else ""
         return tuple(filter(None, [left and f"Left out: {left}", links]))
@@ -110,19 +109,11 @@ class Dataset:
     def _digests(self) -> list[bytes]:
         """What tells the picture of every sample from others."""
         if all(sample.place for sample in self.samples):
-            return digests(*self._shelf, {self._slot(row): sample.place for row, sample in enumerate(self.samples)})
+            return digests([sample.place for sample in self.samples]) if self.samples else []
         if self.content:
             return [digest_of(f"{self.content}\0{sample.sample_id}".encode()) for sample in self.samples]
         pictures = (_or_reason(sample.image) for sample in self.samples)
         return [digest_of(p.encode() if isinstance(p, str) else repr(p.size).encode() + p.tobytes()) for p in pictures]
-
-    @cached_property
-    def _shelf(self) -> tuple[str, int]:
-        """Where its pictures are kept, a slot each, and those of its subsets: what lies in a slot has its digest."""
-        if self.whole:
-            return self.whole
-        listed = repr((self.content, [(sample.sample_id, sample.place) for sample in self.samples]))
-        return digest_of(listed.encode()).hex(), len(self)
 
     @cached_property
     def _row_of(self) -> Mapping[str, int]:
@@ -139,7 +130,8 @@ class Dataset:
             by_class.setdefault(self.samples[row].label, []).append(row)
         # the first of every class, then the second of every class, and so on
         turns = sorted((turn, label) for label, rows in by_class.items() for turn in range(len(rows)))
-        return self._at(sorted(by_class[label][turn] for turn, label in turns[:limit]))
+        rows = sorted(by_class[label][turn] for turn, label in turns[:limit])
+        return replace(self, samples=[self.samples[row] for row in rows])
 
     def only(self, sample_ids: Sequence[str]) -> "Dataset":
         """The samples of these ids, in the original order."""
@@ -147,7 +139,7 @@ class Dataset:
         if missing := wanted - self._row_of.keys():
             few = f"{len(missing):,} of {len(wanted):,}"
             raise ValueError(f"{self.name} has no sample {min(missing)!r}; {few} are not in it.")
-        return self._at(sorted(self._row_of[i] for i in wanted))
+        return replace(self, samples=[sample for sample in self.samples if sample.sample_id in wanted])
 
     def restricted(self, classes: int | Sequence[str], seed: int = 0) -> "Dataset":
         """Only the classes of these names, or this many drawn by `seed` (0 is all); other names are no answers then."""
@@ -164,17 +156,9 @@ class Dataset:
                     raise ValueError(unknown(f"class of {self.name}", name, names))
             kept = sorted(names.index(name) for name in set(classes))
         label_of = {old: new for new, old in enumerate(kept)}
-        few = self._at([row for row, sample in enumerate(self.samples) if sample.label in label_of])
-        relabelled = [replace(sample, label=label_of[sample.label]) for sample in few.samples]
+        samples = [replace(s, label=label_of[s.label]) for s in self.samples if s.label in label_of]
         merged = tuple(self.merged[old] for old in kept if self.merged)
-        return replace(few, samples=relabelled, class_names=[names[old] for old in kept], merged=merged)
-
-    def _at(self, rows: Sequence[int]) -> "Dataset":
-        samples, positions = [self.samples[row] for row in rows], [self._slot(row) for row in rows]
-        return replace(self, samples=samples, whole=self._shelf, positions=positions)
-
-    def _slot(self, row: int) -> int:
-        return row if self.positions is None else self.positions[row]
+        return replace(self, samples=samples, class_names=[names[old] for old in kept], merged=merged)
 
     def image(self, sample_id: str) -> Image.Image:
         """The image of one id, upright and RGB."""
@@ -198,28 +182,15 @@ class Dataset:
     def batches(
         self, from_pil: FromPil, batch_size: int = 64, *, workers: int | None = None, start: int = 0
     ) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-        """Batches `(sample_ids, pixels (N, 3, H, W), labels (N,))` through a model's `from_pil`.
+        """Batches `(sample_ids, pixels (N, 3, H, W), labels (N,))` through a model's `from_pil`, kept on disk.
 
         A batch holds `batch_size` samples less the unreadable ones (it may be empty), so that batch k always covers the
-        same samples, and a run that was interrupted goes on at batch `start`. What a model's own `from_pil` gives is
-        kept on disk. Memory is bounded by the batches that workers have ready.
-
-        Args:
-            workers: Processes that decode while the model computes; 0 decodes here, None takes a process a core (at
-                most 16) where there are enough pictures to decode.
+        same samples, and a run that was interrupted goes on at batch `start`. So many `workers` decode while the model
+        computes; 0 decodes here, None takes a process a core where there are enough pictures to decode.
         """
         decoded = self._levels(range(start * batch_size, len(self)), from_pil, workers)
         for sample_ids, levels, labels in self._batched(decoded, batch_size, start):
             yield sample_ids, stacked(levels) if levels else torch.empty(0, 3, 0, 0), labels
-
-    def check_readable(self) -> None:
-        """Raise if more than 1 % of the images turned out to be unreadable."""
-        if len(self.unreadable) > MAX_UNREADABLE * len(self):
-            listed = [f"{k} ({v})" for k, v in islice(self.unreadable.items(), 5)]
-            raise UnreadableImages(
-                f"{self.name}: {len(self.unreadable)} of {len(self)} images cannot be read, allowed is "
-                f"{MAX_UNREADABLE:.0%}: {'; '.join(listed)}{' …' if len(self.unreadable) > 5 else '.'}"
-            )
 
     def _batched(self, decoded: Iterator, batch_size: int, start: int) -> Iterator[tuple[list[str], list, Tensor]]:
         """Batches of what decoded, in the order of the samples; why a sample did not goes to `unreadable`."""
@@ -233,7 +204,10 @@ class Dataset:
                 pictures.append(picture)
                 labels.append(sample.label)
             yield sample_ids, pictures, torch.tensor(labels, dtype=torch.long)
-        self.check_readable()
+        if (broken := len(self.unreadable)) > MAX_UNREADABLE * len(self):
+            listed = "; ".join(f"{k} ({v})" for k, v in islice(self.unreadable.items(), 5))
+            few = f"{broken} of {len(self)} images cannot be read, allowed is {MAX_UNREADABLE:.0%}"
+            raise UnreadableImages(f"{self.name}: {few}: {listed}{' …' if broken > 5 else '.'}")
 
     def _row(self, sample_id: str) -> int:
         if sample_id not in self._row_of:
@@ -242,17 +216,18 @@ class Dataset:
 
     def _levels(self, rows: Sequence[int], from_pil: Callable, workers: int | None) -> Iterator[Tensor | str]:
         """Grey levels (or pixels, where they lie between two) of these rows in order, or why there are none."""
-        store = pixel_store(*self._shelf, from_pil)
-        marks = self._digests if store.keeps else [b""] * len(self)
-        missing = {row: self.samples[row] for row in rows if not store.holds(self._slot(row), marks[row])}
+        store = PixelStore(from_pil)
+        of = self.content.encode()  # how they are read, too
+        marks = {row: digest_of(of + self._digests[row]) if store.keeps else b"" for row in rows}
+        missing = {row: self.samples[row] for row in rows if not store.holds(marks[row])}
         decoded = _decoded(list(missing.values()), from_pil, workers)
         for row in rows:
             if row not in missing:
-                yield store.read(self._slot(row))
+                yield store.read(marks[row])
                 continue
             levels = next(decoded)
             if not isinstance(levels, str):
-                store.write(self._slot(row), marks[row], levels)
+                store.write(marks[row], levels)
             yield levels
 
 

@@ -6,6 +6,7 @@ A picture is read once and its bytes hashed, which takes a few percent of the ti
 import hashlib
 import os
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,30 +23,28 @@ def digest_of(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=SIZE).digest()
 
 
-def digests(shelf: str, slots: int, places: dict[int, Place]) -> list[bytes]:
-    """The digest of what lies at some places, by slot of a data set, whose file in the cache folder remembers them.
+def digests(places: Sequence[Place]) -> list[bytes]:
+    """The digests of what lies at some places, remembered in the cache folder.
 
     A file is read again if its size, times or inode have changed, so that one which was overwritten is noticed.
     """
-    path = cache_folder() / "digests" / f"{shelf}.npz"
-    known = (read_kept(path) or {}).get("known", np.zeros((slots, 2, SIZE), np.uint8))
-    marks, found, new = memoryview(known.reshape(-1)), [], False
-    for slot, place in places.items():
-        start = 2 * SIZE * slot
-        mark, digest = marks[start : start + SIZE], marks[start + SIZE : start + 2 * SIZE]
+    above = os.path.commonpath([os.path.dirname(path) for path, _, _ in places])
+    kept = cache_folder() / "digests" / f"{digest_of(repr(above).encode()).hex()}.npz"
+    pairs, found = (read_kept(kept) or {}).get("pairs", np.zeros((0, 2, SIZE), np.uint8)), []
+    known = {bytes(mark): bytes(digest) for mark, digest in pairs}
+    for place in places:
         try:
-            if any(mark) and _mark(os.stat(place[0])) == mark:
-                found.append(bytes(digest))
-                continue
-            state, content = _read(place)
+            if (digest := known.get(_mark(place, os.stat(place[0])))) is None:
+                state, content = _read(place)
+                digest = digest_of(content)
+                if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > FRESH:
+                    known[_mark(place, state)] = digest
         except OSError as error:  # it is an unreadable picture, and another one once it can be read
-            found.append(digest_of(f"unreadable: {error.errno}".encode()))
-            continue
-        found.append(digest_of(content))
-        if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > FRESH:
-            mark[:], digest[:], new = _mark(state), found[-1], True
-    if new:
-        write_kept(path, {"known": known})
+            digest = digest_of(f"unreadable: {error.errno}".encode())
+        found.append(digest)
+    if len(known) > len(pairs):
+        both = b"".join(mark + digest for mark, digest in known.items())
+        write_kept(kept, {"pairs": np.frombuffer(both, np.uint8).reshape(-1, 2, SIZE)})
     return found
 
 
@@ -57,5 +56,5 @@ def _read(place: Place) -> tuple[os.stat_result, bytes]:
         return state, file.read(length if length >= 0 else state.st_size)
 
 
-def _mark(state: os.stat_result) -> bytes:
-    return digest_of(repr((state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)).encode())
+def _mark(place: Place, state: os.stat_result) -> bytes:
+    return digest_of(repr((place, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)).encode())

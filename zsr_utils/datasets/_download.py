@@ -53,10 +53,9 @@ def download(name: str, folder: str | Path | None = None) -> Path:
         what = known.url or f"https://huggingface.co/datasets/{hub[1]}"
         size = f" ({known.size})" if known.size else ""
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
-        raise DownloadError(
-            f"{name} could not be fetched ({reason}): it is {what}{size} and belongs, unpacked, in {str(target)!r}. "
-            "Another try goes on from what is here; --to or ZSR_DATA choose another folder."
-        ) from error
+        said = f"{name} could not be fetched ({reason}): it is {what}{size} and belongs, unpacked, in {str(target)!r}"
+        again = "Another try goes on from what is here; --to or ZSR_DATA choose another folder"
+        raise DownloadError(f"{said}. {again}.") from error
     return target
 
 
@@ -68,7 +67,7 @@ def _fetched(known: Source, path: Path) -> Path:
     number, unit = known.size.split()
     size = float(number) * {"MB": 1e6, "GB": 1e9}[unit]
     with part.open("ab") as file, progress(round(size), path.name, unit="B", initial=file.tell()) as bar:
-        while failed is not None:
+        while True:
             try:
                 for chunk in _sent(known.url, file):
                     file.write(chunk)
@@ -79,18 +78,17 @@ def _fetched(known: Source, path: Path) -> Path:
                         raise ValueError(f"more has arrived than its {known.size}, so it was removed")
                     if arrived < SLOWEST * (seconds - PATIENCE):
                         raise ValueError(f"{arrived:,} bytes in {seconds:.0f} s are too slow")
-                failed = None
+                break
             except (requests.ConnectionError, requests.Timeout, HTTPError):  # the line broke: go on from here
                 failed += 1
                 if failed > TRIES:
                     raise
                 time.sleep(1)
-    if known.md5:
-        with part.open("rb") as file:
-            digest = hashlib.file_digest(file, "md5").hexdigest()
-        if digest != known.md5:
-            part.unlink()
-            raise ValueError(f"its md5 is {digest}, expected {known.md5}, so it was removed")
+    with part.open("rb") as file:
+        digest = hashlib.file_digest(file, "md5").hexdigest() if known.md5 else ""
+    if digest != known.md5:
+        part.unlink()
+        raise ValueError(f"its md5 is {digest}, expected {known.md5}, so it was removed")
     part.replace(path)
     return path
 

@@ -41,8 +41,7 @@ EXPECTED = (
 def folder_dataset(folder: Path, split: str, asked: Collection[str] = ()) -> Dataset:
     """A folder as users have it: with `labels.csv`, with folders of splits, or with a folder a class.
 
-    Args:
-        asked: Names of classes; if there are any, folders without pictures are classes too.
+    If classes are asked for by name, folders without pictures are classes too.
     """
     name, left, top = readable(folder.resolve().name), LeftOut(), folder
     if not (folder / "labels.csv").is_file() and splits(folder):
@@ -74,7 +73,6 @@ def class_folders(
     """A folder with a sub-folder a class, in the order of `label_of`; ids are paths in it, and no file is opened.
 
     Class folders may be missing: the list of classes stays whole, so that accuracy stays that of a choice among all.
-    `attributes` are the data set's name, class names and templates.
     """
     samples, left = [], LeftOut() if left is None else left
     for class_folder, label in label_of.items():
@@ -102,7 +100,8 @@ def splits(folder: Path) -> dict[str, str]:
     if not (named := _named(folder)):
         return {}
     rest = [name for name in _folders(folder) if name not in named and name.lower() not in NO_CLASS]
-    deep = [name for name in named if _is_split(folder / name)]
+    listed = [name for name in named if any((folder / name / used).is_file() for used in USED)]
+    deep = [n for n in named if n in listed or any(_pictures(folder / n / f) for f in _folders(folder / n))]
     others = [name for name in rest if _pictures(folder / name)]
     if deep and (len(named) > 1 or not others):
         return named
@@ -223,11 +222,6 @@ def _pictures(folder: Path, left: LeftOut | None = None, *, deep: bool = True) -
     if not deep:
         return any(_kind(entry) == "picture" for entry in _entries(folder))
     return next(_images(folder, ".", LeftOut() if left is None else left), None) is not None
-
-
-def _is_split(folder: Path) -> bool:
-    """Whether a folder holds what a folder of a split holds: folders of classes, or a list of labels."""
-    return any((folder / name).is_file() for name in USED) or any(_pictures(folder / f) for f in _folders(folder))
 
 
 def _images(folder: Path | str, relative: str, left: LeftOut, above: tuple = ()) -> Iterator[tuple[str, str]]:

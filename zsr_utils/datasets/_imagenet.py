@@ -43,10 +43,7 @@ def imagenet_templates() -> tuple[str, ...]:
 
 
 def imagenet(name: str, split: str) -> Dataset:
-    """ImageNet, a shifted set or Imagenette, in the folders their authors give: by WordNet id, but for ImageNetV2.
-
-    Labels index the classes of the set: ImageNet's 1,000, the 200 of ImageNet-A and -R, or Imagenette's ten, among
-    which alone a model then chooses, as their authors evaluate.
+    """ImageNet, a shifted set or Imagenette, in the folders of their authors; a model chooses among the set's classes.
 
     Source: Russakovsky et al. (2015); Recht et al. (2019), V2; Hendrycks et al. (2021a) for A, (2021b)
         for R; Wang et al. (2019), Sketch; Hendrycks and Dietterich (2019), C; Geirhos et al. (2019), Stylized.
@@ -72,12 +69,8 @@ def imagenet(name: str, split: str) -> Dataset:
 def objectnet(split: str) -> Dataset:
     """ObjectNet, restricted to the 113 classes it shares with ImageNet, its red border cut off.
 
-    Classes are ObjectNet's own, in the order of the folders: a model chooses among 113, also where one of them (chair)
-    is several ImageNet classes.
-
-    Source: Barbu et al. (2019): `mappings/` and the cut of 2 pixels on every side, as in the authors' loader
-        (objectnet-template-pytorch). Choosing among 113 names is CLIP_benchmark's protocol; Barbu et al. instead map
-        the answers of 1,000-class models.
+    Source: Barbu et al. (2019): `mappings/` and the cut of 2 pixels on every side, as in the authors' loader. Choosing
+        among 113 names is CLIP_benchmark's protocol; Barbu et al. instead map the answers of 1,000-class models.
     """
     one_of("split", split, ["validation"])
     root = folder_of("objectnet", "objectnet-1.0")
@@ -118,16 +111,10 @@ def as_objectnet(images: Dataset) -> Dataset:
 
 
 def imagenet_x(path: str | Path | None = None, *, prototypes: bool = False) -> pd.DataFrame:
-    """ImageNet-X: how each ImageNet validation image differs from typical images of its class.
+    """ImageNet-X: how each ImageNet validation image differs from typical images of its class, by `sample_id`.
 
-    Args:
-        path: Folder with the authors' files; None is `imagenet-x` in the data folder.
-        prototypes: Whether to keep the typical images that annotators saw for comparison; else they are left out, as
-            the authors do, if `prototypical_paths.csv` is there.
-
-    Returns:
-        A frame indexed by `sample_id`, as in the data set `imagenet`: a column of 0 and 1 for each of the 16 `FACTORS`,
-        and `top`, the one factor that the annotators found to differ most (missing if none does).
+    A column of 0 and 1 for each of the 16 `FACTORS`, and `top`, the one that differs most (missing if none does). The
+    typical images (`prototypes`) are left out, as the authors do, if their `prototypical_paths.csv` is there.
 
     Source: Idrissi et al. (2023), and their `load_annotations`.
     """
@@ -149,23 +136,17 @@ def _corrupted(split: str) -> Path:
         raise ValueError(f"split is {split!r}, allowed is {example}: {allowed}.")
     root = folder_of("imagenet-c")
     if not (root / split).is_dir():
-        raise FileNotFoundError(
-            f"imagenet-c in {str(root)!r} has no folder {split!r}: get the archive that holds it from "
-            f"https://zenodo.org/records/2235448 and unpack it there."
-        )
+        how = "get the archive that holds it from https://zenodo.org/records/2235448 and unpack it there"
+        raise FileNotFoundError(f"imagenet-c in {str(root)!r} has no folder {split!r}: {how}.")
     return root / split
 
 
 def _annotations(path: Path) -> pd.DataFrame:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"ImageNet-X needs {str(path)!r}: get it from imagenet_x/annotations of "
-            "https://github.com/facebookresearch/imagenetx."
-        )
+        how = "get it from imagenet_x/annotations of https://github.com/facebookresearch/imagenetx"
+        raise FileNotFoundError(f"ImageNet-X needs {str(path)!r}: {how}.")
     rows, wnids = pd.read_json(path, lines=True), list(imagenet_classes())
     if missing := {"file_name", "class", *FACTORS} - set(rows):
-        raise ValueError(
-            f"{str(path)!r} has no {min(missing)!r}: it is not the ImageNet-X of 16 factors that is known."
-        )
+        raise ValueError(f"{str(path)!r} has no {min(missing)!r}: it is not the ImageNet-X of 16 factors.")
     ids = [f"{wnids[label]}/{file}" for label, file in zip(rows["class"], rows["file_name"])]
     return rows[list(FACTORS)].astype(int).set_index(pd.Index(ids, name="sample_id"))

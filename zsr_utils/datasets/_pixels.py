@@ -1,16 +1,20 @@
 """Decoded pictures kept on disk at a model's size, so that a second chapter decodes nothing."""
 
-import errno
 import os
+import sqlite3
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import PIL
 import torch
 from torch import Tensor
 
 from zsr_utils._cache import cache_folder, code, digest
-from zsr_utils.datasets._digests import SIZE
+
+
+SETTINGS = (  # what is lost when the power fails is decoded again
+    "PRAGMA page_size = 16384", "PRAGMA journal_mode = TRUNCATE", "PRAGMA synchronous = OFF",
+    "CREATE TABLE IF NOT EXISTS pictures (mark BLOB PRIMARY KEY, levels BLOB)",
+)  # fmt: skip
 
 
 def grey_levels(pixels: Tensor) -> Tensor:
@@ -36,70 +40,41 @@ def stacked(levels: Sequence[Tensor]) -> Tensor:
 
 
 class PixelStore:
-    """Pictures of one data set behind one transform: a slot of uint8 for every sample, filled as they come.
+    """Pictures behind one transform in one SQLite file, by the digest of what they were made of; or none is kept.
 
-    A slot counts once its mark, the digest of its picture, is written, after its pixels: a killed run leaves no half
-    picture, and another picture is never taken for it. Files are sparse, and without a folder none is kept.
+    A picture is there whole or not at all, whenever a run is killed.
     """
 
-    def __init__(self, folder: Path | None, slots: int, size: int):
-        self._folder, self._shape, self._marks = folder, (3, size, size), bytearray(slots * SIZE)
-        self._lengths = {"pixels.u8": slots * 3 * size * size, "marks": slots * SIZE}
-        self._files = ()
-        if folder and (folder / "marks").is_file():
-            self._open()
+    def __init__(self, preprocess: Callable):
+        key, self._database = getattr(preprocess, "key", None), None
+        self.keeps = bool(key) and os.environ.get("ZSR_PIXELS") != "0"  # without a key it would not be known again
+        if self.keeps:
+            self._shape = 3, preprocess.size, preprocess.size
+            self._file = cache_folder() / "pixels" / digest(key, code("datasets/_decode"), PIL.__version__)
 
-    @property
-    def keeps(self) -> bool:
-        """Whether pictures are kept at all."""
-        return self._folder is not None
+    def holds(self, mark: bytes) -> bool:
+        """Whether it has the picture of this digest."""
+        return self.keeps and self._do("SELECT 1 FROM pictures WHERE mark = ?", mark) is not None
 
-    def holds(self, slot: int, mark: bytes) -> bool:
-        """Whether a slot has the picture of this digest."""
-        return self.keeps and self._marks[slot * SIZE : (slot + 1) * SIZE] == mark
+    def read(self, mark: bytes) -> Tensor:
+        """The grey levels (3, size, size), uint8, of a picture that it holds."""
+        (levels,) = self._do("SELECT levels FROM pictures WHERE mark = ?", mark)
+        return torch.frombuffer(bytearray(levels), dtype=torch.uint8).view(self._shape)
 
-    def read(self, slot: int) -> Tensor:
-        """The grey levels (3, size, size), uint8, of a filled slot."""
-        levels = torch.empty(self._shape, dtype=torch.uint8)
-        self._files[0].seek(slot * levels.numel())
-        self._files[0].readinto(levels.numpy())
-        return levels
+    def write(self, mark: bytes, levels: Tensor) -> None:
+        """Keep the grey levels of a picture; pixels between two grey levels are not kept."""
+        if self.keeps and levels.dtype == torch.uint8:
+            self._do("INSERT OR REPLACE INTO pictures VALUES (?, ?)", mark, levels.numpy().tobytes())
 
-    def write(self, slot: int, mark: bytes, levels: Tensor) -> None:
-        """Keep the grey levels (3, size, size) of a picture; pixels between two grey levels are not kept."""
-        if not self.keeps or levels.dtype != torch.uint8:
-            return
+    def _do(self, command: str, *values: bytes) -> tuple | None:
         try:
-            if not self._files:
-                self._open()
-            pixels, marks = self._files
-            old = any(self._marks[slot * SIZE : (slot + 1) * SIZE])  # of a picture that was there before
-            steps = [(marks, bytes(SIZE))] * old + [(pixels, levels.numpy().tobytes()), (marks, mark)]
-            for file, content in steps:
-                file.seek(slot * len(content))
-                if file.write(content) < len(content):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            failed = f"decoded pictures cannot be kept in {str(self._folder)!r} ({error.strerror or error})"
-            room = f"make room for {self._lengths['pixels.u8'] / 2**20:,.0f} MiB"
-            way_out = f"{room}, set ZSR_CACHE to another folder, or ZSR_PIXELS=0 to keep none"
-            raise OSError(error.errno, f"{failed}: {way_out}") from error
-        self._marks[slot * SIZE : (slot + 1) * SIZE] = mark
-
-    def _open(self) -> None:
-        """Open both files, as long as they will ever be."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for name, length in self._lengths.items():
-            with (self._folder / name).open("ab") as file:
-                file.truncate(length)
-        self._files = tuple((self._folder / name).open("r+b", buffering=0) for name in self._lengths)
-        self._marks = bytearray(self._files[1].read())
-
-
-def pixel_store(data: str, slots: int, preprocess: Callable) -> PixelStore:
-    """The store of a data set's shelf behind a transform; without a transform's key it keeps nothing."""
-    key = getattr(preprocess, "key", None)
-    if key is None or os.environ.get("ZSR_PIXELS") == "0":
-        return PixelStore(None, slots, 0)
-    name = digest(data, key, code("datasets/_decode"), PIL.__version__)
-    return PixelStore(cache_folder() / "pixels" / name, slots, preprocess.size)
+            if not self._database:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                self._database = sqlite3.connect(self._file, timeout=600, isolation_level=None)
+                for setting in SETTINGS:
+                    self._database.execute(setting)
+            return self._database.execute(command, values).fetchone()
+        except (OSError, sqlite3.Error) as error:
+            failed = f"decoded pictures cannot be kept in {str(self._file)!r} ({error})"
+            way_out = "make room or remove it, set ZSR_CACHE to another folder, or ZSR_PIXELS=0 to keep none"
+            raise OSError(f"{failed}: {way_out}") from error

@@ -18,6 +18,7 @@ from zsr_utils.datasets._webdataset import is_webdataset, webdataset
 
 
 SUBSETS = EMBEDDED / "subsets"
+ALONE = {"tabletop": tabletop, "objectnet": objectnet, "cue-conflict": cue_conflict}
 
 
 def load_dataset(
@@ -29,11 +30,7 @@ def load_dataset(
     Args:
         name_or_folder: One of
 
-            - `tabletop`, which is part of the project;
-            - `imagenette`, `imagenette-320`, `imagenette-160`, `cifar10`, `cifar100`;
-            - `imagenet`, `imagenet-v2` (matched frequency), `imagenet-v2-threshold-0.7`, `imagenet-v2-top-images`,
-              `imagenet-a`, `imagenet-r`, `imagenet-sketch`, `objectnet`, `imagenet-c`, `stylized-imagenet`,
-              `cue-conflict`;
+            - one of `NAMES`, of which `tabletop` is part of the project;
             - `wds:` and a folder, or a data set of the Hugging Face hub such as `clip-benchmark/wds_imagenetv2`,
               in the layout of CLIP_benchmark;
             - a folder with one sub-folder of images a class (a WordNet id is translated), such folders in a folder
@@ -41,14 +38,10 @@ def load_dataset(
               webdataset. `classes.txt`, a name a line, sets the order of the classes, also of ones without images.
         split: `validation`, whatever the authors call the images to evaluate on, or `train` where a data set has
             it; folders and webdatasets with splits also take the name on disk, such as `test`. For `imagenet-c` a
-            corruption and a severity, such as `gaussian_noise/3`.
-            `tabletop` has `validation` and the conditions of its shifted sets, the same scenes in each:
-            `photo`, `cartoon`, `sketch`, `silhouette`, `backdrop`, `viewpoint`, `lighting`, `pattern`, `card`.
+            corruption and a severity, such as `gaussian_noise/3`; for `tabletop` also `tabletop_splits()`.
         limit: At most this many images, drawn by `seed` and spread over the classes; None or 0 is all.
-        classes: Only these classes, also ones without images, or this many drawn by `seed`: the names of the others
-            are no answers then; 0 is all.
-        ids: Only these samples: a file with an id a line, or the name of a list in `data/subsets`; None or an empty
-            text is all.
+        classes: Only these, or this many drawn by `seed`: the names of the others are no answers then; 0 is all.
+        ids: Only these samples: a file with an id a line, or the name of a list in `data/subsets`.
 
     Raises: ValueError for an unknown name, split, class, id or layout; FileNotFoundError where files are not there.
     """
@@ -59,16 +52,10 @@ def load_dataset(
 
 
 def _whole(name: str, split: str, asked: Sequence[str]) -> Dataset:
-    if name == "tabletop":
-        return tabletop(split)
-    if name in ("cifar10", "cifar100"):
-        return _cifar(name, split)
-    if name == "objectnet":
-        return objectnet(split)
-    if name == "cue-conflict":
-        return cue_conflict(split)
+    if name in ALONE:
+        return ALONE[name](split)
     if name in SOURCES:
-        return imagenet(name, split)
+        return _cifar(name, split) if name.startswith("cifar") else imagenet(name, split)
     folder = Path(name.removeprefix("wds:"))
     if folder.is_dir():
         if name.startswith("wds:") or is_webdataset(folder):
@@ -89,12 +76,9 @@ def _cifar(name: str, split: str) -> Dataset:
         cifar = kind(folder.parent, train=split == "train")
     except RuntimeError as error:
         raise ValueError(f"{str(folder)!r} is not whole: remove it and fetch {name} again.") from error
-    return Dataset(
-        name,
-        [c.replace("_", " ") for c in cifar.classes],
-        [Sample(f"{k:05d}", label, partial(Image.fromarray, cifar.data[k])) for k, label in enumerate(cifar.targets)],
-        content=f"{kind.tgz_md5} {split}",
-    )
+    opened = [(label, partial(Image.fromarray, cifar.data[k])) for k, label in enumerate(cifar.targets)]
+    samples = [Sample(f"{k:05d}", *one) for k, one in enumerate(opened)]
+    return Dataset(name, [c.replace("_", " ") for c in cifar.classes], samples, content=f"{kind.tgz_md5} {split}")
 
 
 def _listed(ids: str | Path) -> list[str]:

@@ -95,8 +95,7 @@ def typographic(images: Dataset, folder: Path, form: str, *, paper: bool = False
 
     The corrected form draws on the picture after resize and centre crop to 224 px, so that no copy is cut away, keeps
     boxes disjoint and saves without loss. The paper-compatible one keeps defects of the authors' code: it draws before
-    the crop, lets boxes cross, stops its choice at the first word that does not fit (so that small pictures are lost
-    more often), and saves as JPEG. The missing seed and the axes around CIFAR's pictures it does not keep.
+    the crop, lets boxes cross, stops its choice at the first word that does not fit, and saves as JPEG.
 
     Returns: A row a picture: `sample_id`, `label`, `wrong` (class that is written), `word`, `copies` that fit and
         `file`, which is empty where some did not: such a picture is left out, as in the paper.

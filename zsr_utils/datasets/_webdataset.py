@@ -1,6 +1,7 @@
 """Webdatasets in the layout of CLIP_benchmark, read in place."""
 
 import os
+import re
 import tarfile
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ def webdataset(folder: Path, split: str, *, name: str) -> Dataset:
     """A folder with `classnames.txt`, `zeroshot_classification_templates.txt` and `<split>/<number>.tar`.
 
     A shard holds `<key>.jpg` (or another format) and `<key>.cls`, the index of the class, for every sample, and the id
-    is `<number>/<key>`. Nothing is unpacked: the headers of a shard are read once, and a picture from its place in it.
+    is `<number>/<key>`. Nothing is unpacked.
 
     Source: `build_wds_dataset` and `webdataset_builder` of CLIP_benchmark.
     """
@@ -33,7 +34,10 @@ def webdataset(folder: Path, split: str, *, name: str) -> Dataset:
         raise FileNotFoundError(f"The webdataset {str(folder)!r} has no classnames.txt.")
     class_names, left, samples = read_names(folder / "classnames.txt"), LeftOut(), []
     for shard in shards(split_folder(folder, split), left):
-        for key, label, place in _indexed(shard, len(class_names), left):
+        for key, text, place in members(shard, ".cls", left):
+            if (label := index(text)) is None or label >= len(class_names):
+                allowed = f"0 to {len(class_names) - 1}, the lines of classnames.txt"
+                raise ValueError(f"The class of {key!r} in {str(shard)!r} is {text}, allowed is {allowed}.")
             open_it = partial(open_member, str(shard), *place)
             samples.append(Sample(f"{readable(shard.stem)}/{key}", label, open_it, (str(shard), *place)))
     return made(samples, left, name=name, class_names=class_names, templates=_templates(folder))
@@ -68,19 +72,8 @@ def shards(folder: Path, left: LeftOut) -> list[Path]:
     return found
 
 
-def _indexed(shard: Path, classes: int, left: LeftOut) -> list[tuple[str, int, tuple[int, int]]]:
-    """Key, label, and where the picture lies (offset and size), of every sample."""
-    found = []
-    for key, text, place in members(shard, ".cls", left):
-        if (label := index(text)) is None or label >= classes:
-            allowed = f"0 to {classes - 1}, the lines of classnames.txt"
-            raise ValueError(f"The class of {key!r} in {str(shard)!r} is {text}, allowed is {allowed}.")
-        found.append((key, label, place))
-    return found
-
-
 def members(shard: Path, kind_of_text: str, left: LeftOut) -> list[tuple[str, str, tuple[int, int]]]:
-    """Key, text in the file `<key>.cls` or `.txt`, and where the picture lies, of every sample.
+    """Key, text in the file `<key>.cls` or `.txt`, and where the picture lies (offset and size), of every sample.
 
     A key ends at the last dot of a name, so that `a.v2.jpg` and `a.v2.cls` are a sample; a picture `a.mask.png` without
     a class of its own is a further file of the sample `a`.
@@ -99,9 +92,8 @@ def members(shard: Path, kind_of_text: str, left: LeftOut) -> list[tuple[str, st
                 key, extension = os.path.splitext(readable(member.name))
                 extension = extension.lower()
                 if extension not in EXTENSIONS and extension != kind_of_text:
-                    left.add(
-                        f"files of type {extension or '(none)'}", f"{readable(shard.stem)}/{readable(member.name)}"
-                    )
+                    where = f"{readable(shard.stem)}/{readable(member.name)}"
+                    left.add(f"files of type {extension or '(none)'}", where)
                     continue
                 kind = labels if extension == kind_of_text else places
                 if key in kind:
@@ -113,16 +105,11 @@ def members(shard: Path, kind_of_text: str, left: LeftOut) -> list[tuple[str, st
     except (tarfile.TarError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise ValueError(f"{what} cannot be read: {reason}.") from error
-    for key in [key for key in places if key not in labels and _first(key) in labels and _first(key) in places]:
+    first = {key: re.sub(r"\.[^/]*$", "", key) for key in places}  # up to the first dot of its file's name
+    for key in [key for key, own in first.items() if key not in labels and own in labels and own in places]:
         left.add("further pictures of a sample", f"{readable(shard.stem)}/{key}")
         del places[key]
     for key in {**places, **labels}:
         if key not in places or key not in labels:
             raise ValueError(f"{what} has no {one if key in places else 'picture'} for {key!r}.")
     return [(key, labels[key], place) for key, place in places.items()]
-
-
-def _first(key: str) -> str:
-    """A key up to the first dot of its file's name."""
-    folder, slash, file = key.rpartition("/")
-    return folder + slash + file.partition(".")[0]

@@ -26,13 +26,6 @@ VISIBILITY = {
     "less": "within the 8 that are usually called invisible",
     "undecided": "whether that is within the 8 that are usually called invisible is not decided",
 }
-DIRECTION = {"more": "the direction counts", "less": "it does more", "undecided": "what counts is not decided"}
-SHORTER = {
-    "more": "alignment goes less far",
-    "less": "it goes less far",
-    "undecided": "which goes less far is not decided",
-}
-DISTANCE = {"more": "farther than", "less": "nearer than", "undecided": "neither clearly nearer nor farther than"}
 TRANSFER = {"more": "it transfers", "less": "it does less", "undecided": "whether it transfers is not decided"}
 MEASURES = {"rms": "grey levels", "linf": "grey levels", "ssim": "SSIM", "target_cosine": "cosine"}
 
@@ -42,9 +35,9 @@ def ways(
 ) -> dict[str, Aligned]:
     """What is made of the pairs: `aligned`, and three changes to compare with.
 
-    `random_direction`, as far as the aligned image; `blended` with the target's picture, as little as meets the same
-    stop rule; and `named_as_target`, moved until the answer alone is the target's class (with DeepFool's overshoot,
-    since a step that ends on the boundary is lost in the rounding to grey levels).
+    `random_direction`, as far; `blended` with the target's picture, as little as meets the same stop rule; and
+    `named_as_target`, moved until the answer alone is (with DeepFool's overshoot, since a step that ends on the
+    boundary is lost in the rounding to grey levels).
     """
     names, targets = pair_names(pairs.table), images.pixels(pairs.table.target_id, net.from_pil)
     control = random_control(names, pairs.sources, pairs.aligned.pixels, seed=seed)

@@ -23,11 +23,6 @@ QUANTITIES = {
     "largest": "s₁", "frobenius": "‖J‖ (Frobenius)", "effective_rank": "effective rank",
     "condition_number": "condition",
 }  # fmt: skip
-STRETCH = {
-    "more": "aligned images lie where the encoder stretches more",
-    "less": "aligned images lie where the encoder stretches less",
-    "undecided": "whether the encoder stretches more there is not decided",
-}
 FLIPPED = {
     "more": "noise changes more answers than it allows",
     "less": "noise changes fewer answers than it says",
@@ -100,20 +95,14 @@ def linear_errors(
 
 
 def reaches(errors: pd.DataFrame) -> pd.DataFrame:
-    """The size up to which the linear prediction stays within 10 %, for every direction and image.
-
-    A direction in which no image moves has one row without a number.
-    """
+    """Sizes up to which the linear prediction stays within 10 %; a direction in which no image moves has no number."""
     found = scores.linear_reach(errors, 0.1, by=["direction", "sample_id"])
     still = pd.DataFrame({"direction": sorted({*DIRECTIONS} - {*found.direction}), "sample_id": "", "reach": np.nan})
     return pd.concat([found, still], ignore_index=True) if len(still) else found
 
 
 def tested(study: Study, pairs: Pairs) -> dict[str, Pixels]:
-    """The sources, and those that could be moved until they are just named as the target: there a prediction can fail.
-
-    None is `just named` where the search reached no other answer.
-    """
+    """The sources, and those that could be moved until just named as the target: there a prediction can fail."""
     goal = Answer(study.net, study.heads[study.name].weights, torch.tensor(pairs.table.target_label.to_numpy()))
     names, size = pair_names(pairs.table), study.parameters["batch_size"]
     settings = replace(settings_of(study), eight_bit=True)
@@ -128,10 +117,9 @@ def flips_by_noise(
     study: Study, images: Mapping[str, Pixels], known: Mapping[str, jacobian.Spectra], sigmas: Sequence[float],
     draws: int, probes: int,
 ) -> pd.DataFrame:  # fmt: skip
-    """How often noise changes the answer: predicted to first and to second order, and measured, image by image.
+    """How often noise changes the answer, image by image: `measured`, and `predicted` (lower bound) and `at_most`.
 
-    Images are given by kind, spectra that are `known` too. Rows have `sample_id`, `kind`, `sigma` (grey levels),
-    `measured`, and one for each of `scores.ACCOUNTS`, with that `account`, `predicted` (lower bound) and `at_most`.
+    There is a row for each of `scores.ACCOUNTS`, `kind` of images and `sigma` (grey levels).
     """
     net, head, frames, levels = study.net, study.heads[study.name], [], [s / 255 for s in sigmas]
     for kind, shown in images.items():

@@ -59,16 +59,10 @@ DIFFERENCES = ("stability/word_beyond_box", BLANK[0])  # measurements that are t
 class Published:
     """Published accuracies by model and shift, and lines through them.
 
-    Attributes:
-        rows: One row a model and shift: `checkpoint`, `group` (`standard`, a training source, or another group of the
-            testbed), the accuracies `x` and `y`, `set`, `shift` (its title), and `value`, the distance above the line.
-        lines, fits: Through the standard models, by set; through the checkpoints of a source, by set and source.
-        sources: Training sources of the checkpoints, that with most of them first.
-        counted, left_out: Checkpoints that the table counts, and those of them below the least accuracy.
-
-    Args:
-        least: Accuracy on ImageNet from which checkpoints take part: where standard models begin.
-        fewest: Checkpoints that a line of a source needs.
+    `rows` has one a model and shift: `checkpoint`, `group` (`standard`, a training source, or another group of the
+    testbed), the accuracies `x` and `y`, `set`, `shift` (its title), and `value`, the distance above the line. `lines`
+    go through the standard models, by set, `fits` through the checkpoints of a source, by set and source. Checkpoints
+    take part from the `least` accuracy on ImageNet on, where standard models begin; a source's line needs `fewest`.
     """
 
     def __init__(self, *, least: float, fewest: int = 5, resamples: int = 1000, seed: int = 0):
@@ -80,9 +74,8 @@ class Published:
         sizes = own.source.value_counts()
         self.sources, lined = list(sizes.index), list(sizes.index[sizes >= fewest])
         if missing := {"LAION", *CLEANED[:1]} - set(lined):
-            raise ValueError(
-                f"least is {least} and fewest {fewest}, which leaves no line for {min(missing)}: take lower ones."
-            )
+            given = f"least is {least} and fewest {fewest}"
+            raise ValueError(f"{given}, which leaves no line for {min(missing)}: take lower ones.")
         order = ["standard", *self.sources, *REFERENCES]
         own = own.assign(checkpoint=own.model + ", " + own.pretrained, group=own.source)
         rows = pd.concat([self.testbed[self.testbed.group.isin(order)], own]).rename(columns={"imagenet": "x"})
@@ -127,9 +120,8 @@ class Published:
         own = self.rows[self.rows.group.isin(self.sources)].assign(group="all checkpoints")
         groups = pd.concat([own, self.rows[self.rows.group != "standard"]]).groupby(["set", "group"], sort=False)
         draws = [(s, g, p.y.to_numpy() - self.lines[s](p.x)) for (s, g), p in groups]
-        return _table(
-            {(s, g): (trends.mean_over(d, seed=(self.seed, 50, k)), d.shape[1]) for k, (s, g, d) in enumerate(draws)}
-        )
+        seeds = [(self.seed, 50, k) for k in range(len(draws))]
+        return _table({(s, g): (trends.mean_over(d, seed), d.shape[1]) for seed, (s, g, d) in zip(seeds, draws)})
 
     def at_equal(self, accuracy: float) -> pd.DataFrame:
         """Distance above the line, at one accuracy on ImageNet, of every source's line."""
@@ -155,10 +147,7 @@ class Published:
         return _table(draws, "slope")
 
     def same_classes(self) -> pd.DataFrame:
-        """The testbed's zero-shot models above lines over all classes of ImageNet, and over those of the set alone.
-
-        `beyond` tells whether the model is farther above than any standard one.
-        """
+        """The testbed's zero-shot models above lines over all classes, and over those of the set alone."""
         found = []
         for s in FEWER_CLASSES:
             standard, clip = (self._testbed(group, s) for group in ("standard", "zero-shot CLIP"))
@@ -171,10 +160,7 @@ class Published:
         return pd.concat(found, ignore_index=True)
 
     def out_of_reach(self) -> pd.DataFrame:
-        """Share of checkpoints that to lie on the fair line would need a higher accuracy than any model has.
-
-        On ImageNet's images of the same classes they need `least` to `most`; `best` is the highest of the testbed.
-        """
+        """Share of checkpoints that to lie on the fair line would need (`least` to `most`) more than the `best` has."""
         found = []
         for s in FEWER_CLASSES[:2]:  # the third line breaks
             line, best = self._line(s, f"imagenet-on-{s}"), self.testbed[f"imagenet-on-{s}"].max()
@@ -247,15 +233,12 @@ def member(
 ) -> pd.DataFrame:  # fmt: skip
     """Rows of one model on the measurements of several chapters, few images each.
 
-    Images, pairs and noise depend on the data and the seed alone, so those of two models belong together. `pairs`
-    images, each the source of one pair, are aligned with another's embedding, and in balls of `budgets` grey levels
-    (L-infinity, `steps` each) until they are named as the target. Of the first the Jacobian is taken (`spectra`) and
-    every perturbation shown (`views`). Aligned and clean images are shown under noise of `sigma` grey levels.
-
-    Returns: Rows of `measure`, and in the column `part` what they are for: the name of a set (`validation`, or one of
-        `shifted`), `pairs` (conditions `aligned` and `named_in_ball`), `jacobian` (facts `sensitivity`, the share of
-        the embedding's length by which one grey level can move it at most by the linear account, and `effective_rank`),
-        `noise_aligned` and `noise_clean`, or `views` (with `unrelated`, the mean distance of unrelated images).
+    Images, pairs and noise depend on the data and the seed alone, so those of two models belong together. The column
+    `part` says what a row is for: the name of a set (`validation`, or one of `shifted`); `pairs`, aligned with another
+    image and in balls of `budgets` grey levels; `jacobian`, of the first `spectra` of them (`sensitivity`, the share of
+    the embedding's length by which one grey level can move it by the linear account, and `effective_rank`);
+    `noise_aligned` and `noise_clean`, under noise of `sigma` grey levels; or `views` of the first, in every
+    perturbation (with `unrelated`, the mean distance of unrelated images).
     """
     head = Head(net.classifier(images.class_names, templates), images.class_names)
     options = {"batch_size": batch_size, "seed": seed}
@@ -296,10 +279,7 @@ def member(
 def members(
     names: Sequence[str], *data, device: str = "auto", precision: str = "fp32", workers: int | None = None, **settings
 ) -> pd.DataFrame:
-    """Rows of several models, in a column `model`; `data` are images, shifted sets and templates, as `member` has them.
-
-    On a CPU they are made by as many workers as torch may use threads: one embedded model is too small for two.
-    """
+    """Rows of several models, as of `member`, in a column `model`; on a CPU by a worker a thread that torch may use."""
     workers = workers or (torch.get_num_threads() if resolve_device(device).type == "cpu" else 1)
     calls = [delayed(_member)(name, data, settings, device=device, precision=precision) for name in names]
     found = []
@@ -318,16 +298,10 @@ def _member(name: str, data: tuple, settings: Mapping, **options) -> pd.DataFram
 def measurements(rows: pd.DataFrame) -> pd.DataFrame:
     """Values by model, measurement and image: columns `model`, `measurement`, `sample_id`, `value`.
 
-    - `accuracy/<set>`, and `margin/validation` of the label, in logits;
-    - `alignment/systematic_<budget>_255`: whether the image is named rightly after the search in that ball for an image
-      that has the target's name, and `alignment/rms` of full alignment, in grey levels;
-    - `jacobian/sensitivity` and `jacobian/effective_rank`;
-    - `noise/auroc`: share of clean images that drift less under noise than this aligned one;
-    - `stability/flips`: share of an image's views whose answer changed, and `stability/word_beyond_box`, the share
-      under a written name less that under the empty box in its place;
-    - `word_beyond_blank/accuracy` and `word_beyond_blank/margin`: under a wrong name on a card (set `card`), less under
-      a blank card of its size (set `blank_card`);
-    - `drift/<family>`: drift of views with unchanged answer over the mean distance of unrelated images.
+    `noise/auroc` is the share of clean images that drift less under noise than this aligned one;
+    `stability/word_beyond_box` the flips under a written name less those under the empty box in its place;
+    `word_beyond_blank/…` what a wrong name on a card does beyond a blank one; `drift/<family>` the drift of views with
+    unchanged answer over the mean distance of unrelated images.
     """
     right, flip = rows.prediction == rows.label, rows.prediction != rows.clean_prediction
     original, views, spectra = rows.condition == "original", rows.part == "views", rows.part == "jacobian"
@@ -366,12 +340,11 @@ def _below(rows: pd.DataFrame) -> pd.Series:
 def changes(values: pd.DataFrame, margin: float) -> pd.DataFrame:
     """Every member against the first, image by image; members `<name>-seed<k>` are further training runs of one.
 
-    Returns: `member`, `measurement`, the means `base` and `other`, the columns of an estimate, `p` (exact) and `p_holm`
-        (for the whole table), `runs`, `between_runs` (standard deviation of the member's mean; missing with one run),
-        and `seen`: `higher` or `lower` (the interval without 0 and `p_holm` below 0.05), `no change` (of a share, its
-        whole interval within the margin), `not decided`, or `at a ceiling`, where nothing is tested. Those compare two
-        models; `run_low`, `run_high` and `run_p`, of Welch's test with a training run as the unit, compare the two
-        ways to train, and are missing with one run.
+    Returns: What `paired_changes` gives by `member` and `measurement`, with `seen`: `higher` or `lower` (the interval
+        without 0 and `p_holm` below 0.05), `no change` (of a share, its whole interval within the margin), `not
+        decided`, or `at a ceiling`, where nothing is tested. Those compare two models; `run_low`, `run_high` and
+        `run_p`, of Welch's test with a training run as the unit, compare the two ways to train, and are missing with
+        one run, as is `between_runs`, the standard deviation of the member's mean.
     """
     values = values.assign(member=values.model.str.replace(r"-seed\d+$", "", regex=True))
     keys = ["member", "measurement"]
@@ -407,10 +380,8 @@ def of_cards(table: pd.DataFrame) -> dict:
 
 def _between_runs(other: pd.Series, base: pd.Series) -> tuple[float, float, float]:
     """Bounds and p of the difference of two ways to train, from one mean a training run."""
-    if min(len(other), len(base)) < 2:
-        return (np.nan,) * 3
-    found = stats.ttest_ind(other, base, equal_var=False)
-    return *found.confidence_interval(), found.pvalue
+    found = stats.ttest_ind(other, base, equal_var=False) if min(len(other), len(base)) > 1 else None
+    return (*found.confidence_interval(), found.pvalue) if found else (np.nan,) * 3
 
 
 def _seen(table: pd.DataFrame, margin: float) -> pd.DataFrame:
@@ -425,10 +396,9 @@ def _seen(table: pd.DataFrame, margin: float) -> pd.DataFrame:
 
 
 def beside_claims(table: pd.DataFrame, margin: float) -> pd.DataFrame:
-    """What is reported of a factor beside what its pair shows: a table of its own.
+    """What is reported of a factor beside what its pair shows (`seen`).
 
-    `seen` is of these models. The `verdict` is on the factor, so it takes training runs as the unit, and with one run
-    there is none: `one run`.
+    The `verdict` is on the factor, so it takes training runs as the unit, and with one run there is none: `one run`.
     """
     found = _seen(claims().rename(columns={"model": "member"}).merge(table, on=["member", "measurement"]), margin)
     runs = _seen(found.assign(low=found.run_low, high=found.run_high, p=found.run_p), margin).seen

@@ -31,16 +31,6 @@ MOVED = {
     "less": "the embedding moves less far than this account says",
     "undecided": "the account is not refuted",
 }
-FRAGILE = {
-    "more": "the directed change is the more fragile one",
-    "less": "the random change is the more fragile one",
-    "undecided": "which change is the more fragile one is not decided",
-}
-DRIFTS = {
-    "more": "aligned images drift more than clean ones",
-    "less": "aligned images drift less than clean ones",
-    "undecided": "aligned images are not told from clean ones by their drift",
-}
 MADE = {
     "named": "moved only to be named as another class",
     "aligned": "moved to the embedding of an image of another class",
@@ -53,19 +43,14 @@ EVADES = {
     "nothing": "the plain attacker is found hardly more often than clean images are flagged: there is nothing to hide",
     "unclear": "that the plain attacker is found more often than clean images are flagged is not decided",
 }
-NORMAL = {
-    "more": "more than normal clouds would be",
-    "less": "fewer than normal clouds would be",
-    "undecided": "that it is more than normal clouds would be is not decided",
-}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Images of one kind that noise is added to.
+    """Images of one kind that noise is added to, as an 8-bit file keeps them.
 
-    They are as an 8-bit file keeps them. A pair has one id in all kinds, so that all meet the same noise. `known` are
-    facts by id: `source_id`, `target_label` (-1 of a clean image), `rms` (of the change, grey levels).
+    A pair has one id in all kinds, so that all meet the same noise. `known` are facts by id: `source_id`,
+    `target_label` (-1 of a clean image), `rms` (of the change, grey levels).
     """
 
     name: str
@@ -92,12 +77,10 @@ def unmodified(study: Study, pairs: Pairs, number: int, *, name: str = "") -> li
 def modified(
     study: Study, pairs: Pairs, attackers: Mapping[str, Settings], *, first: int | None = None, name: str = ""
 ) -> list[Kind]:
-    """Sources of pairs, moved by attackers; those that are named as the target already are left out.
+    """Sources of the `first` pairs, moved by attackers; those that are named as the target already are left out.
 
-    Args:
-        attackers: How images are moved, by kind. What stands before a comma is the goal: `aligned` (the embedding is
-            the target's) or `named` (the answer is the target's class).
-        first, name: Of the pairs, only so many; of the model, the chapter's own by default.
+    Attackers are settings by kind, of which what stands before a comma is the goal: `aligned` (the embedding is the
+    target's) or `named` (the answer is the target's class).
     """
     net, head = study.nets[name or study.name], study.heads[name or study.name]
     table, sources = pairs.table[:first], pairs.sources[:first]

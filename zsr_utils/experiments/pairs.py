@@ -60,12 +60,6 @@ def moved(
 
     Rows get the facts `target_id`, `target_label`, `target_probability`, `target_cosine`, `steps`, `reached`, `rms` and
     `linf` (grey levels), `psnr` (dB), `ssim`, and `lpips` where its weights are.
-
-    Args:
-        severity: Such as the budget in grey levels; 1 where there is none.
-        table: A row an image: `sample_id`, `target_id`, `target_label`.
-        targets: Their raw embeddings.
-        eight_bit: Show what an 8-bit file keeps; False shows the float images.
     """
     own = table[table.label == table.target_label]
     if len(own):
@@ -74,22 +68,16 @@ def moved(
     columns |= {"steps": aligned.steps.numpy(), "reached": aligned.reached.numpy(), "target": targets.numpy()}
     shown = saved_as_png(aligned.pixels) if eight_bit else aligned.pixels
     before = made_before(name, severity, table.sample_id, shown, columns)
-    return Condition(name, severity, before.change, Closeness(before.facts), before.draws)
 
-
-@dataclass(frozen=True)
-class Closeness:
-    """Facts of a moved image: those known before, and how near it is to its source and its target."""
-
-    known: object
-
-    def __call__(self, batch: Batch, seen: Seen) -> dict:
-        facts = self.known(batch, seen)
-        target, label = facts.pop("target"), facts["target_label"]
+    def facts(batch: Batch, seen: Seen) -> dict:
+        known = before.facts(batch, seen)
+        target, label = known.pop("target"), known["target_label"]
         probability = seen.logits.softmax(1).numpy()[np.arange(len(label)), label]
         near = F.cosine_similarity(seen.features, seen.features.new_tensor(target)).numpy()
-        facts |= {"target_probability": probability, "target_cosine": near}
-        return {**facts, **sizes(batch, seen), **closeness(batch.pixels.cpu(), seen.pixels.cpu())}
+        known |= {"target_probability": probability, "target_cosine": near}
+        return {**known, **sizes(batch, seen), **closeness(batch.pixels.cpu(), seen.pixels.cpu())}
+
+    return Condition(name, severity, before.change, facts, before.draws)
 
 
 def aligned_pairs(
@@ -99,10 +87,8 @@ def aligned_pairs(
     """Embed a data set, draw ordered pairs and align them; what has been computed before comes from the cache.
 
     Args:
-        per_class, cosine: As for `make_pairs` and `alignment.Match`.
         number: At most this many of the pairs, drawn by `seed`; None is all. A larger draw holds a smaller one.
-        one_a_source: Only one pair of every source image.
-        of: Only the pairs of this source image.
+        one_a_source, of: Only one pair of every source image; only the pairs of this one.
     """
     if number is not None and number < 1:
         raise ValueError(f"number is {number}, allowed is 1 or more, or None for all pairs.")
@@ -127,10 +113,7 @@ def settings_of(study: Study) -> Settings:
 
 
 def pairs_of(study: Study, number: int, others: int, *, one_a_source: bool = False) -> dict[str, Pairs]:
-    """The same pairs for every model of a chapter, each aligned in its own embedding space by the chapter's parameters.
-
-    Its own model has `number` pairs, those it is compared with the first `others` of them; 0 is all.
-    """
+    """The same pairs for every model of a chapter, each aligned in its own space: `number`, or `others` (0 is all)."""
     given = {name: study.parameters[name] for name in ("per_class", "cosine", "batch_size", "seed")}
     return {
         name: aligned_pairs(
@@ -146,9 +129,8 @@ def in_balls(
 ) -> list[Condition]:
     """Sources moved until they are named as the target, inside balls of growing radius (L-infinity, 8-bit files).
 
-    Projected gradient steps with momentum minimise the margin by which the target's class loses; a pair that succeeds
-    in a small ball counts in all larger ones, which contain it. The growing radii `budgets`, in grey levels, are the
-    severities of the conditions `named_in_ball`; each ball has `max_steps`.
+    Projected gradient steps with momentum minimise the margin by which the target's class loses, `max_steps` a ball.
+    The radii `budgets`, in grey levels, are the severities of the conditions `named_in_ball`.
 
     Source: Madry et al. (2018), with momentum Dong et al. (2018).
     """
@@ -160,13 +142,7 @@ def in_balls(
 
 
 def counted(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows whose source image every model of these rows names rightly: only such a source can lose its name.
-
-    Examples:
-        >>> rows = pd.DataFrame({"sample_id": list("abab"), "label": [0, 1, 0, 1], "clean_prediction": [0, 1, 0, 2]})
-        >>> counted(rows).sample_id.tolist()
-        ['a', 'a']
-    """
+    """Rows whose source image every model of these rows names rightly: only such a source can lose its name."""
     right = (rows.clean_prediction == rows.label).groupby(rows.sample_id).transform("all")
     if not right.any():
         raise ValueError(f"None of {rows.sample_id.nunique()} sources is named rightly by all models, allowed is one.")
@@ -180,8 +156,6 @@ def pair_names(table: pd.DataFrame) -> list[str]:
 
 def make_pairs(images: Embedded, *, per_class: int = 10, seed: int = 0) -> pd.DataFrame:
     """Ordered pairs: random images of every class, at most `per_class`, with a random image of every other class.
-
-    Returns: Columns `sample_id`, `label` (the source's), `target_id`, `target_label`.
 
     Source: Salman et al. (2024), Fig. 1: one aligned image for each other class; 10 sources a class is ours.
     """

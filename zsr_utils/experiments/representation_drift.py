@@ -27,30 +27,16 @@ CONTROLS = ("any", "same class", "other class")
 WHOLE = 0.999  # of a token's picture that must be original content
 SHOWN = ("translation", "scale", "scale_pad", "rotation", "text_semantic", "text_empty")  # families, block by block
 READINGS = {"raw": "energy", "per squared length": "energy_normalised", "original content": "energy_content"}
-STAYED = {
-    "more": "in the same images, views that change the answer move farther",
-    "less": "in the same images, views that change the answer move less far",
-    "undecided": "whether they move farther in the same images is not decided",
-}
-BAND_VERDICTS = {
-    "more": "the high band is the more dangerous one",
-    "less": "the low band is the more dangerous one",
-    "undecided": "which band is the more dangerous one is not decided",
-}
 
 
 def views(names: Sequence[str] | None = None, *, detail: str = "layers", **options) -> list[Condition]:
     """The families as conditions, with the facts of the token grid.
 
-    Beside `family`, `instance` and `word_label` (class whose name sets the box of an overlay, -1 without), rows get
-
-    - with `detail="answers"` nothing more;
-    - with `tokens`: `energy` and `clean_energy` (Dirichlet, of the token grid), the same with `_normalised` (divided by
-      the mean squared length of the tokens) and `_content` (only between tokens of original content), `share_k` and
-      `coherence_k` (of the token grid's change in radial band k; missing where the canvas changes its size), and
-      `power_low`, `power_middle`, `power_high` (relative change of the picture's own spectrum);
-    - with `layers` also `drift_layer_k` of the mean token after block k and `roughness_layer_k` (relative change of its
-      normalised energy).
+    With `detail="tokens"` rows get `energy` and `clean_energy` (Dirichlet, of the token grid), the same with
+    `_normalised` (divided by the mean squared length of the tokens) and `_content` (only between tokens of original
+    content), `share_k` and `coherence_k` (of the grid's change in radial band k; missing where the canvas changes its
+    size), and `power_low`, `power_middle`, `power_high` (relative change of the picture's own spectrum); with `layers`
+    also `drift_layer_k` of the mean token after block k.
 
     Source: Wani et al. (2026): families, stability, Dirichlet energy, input spectrum. Image encoders with a zero-shot
         head in place of generative models, blocks before the last, restriction to original content and the spectrum of
@@ -80,29 +66,18 @@ def token_facts(batch: Batch, seen: Seen, shown: list[View], perturbation: Pertu
         facts |= {f"share_{k + 1}": shares[:, k], f"coherence_{k + 1}": coherence[:, k]}
     _, relative = scores.power_change(batch.pixels.cpu().numpy(), seen.pixels.cpu().numpy(), len(POWER_BANDS))
     facts |= {f"power_{name}": relative[:, k] for k, name in enumerate(POWER_BANDS)}
-    return facts | (layer_facts(batch.clean, seen) if layers else {})
-
-
-def layer_facts(clean: Seen, seen: Seen) -> dict:
-    """Drift of the mean token after every block, and the relative change of its normalised Dirichlet energy."""
-    facts = {}
-    for layer, (before, after) in enumerate(zip(clean.grids, seen.grids), start=1):
-        facts[f"drift_layer_{layer}"] = drift_between(before.mean((1, 2)), after.mean((1, 2))).numpy()
-        grids = after.numpy(), before.numpy()
-        rough, smooth = (scores.dirichlet_energy(g) / scores.mean_square_norm(g) for g in grids)
-        facts[f"roughness_layer_{layer}"] = rough / smooth - 1
+    for layer, grids in enumerate(zip(batch.clean.grids, seen.grids) if layers else (), start=1):
+        facts[f"drift_layer_{layer}"] = drift_between(*(grid.mean((1, 2)) for grid in grids)).numpy()
     return facts
 
 
 def unrelated(embedded: Embedded, *, draws: int = 25, seed: int = 0, layer: int = EMBEDDING) -> pd.DataFrame:
     """How far apart unrelated images are: what a drift is compared with.
 
-    Args:
-        embedded: Embeddings of the unchanged images, or their mean tokens after one block (`mean_tokens`).
-        draws: Other images each one is compared with, drawn without replacement; all of them if there are fewer.
-        layer: Number of the block, for the column.
+    `embedded` are embeddings of the unchanged images, or their mean tokens after one block, `layer`. Every image is
+    compared with so many others, drawn without replacement.
 
-    Returns: One row an image and kind of control (`any`, `same class`, `other class`), with `layer` and the mean
+    Returns: A row an image and kind of control (`any`, `same class`, `other class`), with `layer` and the mean
         `distance` (1 - cosine). An image without such others has no row.
 
     Source: Wani et al. (2026), drift against control (25 others in their log); the two controls by class are ours.
@@ -137,10 +112,13 @@ def mean_tokens(net: Model, images: Dataset, *, batch_size: int = 64) -> list[Em
 
 def by_layer(rows: pd.DataFrame, what: str) -> pd.DataFrame:
     """The columns `<what>_layer_k` of rows as one column `what`, with `layer`."""
-    columns = [c for c in rows if c.startswith(f"{what}_layer_")]
-    kept = ["sample_id", "family"]
-    long = rows[[*kept, *columns]].melt(kept, columns, "layer", what)
-    return long.assign(layer=long.layer.str.rsplit("_", n=1).str[1].astype(int))
+    return _long(rows, [c for c in rows if c.startswith(f"{what}_layer_")], "layer", what)
+
+
+def _long(rows: pd.DataFrame, columns: list[str], number: str, what: str) -> pd.DataFrame:
+    """Columns whose names end in a number as one column, and that number."""
+    long = rows[["sample_id", "family", *columns]].melt(["sample_id", "family"], columns, number, what)
+    return long.assign(**{number: long[number].str.rsplit("_", n=1).str[1].astype(int)})
 
 
 def view(images: Dataset, names: Sequence[str], row: pd.Series, **options) -> Image.Image:
@@ -211,10 +189,12 @@ def pictured(images: Dataset, rows: pd.DataFrame, **options) -> tuple[list[tuple
 
 def energy_changes(rows: pd.DataFrame) -> pd.DataFrame:
     """Relative change of the Dirichlet energy in the three readings, columns `reading` and `change`."""
-    kept = ["sample_id", "family"]
     changes = {reading: rows[column] / rows[f"clean_{column}"] - 1 for reading, column in READINGS.items()}
-    frames = [rows[kept].assign(reading=reading, change=change) for reading, change in changes.items()]
-    return pd.concat(frames, ignore_index=True)
+    return (
+        rows[["sample_id", "family"]]
+        .assign(**changes)
+        .melt(["sample_id", "family"], list(changes), "reading", "change")
+    )
 
 
 def sign_changes(table: pd.DataFrame) -> str:
@@ -230,9 +210,7 @@ def sign_changes(table: pd.DataFrame) -> str:
 
 def by_band(rows: pd.DataFrame, what: str) -> pd.DataFrame:
     """The columns `<what>_1` … of rows as one column `what`, with `band`; not of families that change the canvas."""
-    columns = [f"{what}_{k + 1}" for k in range(BANDS)]
-    long = rows[rows.share_1.notna()].melt(["sample_id", "family"], columns, "band", what)
-    return long.assign(band=long.band.str.rsplit("_", n=1).str[1].astype(int))
+    return _long(rows[rows.share_1.notna()], [f"{what}_{k + 1}" for k in range(BANDS)], "band", what)
 
 
 def half_kept(table: pd.DataFrame, condition: str) -> float:

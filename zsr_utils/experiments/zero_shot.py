@@ -24,27 +24,20 @@ from zsr_utils.study import OWN_PROMPTS, Study
 
 
 def project(
-    net: Model, embedded: Embedded, class_names: Sequence[str], templates: Sequence[str], *,
-    seed: int = 0, neighbors: int = 15,
-) -> pd.DataFrame:  # fmt: skip
+    net: Model, embedded: Embedded, class_names: Sequence[str], templates: Sequence[str], *, seed: int = 0
+) -> pd.DataFrame:
     """UMAP of images and classes in one plane, by cosine distance: texts, or the weights of a supervised head.
 
     Images and texts sit in separate cones of the sphere (the modality gap), so each cloud is centred before the two are
-    joined; without that the map would show two islands and nothing else. The map is kept on disk, so that every chapter
-    shows the same one.
-
-    Returns: Columns `sample_id`, `label`, `modality` (`image` or `text`), `x`, `y`.
+    joined; without that the map would show two islands and nothing else.
 
     Source: McInnes et al. (2018); centring is this project's choice.
     """
-
-    def unit(values: np.ndarray) -> np.ndarray:
-        return values / np.linalg.norm(values, axis=1, keepdims=True)
-
     weights, _ = net.directions(net.classifier(class_names, templates))
-    pictures, texts = unit(embedded.features), unit(weights.cpu().numpy())
+    clouds = embedded.features, weights.cpu().numpy()
+    pictures, texts = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in clouds)
     points = np.concatenate([pictures - pictures.mean(0), texts - texts.mean(0)])
-    plane = _plane(points, max(2, min(neighbors, len(points) - 1)), seed)
+    plane = _plane(points, max(2, min(15, len(points) - 1)), seed)
     ids = [*embedded.sample_ids, *(f"text/{c}" for c in class_names)]
     labels = [*embedded.labels, *range(len(class_names))]
     modality = np.repeat(["image", "text"], [len(pictures), len(texts)])
@@ -80,16 +73,11 @@ def _plane(points: Float[np.ndarray, "n d"], neighbors: int, seed: int) -> Float
     return kept("maps", key, compute)["plane"]
 
 
-def principal_axes(embedded: Embedded, *, components: int = 6) -> Float[np.ndarray, "components d"]:
-    """Leading principal directions of raw embeddings, of unit length, first the one of largest variance.
-
-    Scores of other embeddings are `(features - embedded.features.mean(0)) @ axes.T`.
-
-    Source: Salman et al. (2024), six components of raw features in the authors' code.
-    """
+def principal_axes(embedded: Embedded) -> Float[np.ndarray, "6 d"]:
+    """Six leading principal directions of raw embeddings, of unit length, as in the code of Salman et al. (2024)."""
     from sklearn.decomposition import PCA
 
-    return PCA(components).fit(embedded.features).components_
+    return PCA(6).fit(embedded.features).components_
 
 
 def one_per_class(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zsr_utils._cache import cache_folder, write_whole
+from zsr_utils._cache import kept
 
 
 # tf32 keeps weights and results in fp32; its products are rounded on a GPU that can
@@ -23,10 +23,9 @@ RANDOM_WEIGHTS = "random weights: its accuracies mean nothing"  # a handle's `no
 
 
 class Preprocess:
-    """A checkpoint's own resize and crop, from an RGB picture to pixels (3, size, size) in [0, 1], and its identity.
+    """A checkpoint's own resize and crop, from an RGB picture to pixels (3, size, size) in [0, 1].
 
-    Its `key` is equal for equal pixels: settings, steps, and the libraries that resize. Without settings it is None,
-    and pixels are never kept on disk.
+    Its `key` is equal for equal pixels; without settings it is None, and pixels are never kept on disk.
     """
 
     def __init__(self, transform: Callable[[Image.Image], Tensor], size: int, settings: dict | None = None):
@@ -43,16 +42,10 @@ class Preprocess:
 class Model(nn.Module):
     """A frozen image encoder with a zero-shot head, in eval mode.
 
-    Pixels are float32 in [0, 1], NCHW, RGB, at `image_size`; normalisation happens inside.
-
-    Attributes:
-        image_size: Side of the square input, in pixels.
-        activation: `gelu` or `quickgelu`, as the checkpoint was trained.
-        from_pil: The checkpoint's own resize and crop, from a picture to pixels in [0, 1].
-        preprocessing: Size, resize, crop, interpolation, mean and std, as the checkpoint's config has them.
-        trained_on: The one data set an embedded model was made for, or None.
-        note: What a reader must know before believing a number, or empty.
-        fingerprint: sha256 over weights and config, as hexadecimal digits.
+    Pixels are float32 in [0, 1], NCHW, RGB, at `image_size`, the side of the square input; normalisation happens
+    inside. `from_pil` is the checkpoint's own resize and crop, `activation` and `preprocessing` are as its config has
+    them, `trained_on` is the one data set an embedded model was made for, `note` what a reader must know before
+    believing a number, and `fingerprint` the sha256 over weights and config.
     """
 
     bias_columns = 0  # of a classifier, after its weights
@@ -76,7 +69,6 @@ class Model(nn.Module):
         made_of = {"config": config, "preprocessing": self.preprocessing, "mean": list(mean), "std": list(std)}
         self.fingerprint = fingerprint_of(net, made_of)
         self.net.to(PRECISIONS[precision])
-        self._memory_format = torch.contiguous_format
         self.eval()
 
     @property
@@ -104,8 +96,7 @@ class Model(nn.Module):
     def encode_layers(self, pixels: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n d"], list[Tensor]]:
         """Image features and, from the same pass, the token grid (N, rows, columns, C) after every block or stage.
 
-        A transformer's tokens are read through its final norm at every depth, so that lengths can be compared between
-        blocks; the last grid is what `encode_tokens` gives.
+        A transformer's tokens are read through its final norm at every depth, so that lengths can be compared.
         """
         passed = self._tokens(pixels, indices=None, intermediates_only=False)
         return passed["image_features"].float(), passed["image_intermediates"]
@@ -178,24 +169,20 @@ class Model(nn.Module):
         return {k: word for (k, word), keep in zip(said.items(), kept.tolist()) if keep}
 
     def classifier(self, class_names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "k d"]:
-        """Unit text weights: features normalised, averaged over templates, normalised again.
-
-        Kept on disk by (fingerprint, precision, names, templates); these have one `{}` for the name.
-        """
+        """Unit text weights, kept on disk: features normalised, averaged over templates, normalised again."""
         if not class_names or not templates:
             raise ValueError("class_names and templates must each hold at least one text.")
         for template in templates:
             if template.count("{}") != 1:
                 raise ValueError(f"template {template!r} must hold exactly one '{{}}' for the class name.")
         key = json.dumps([self.fingerprint, self.precision, list(class_names), list(templates)])
-        path = cache_folder() / "classifiers" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.pt"
-        if path.exists():
-            return torch.load(path, weights_only=True).to(self.device)
-        texts = [template.format(name) for name in class_names for template in templates]
-        features = F.normalize(self.encode_text(texts), dim=-1)
-        weights = F.normalize(features.view(len(class_names), len(templates), -1).mean(1), dim=-1)
-        write_whole(path, lambda temporary: torch.save(weights.cpu(), temporary))
-        return weights
+
+        def compute() -> dict:
+            texts = [template.format(name) for name in class_names for template in templates]
+            features = F.normalize(self.encode_text(texts), dim=-1).view(len(class_names), len(templates), -1)
+            return {"weights": F.normalize(features.mean(1), dim=-1).cpu().numpy()}
+
+        return torch.from_numpy(kept("classifiers", key, compute)["weights"]).to(self.device)
 
     def logits(self, pixels: Float[Tensor, "n 3 h w"], classifier: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:
         """`exp(logit_scale) * cosine (+ logit_bias)`, with the model's own scale."""
@@ -219,22 +206,6 @@ class Model(nn.Module):
             shape = tuple(classifier.shape)
             raise ValueError(f"classifier has shape {shape}, allowed is (K, {width}) with K at least 2.")
 
-    def tune(self, *, channels_last: bool = False, compile: bool | str = False) -> "Model":
-        """Compute the same faster, to rounding; the handle itself is changed.
-
-        Args:
-            channels_last: Channels innermost, which convolutions of fp16 and bf16 on a GPU prefer.
-            compile: Compile the image tower at its first use, but for token grids and Jacobians by `torch.func`; a text
-                names the backend of `torch.compile`.
-        """
-        if channels_last:
-            self._memory_format = torch.channels_last
-            self.net.to(memory_format=torch.channels_last)
-        if compile:
-            backend = compile if isinstance(compile, str) else "inductor"
-            self.net.encode_image = torch.compile(self.net.encode_image, backend=backend)
-        return self
-
     def _normalised(self, pixels: Tensor) -> Tensor:
         if pixels.ndim != 4 or pixels.shape[1:] != (3, self.image_size, self.image_size):
             size = self.image_size
@@ -242,8 +213,7 @@ class Model(nn.Module):
         low, high = pixels.detach().aminmax() if pixels.numel() and not self.trusts else (0, 0)
         if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
             raise ValueError(f"pixels run from {float(low):.4g} to {float(high):.4g}, allowed is [0, 1].")
-        normalised = ((pixels - self.mean) / self.std).to(PRECISIONS[self.precision])
-        return normalised.contiguous(memory_format=self._memory_format)
+        return ((pixels - self.mean) / self.std).to(PRECISIONS[self.precision]).contiguous()
 
 
 @contextmanager

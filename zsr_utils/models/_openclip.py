@@ -204,8 +204,7 @@ def missing(what: str, source: str, place: str, error: Exception) -> str:
 def quiet(hub: bool = False) -> Iterator[None]:
     """open_clip warns about random weights on every build; the handle's `note` says it instead.
 
-    Where the Hugging Face hub is needed and cannot be reached, its cache alone is asked: the libraries would try for a
-    minute, and without a limit where a server is silent.
+    Where the Hugging Face hub is needed and cannot be reached, its cache alone is asked: the libraries would try long.
     """
     settings, offline = huggingface_hub.constants, ""
     if hub and not settings.HF_HUB_OFFLINE:

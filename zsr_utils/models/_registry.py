@@ -40,23 +40,17 @@ def known_models() -> list[str]:
     return list(dict.fromkeys(every))
 
 
-def load_model(
-    name: str, pretrained: str | None = None, device: str = "auto", precision: str = "fp32", *,
-    channels_last: bool = False, compile: bool | str = False,
-) -> Model:  # fmt: skip
+def load_model(name: str, pretrained: str | None = None, device: str = "auto", precision: str = "fp32") -> Model:
     """Load a frozen model by name.
 
     Args:
         name: An embedded model (`tabletop-base`), an open_clip architecture (`ViT-B-32`), an address
             (`hf-hub:org/name`, `local-dir:/folder`), a classifier (`supervised:resnet50`,
             `supervised:torchvision/resnet50`), or the name of an adapter.
-        pretrained: The library's tag or a weight file, for architectures only; None gives random weights and says so in
-            `note`.
+        pretrained: The library's tag or a weight file, for architectures only; None gives random weights.
         device: `auto` takes a GPU where there is one; otherwise any torch device name.
         precision: `fp32`, `tf32`, `fp16` or `bf16`. The choice between fp32 and tf32 holds for the process: with fp32,
-            products on a GPU are exact to fp32, also in convolutions, where PyTorch's default is tf32. Gradients are
-            for fp32: in 16 bits, small ones vanish.
-        channels_last, compile: As `Model.tune` takes them.
+            also convolutions on a GPU are exact to fp32. Gradients are for fp32: in 16 bits, small ones vanish.
 
     Raises: ValueError for an unknown name, tag or precision; ModelUnavailable where weights cannot be had or read.
     """
@@ -75,20 +69,18 @@ def load_model(
         raise ValueError(unknown("model", name, known_models()))
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    return model.to(where).tune(channels_last=channels_last, compile=compile)
+    return model.to(where)
 
 
 def _adapter(name: str) -> Builder | None:
     """A registered builder, or that of an installed package, which is imported only when asked for."""
-    if name in _BUILDERS:
-        return _BUILDERS[name]
-    for point in metadata.entry_points(group=ENTRY_POINTS):
-        if point.name == name:
-            try:
-                return point.load()
-            except Exception as error:
-                raise ValueError(f"The adapter {point.value!r} of {name!r} could not be imported: {error}.") from error
-    return None
+    offered = {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)}
+    if name in _BUILDERS or name not in offered:
+        return _BUILDERS.get(name)
+    try:
+        return offered[name].load()
+    except Exception as error:
+        raise ValueError(f"The adapter {offered[name].value!r} of {name!r} could not be imported: {error}.") from error
 
 
 def resolve_device(device: str) -> torch.device:

@@ -22,7 +22,7 @@ from zsr_utils.models._weights import fill, read_config
 
 
 PREFIX = "supervised:"
-# what a JSON file beside a weight file may say
+# what a JSON file beside a weight file may say of it
 OWN = ("image_size", "resize", "interpolation", "mean", "std", "class_names")
 Naming = Sequence[tuple[str, ...]]  # for every class of a head, its names in one vocabulary
 
@@ -35,9 +35,8 @@ class SupervisedModel(Model):
     def __init__(self, network: nn.Module, *, namings: Sequence[Naming], library: str = "", **options):
         """`namings` are vocabularies for the head's classes, the first of them for display; the rest as `Model`.
 
-        `library` is timm or torchvision, which tells where head and token grids are; any other network's head is its
-        last layer, and it has grids if it has timm's `forward_intermediates`. What is not given of `image_size`,
-        `mean`, `std` and `transform` is taken from `preprocessing`.
+        `library` is timm or torchvision; any other network's head is its last layer, and it has grids if it has timm's
+        `forward_intermediates`. `preprocessing` gives `image_size`, `mean`, `std` and `transform`.
         """
         self._namings = namings
         self.class_names = tuple(names[0] for names in namings[0]) if namings else ()
@@ -50,9 +49,8 @@ class SupervisedModel(Model):
         """Rows of the head for these classes: weights, and the bias in the last column.
 
         A name is looked for in the head's vocabularies one after the other: for ImageNet its WordNet description, id
-        (`n01440764`) and first word, CLIP's curated name, and every other word of the description. A class that a data
-        set has and the head has not (PACS's `dog` covers 118 of ImageNet's) has no row: choose a data set with the
-        head's own classes. A whole vocabulary in its order is every row. Templates are not used: there is no text.
+        (`n01440764`) and first word, CLIP's curated name, and every other word of the description. A whole vocabulary
+        in its order is every row. Templates are not used: there is no text.
         """
         rows = self._rows([" ".join(name.replace("_", " ").split()) for name in class_names])
         return torch.cat([self.net.weight, self.net.bias[:, None]], dim=1)[rows].float()
@@ -97,10 +95,9 @@ class SupervisedModel(Model):
 
 
 class Tower(nn.Module):
-    """A classification network as an image tower, with the linear head beside it.
+    """A classification network as an image tower that gives what its linear head sees, with the head beside it.
 
-    `encode_image` gives what the head sees. Where the network ends in something else than a linear layer (SqueezeNet
-    pools after its last layer), the embedding is the network's output and the head is the identity.
+    Where the network ends in something else (SqueezeNet pools after its last layer), the head is the identity.
     """
 
     def __init__(self, network: nn.Module, library: str):
@@ -142,8 +139,7 @@ def load(name: str, pretrained: str | None, precision: str) -> SupervisedModel:
     """A handle over `supervised:<architecture>`, `supervised:timm/…` or `supervised:torchvision/…`.
 
     timm is asked first. Preprocessing is that of the library for the tag, or for the architecture; a JSON file beside a
-    weight file (`weights.json` for `weights.pt`) may say `image_size`, `resize` (short side), `interpolation`, `mean`,
-    `std` and `class_names` of these weights.
+    weight file (`weights.json` for `weights.pt`) may say what `OWN` lists.
     """
     library, architecture = _find(name)
     file = Path(pretrained) if pretrained and Path(pretrained).is_file() else None
@@ -173,15 +169,12 @@ def load(name: str, pretrained: str | None, precision: str) -> SupervisedModel:
 def load_folder(folder: Path, build: Callable[[str, int], nn.Module], precision: str) -> Model:
     """An embedded classifier: `config.json` beside `model.safetensors`, and `build(tower, classes)` for its network."""
     config = read_config(folder / "config.json")
-    network = build(config["tower"], len(config["class_names"]))
+    network, names = build(config["tower"], len(config["class_names"])), [(c,) for c in config["class_names"]]
     fill(network, folder / "model.safetensors", folder.name, [])
-    size = config["image_size"]
-    preprocessing = {"image_size": size, "resize": size, "interpolation": "bicubic"}
-    return SupervisedModel(
-        network, library="timm", namings=[[(c,) for c in config["class_names"]]], name=folder.name,
-        precision=precision, config=config,
-        preprocessing=preprocessing | {key: config[key] for key in ("mean", "std")},
-    )  # fmt: skip
+    preprocessing = {key: config[key] for key in ("image_size", "mean", "std")}
+    preprocessing |= {"resize": config["image_size"], "interpolation": "bicubic"}
+    options = {"precision": precision, "config": config, "preprocessing": preprocessing}
+    return SupervisedModel(network, library="timm", namings=[names], name=folder.name, **options)
 
 
 def resize_and_crop(preprocessing: dict) -> Callable[[Image.Image], Float[Tensor, "3 size size"]]:
@@ -192,16 +185,11 @@ def resize_and_crop(preprocessing: dict) -> Callable[[Image.Image], Float[Tensor
 
 @lru_cache
 def imagenet_names(classes: int) -> list[Naming]:
-    """Vocabularies for a head of ImageNet's size: WordNet's, and CLIP's curated names for the 1,000 classes.
-
-    Returns:
-        Descriptions, ids, first words, (curated names,) and all words; empty if no ImageNet has so many classes.
+    """Vocabularies for a head of ImageNet's size, none for another: WordNet's, and CLIP's curated names for the 1,000.
 
     Examples:
         >>> [naming[0] for naming in imagenet_names(1000)]
         [('tench, Tinca tinca',), ('n01440764',), ('tench',), ('tench',), ('tench', 'Tinca tinca')]
-
-    Source: `timm.data.ImageNetInfo` and `open_clip.IMAGENET_CLASSNAMES`; the order in which they are asked is ours.
     """
     subset = timm.data.infer_imagenet_subset({"num_classes": classes})
     if subset is None:

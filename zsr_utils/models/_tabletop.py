@@ -22,12 +22,7 @@ def embedded_models() -> list[str]:
 
 
 def training(name: str) -> dict:
-    """The config that an embedded model was trained with; `changes` lists where it differs from the default.
-
-    Examples:
-        >>> training("tabletop-base")["samples"]
-        384000
-    """
+    """The config that an embedded model was trained with; `changes` lists where it differs from the default."""
     one_of("embedded model", name, embedded_models())
     # a setting that an older config does not know has the default's value
     files = (ROOT / "tabletop" / "configs" / "default.yaml", FOLDER / name / "training.yaml")

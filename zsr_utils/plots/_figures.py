@@ -19,13 +19,10 @@ def forest(
     table: pd.DataFrame, names: Sequence[str] | None = None, *, title: str, group: str | None = None,
     unit: str | None = None, reference: tuple[float, str] | None = None,
 ) -> go.Figure:  # fmt: skip
-    """Dots with intervals, one a row of `table`; rows of one name share a line.
+    """Dots with intervals, one a row of a table such as `study.estimate` gives; rows of one name share a line.
 
     Args:
-        table: Columns value, low, high, interval, n, unit, such as `study.estimate` gives.
-        names: One a row; the column `label` by default.
-        group: Column whose values, at most eight, are told apart by colour and mark; `model` by default, where there
-            are several.
+        group: Column whose values, at most eight, are told apart; `model` by default, where there are several.
         unit: `percent` shows a share on an axis from 0 to 100 %, `share` one that may pass 100 %, `points` a difference
             of shares in percentage points, `number` anything else; by default that of the table.
         reference: A value to compare with and its name, drawn as a dotted line.

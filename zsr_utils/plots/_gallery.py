@@ -20,12 +20,7 @@ def picture(pixels) -> Image.Image:
 
 
 def signed_picture(values, *, reach: float | None = None) -> Image.Image:
-    """Signed values (3, H, W) around middle grey; `reach` is the size shown black or white.
-
-    Examples:
-        >>> signed_picture(np.zeros((3, 1, 1))).getpixel((0, 0))
-        (128, 128, 128)
-    """
+    """Signed values (3, H, W) around middle grey; `reach` is the size shown black or white."""
     values = np.asarray(values, dtype=float)
     reach = reach or float(np.quantile(np.abs(values), 0.995)) or 1.0
     return picture(0.5 + 0.5 * (values / reach).clip(-1, 1))
@@ -45,21 +40,20 @@ def side_by_side(*images: Image.Image) -> Image.Image:
 
 
 def gallery(images: Sequence[Image.Image], captions: Sequence[str], *, width: int = 128):
-    """A row of pictures that wraps; captions serve as alternative text.
+    """A row of pictures that wraps, `width` CSS pixels each; captions, of several lines, serve as alternative text.
 
-    Args:
-        images: Pictures, shown as they are; a tuple of them stands side by side. Arrays (3, H, W) are pixels in [0, 1],
-            or a change around middle grey where some are negative.
-        captions: Lines are separated by `\\n`.
-        width: Shown width of a picture, in CSS pixels.
+    A tuple of pictures stands side by side. Arrays (3, H, W) are pixels in [0, 1], or a change around middle grey where
+    some are negative.
     """
     from IPython.display import HTML
 
     if len(images) != len(captions):
         raise ValueError(f"gallery: {len(images)} images and {len(captions)} captions, one caption each is needed.")
-    images = [_shown(image) for image in images]
+    images = [_shown(image).convert("RGB") for image in images]
+    for image in (image for image in images if image.width > 2 * width):
+        image.thumbnail((2 * width, 2 * width))
     figures = "".join(
-        f'<figure style="--width:{width}px"><img src="data:image/png;base64,{_png(image, width)}" width="{width}" '
+        f'<figure style="--width:{width}px"><img src="{_address(image, "PNG", optimize=True)}" width="{width}" '
         f'alt="{as_html(caption.replace(chr(10), ", "))}">'
         f"<figcaption>{as_html(caption).replace(chr(10), '<br>')}</figcaption></figure>"
         for image, caption in zip(images, captions, strict=True)
@@ -80,11 +74,8 @@ def with_thumbnails(
 ) -> go.Figure:
     """Give the points whose `text` is a sample's id a small picture of it; the book shows it beside the pointer.
 
-    Args:
-        figure: A figure of samples, changed in place.
-        samples: `(sample_id, image, label)`, such as a data set; those without a point are left out.
-        size: Side of a thumbnail, in pixels; what is longer than high, or higher, loses its ends.
-        limit: Of more samples none is shown, or the page would grow by megabytes.
+    Samples are `(sample_id, image, label)`, such as a data set. Of more than `limit` none is shown, or the page would
+    grow by megabytes.
     """
     named = {text for trace in figure.data if trace.text is not None for text in np.atleast_1d(trace.text)}
     if len(named) > limit:
@@ -97,16 +88,11 @@ def with_thumbnails(
     sprite = Image.new("RGB", (size * columns, size * math.ceil(len(found) / columns)))
     for k, image in enumerate(found.values()):
         sprite.paste(image, (k % columns * size, k // columns * size))
-    buffer = io.BytesIO()
-    sprite.save(buffer, "WEBP", quality=70)
-    address = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return figure.update_layout(meta={"thumbnails": {"ids": list(found), "columns": columns, "sprite": address}})
+    sprite = _address(sprite, "WEBP", quality=70)
+    return figure.update_layout(meta={"thumbnails": {"ids": list(found), "columns": columns, "sprite": sprite}})
 
 
-def _png(image: Image.Image, width: int) -> str:
-    image = image.convert("RGB")
-    if image.width > 2 * width:
-        image.thumbnail((2 * width, 2 * width))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
+def _address(image: Image.Image, kind: str, **options) -> str:
+    """The picture as an address that holds it."""
+    image.save(buffer := io.BytesIO(), kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

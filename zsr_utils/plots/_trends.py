@@ -25,13 +25,11 @@ def trend(
     """Models as points on stretched axes with ticks in percent, lines with their bands, and y = x dotted.
 
     Args:
-        points: One row a model and panel: `name`, the accuracies `x` and `y`, strictly between 0 and 1, the interval of
-            y, `low` and `high`, and the columns `group` and `panel`.
+        points: A row a model and panel: `name`, the accuracies `x` and `y`, strictly between 0 and 1, the interval of
+            y, `low` and `high`, and the columns `group`, at most eight beside the grey baseline, and `panel`.
         lines: Rows along lines of the baseline, in order: `x`, `value`, `low`, `high`, the column `panel`, and `piece`,
             which tells the parts of a line that breaks apart.
-        group: Column told apart by colour and mark, in order of appearance, at most eight beside the grey baseline.
         scale: `logit` or `probit`, of both axes.
-        columns: Panels side by side.
     """
     one_of("scale", scale, SCALES)
     into = SCALES[scale][0]
@@ -44,11 +42,10 @@ def trend(
     shown[["accuracy", "shifted"]] = points[["x", "y"]]
     x, y = as_html(x_title), as_html(y_title)
     numbers = {"accuracy": ":.1%", "shifted": ":.1%", "low": ":.1%", "high": ":.1%", "x": False, "y": False}
-    figure = _facets(
-        shown, group, panel, columns, 250, baseline, error_y="up", error_y_minus="down", hover_name="name",
-        hover_data=numbers, labels={"x": x, "y": y, "accuracy": x, "shifted": y},
-    )  # fmt: skip
-    figure.update_traces(marker={"size": 6, "opacity": 0.85}, error_y={"thickness": 1, "width": 0})
+    labels = {"x": x, "y": y, "accuracy": x, "shifted": y}
+    options = {"hover_name": "name", "hover_data": numbers, "labels": labels}
+    figure = _facets(shown, group, panel, columns, 250, baseline, **options)
+    figure.update_traces(marker={"size": 6, "opacity": 0.85})
     figure.update_traces(marker_opacity=0.45, selector={"name": baseline})
     for title, part in points.groupby(panel, sort=False):
         # the panel's axes, which its marks carry among their data
@@ -77,13 +74,11 @@ def forests(
     The unit is `percent` for shares and their differences, else `number`; the baseline is the group drawn in grey.
     """
     order = escaped(dict.fromkeys(names))
-    shown = table.assign(x=table["value"], up=table["high"] - table["value"], down=table["value"] - table["low"])
+    shown = table.assign(x=table["value"], y=escaped(names))
     number, height = ":.1%" if unit == "percent" else ":.3g", 75 + (24 if group else 20) * len(order)
-    figure = _facets(
-        shown.assign(y=escaped(names)), group, panel, columns, height, baseline,
-        error_x="up", error_x_minus="down", labels={"x": as_html(title), "y": ""},
-        hover_data={"x": number, "low": number, "high": number, "n": True},
-    )  # fmt: skip
+    options = {"labels": {"x": as_html(title), "y": ""}}
+    options["hover_data"] = {"x": number, "low": number, "high": number, "n": True}
+    figure = _facets(shown, group, panel, columns, height, baseline, along="x", **options)
     figure.update_traces(marker_size=7, orientation="h")
     figure.update_xaxes(matches=None, showticklabels=True, nticks=5, tickformat=".0%" if unit == "percent" else "")
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=order[::-1])
@@ -100,32 +95,30 @@ def paths(table: pd.DataFrame, *, x_title: str, y_title: str) -> go.Figure:
 
     `mark` stands beside a point; hover has its `label` and both intervals, `x_low` and `x_high` too.
     """
-    up, down = table["high"] - table["value"], table["value"] - table["low"]
     shares, numbers = dict.fromkeys(["y", "low", "high"], ":.1%"), dict.fromkeys(["x", "x_low", "x_high"], ":.3f")
-    figure = _facets(
-        table.assign(x=table["x_value"], y=table["value"], up=up, down=down), "series", "panel", 2, 250,
-        draw=express.line, markers=True, error_y="up", error_y_minus="down", labels={"x": x_title, "y": y_title},
-        hover_name="label", text="mark", hover_data={**shares, **numbers},
-    )  # fmt: skip
-    figure.update_traces(error_y={"thickness": 1, "width": 0}, textposition="middle right")
+    shown = table.assign(x=table["x_value"], y=table["value"])
+    options = {"labels": {"x": x_title, "y": y_title}, "hover_name": "label", "hover_data": {**shares, **numbers}}
+    figure = _facets(shown, "series", "panel", 2, 250, draw=express.line, markers=True, text="mark", **options)
+    figure.update_traces(textposition="middle right")
     return figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.03])
 
 
 def doses(table: pd.DataFrame, names: Sequence[str], *, x_title: str, y_title: str) -> go.Figure:
     """Values over `share`, the dose over the largest: a panel for each `condition` named, a line a `model`."""
     shown = pd.concat([table[table["condition"] == name] for name in names])
-    ends = {"up": shown["high"] - shown["value"], "down": shown["value"] - shown["low"]}
-    shown = shown.assign(x=shown["share"], y=shown["value"], panel=shown["condition"].str.replace("_", " "), **ends)
-    options = {"error_y": "up", "error_y_minus": "down", "labels": {"x": as_html(x_title), "y": as_html(y_title)}}
-    figure = _facets(shown, "model", "panel", 4, 170, draw=express.line, markers=True, **options)
-    return figure.update_yaxes(matches="y").update_traces(error_y={"thickness": 1, "width": 0}, marker_size=5)
+    shown = shown.assign(x=shown["share"], y=shown["value"], panel=shown["condition"].str.replace("_", " "))
+    labels = {"x": as_html(x_title), "y": as_html(y_title)}
+    figure = _facets(shown, "model", "panel", 4, 170, draw=express.line, markers=True, labels=labels)
+    return figure.update_yaxes(matches="y").update_traces(marker_size=5)
 
 
 def _facets(
     table: pd.DataFrame, group: str | None, panel: str, columns: int, height: int, baseline: str = "",
-    draw: Callable[..., go.Figure] = express.scatter, **options,
+    draw: Callable[..., go.Figure] = express.scatter, along: str = "y", **options,
 ) -> go.Figure:  # fmt: skip
-    """Marks in a panel for each value of a column, its own vertical axis each, and one legend above."""
+    """Marks with intervals in a panel for each value of a column, its own vertical axis each, and one legend above."""
+    if "up" not in table:
+        table = table.assign(up=table["high"] - table["value"], down=table["value"] - table["low"])
     table = table.assign(**{column: escaped(table[column]) for column in {group, panel, "name"} & set(table)})
     groups = [name for name in dict.fromkeys(table[group] if group else []) if name != baseline]
     styles = {baseline: (GREY, "circle", "solid"), **dict(zip(groups, SERIES))}
@@ -135,8 +128,9 @@ def _facets(
         facet_row_spacing=60 / (height * rows), facet_col_spacing=0.1, custom_data=[panel],
         color_discrete_map={name: color for name, (color, _, _) in styles.items()},
         symbol_map={name: symbol for name, (_, symbol, _) in styles.items()},
-        color_discrete_sequence=[BLUE], **options,
+        color_discrete_sequence=[BLUE], **{f"error_{along}": "up", f"error_{along}_minus": "down"}, **options,
     )  # fmt: skip
+    figure.update_traces({f"error_{along}": {"thickness": 1, "width": 0}})
     figure.for_each_annotation(lambda note: note.update(text=note.text.split("=", 1)[1], font_size=13))
     figure.update_xaxes(title_standoff=8, title_font_size=12, tickfont_size=11, tickangle=0)
     figure.update_yaxes(matches=None, title_font_size=12, tickfont_size=11)

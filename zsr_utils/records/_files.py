@@ -38,12 +38,7 @@ def results_root() -> Path:
 
 
 def safe_name(name: str) -> str:
-    """One folder name for a model or data-set address, with a digest where it does not say all of it.
-
-    Examples:
-        >>> safe_name("ViT-B-32"), safe_name("/photos/pacs/"), safe_name("/photos-pacs")
-        ('ViT-B-32', 'photos-pacs-a57c46dd', 'photos-pacs-07e20769')
-    """
+    """One folder name for a model or data-set address, with a digest where it does not say all of it."""
     name = name.rstrip("/") or name
     kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
     kept = kept.encode()[-60:].decode(errors="ignore").strip("-.") or "unnamed"  # a path's end tells more
@@ -51,12 +46,7 @@ def safe_name(name: str) -> str:
 
 
 def result_folder(model: str, dataset: str, notebook: str, pretrained: str | None = None) -> Path:
-    """`results/<model>@<data set>/<notebook>`, with a tag `results/<model>@<tag>@<data set>/<notebook>`.
-
-    Examples:
-        >>> result_folder("ViT-B-32", "imagenette", "01-x", "laion2b").parts[-2:]
-        ('ViT-B-32@laion2b@imagenette', '01-x')
-    """
+    """`results/<model>@<data set>/<notebook>`, with a tag `results/<model>@<tag>@<data set>/<notebook>`."""
     parts = [model, *([pretrained] if pretrained else []), dataset]
     return results_root() / "@".join(map(safe_name, parts)) / notebook
 

@@ -21,10 +21,7 @@ _OWN = "provenance "  # before the names of `WHOSE`, while they are read beside 
 
 
 def read_rows(*folders: Path | str, notebook: str = "", mixed: bool = False) -> pd.DataFrame:
-    """Rows of many results: all of `samples.parquet`, after the columns `WHOSE`. Arguments are those of `results`.
-
-    A column of the rows that has the name of one of these is called `row_<name>`.
-    """
+    """Rows of many `results`: of `samples.parquet`, after the columns `WHOSE`; one of their names is `row_<name>`."""
     return scan(results(*folders, notebook=notebook, mixed=mixed)).to_table().to_pandas()
 
 
@@ -42,11 +39,10 @@ def results(*folders: Path | str, notebook: str = "", mixed: bool = False) -> Fo
     """Finished results, that is folders with numbers and provenance; an exact copy counts once.
 
     Args:
-        *folders: Each one of results, such as `results` or a copy from another machine, or one of a model and data set,
-            or of a single result. What a profile or grid has in a folder of its own is asked for by that folder.
+        *folders: Each one of results, such as `results` or that of a profile, of a model and data set, or of a result.
         notebook: Its name without `.ipynb`; all where none is given.
         mixed: Take results of a notebook together although they differ in precision, in prompts, or in the images of
-            one data set. Data sets of different names may always differ in their images.
+            one data set.
     """
     kept: dict[tuple, tuple[Path, dict]] = {}
     for folder in map(Path, folders):

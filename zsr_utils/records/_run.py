@@ -30,10 +30,6 @@ class Run:
     Nothing is written before `save`. If its `folder` holds the result of other images or parameters then, that moves to
     `earlier/<8 digits>` in it, and that of another checkpoint of the same name to `<model>@<8 digits of its
     fingerprint>@<data set>`, which is said; an embedded model that was trained again replaces its result.
-
-    Args:
-        notebook: File name of the notebook without `.ipynb`.
-        **parameters: Everything in the notebook's `parameters` cell.
     """
 
     def __init__(self, notebook: str, net, images, **parameters):
@@ -138,7 +134,7 @@ class Run:
 
     def provenance(self) -> dict:
         """Everything needed to say where these numbers come from."""
-        net, images = self._net, self._images
+        net, images, changed = self._net, self._images, _git("status", "--porcelain", "--untracked-files=no")
         of_net = ("pretrained", "fingerprint", "activation", "precision", "image_size", "preprocessing")
         return {
             "format": FORMAT,
@@ -157,8 +153,9 @@ class Run:
             "prompts": self._prompts,
             "parameters": self.parameters,
             "seed": self.parameters.get("seed"),
-            "versions": _versions(),
-            **_git(),
+            "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+            "git": _git("rev-parse", "HEAD"),
+            "dirty": None if changed is None else bool(changed),
             "device": _device(net.device),
             "files": self._files,
             "seconds": round(time.perf_counter() - self._began, 1),
@@ -210,26 +207,13 @@ def _cell(value) -> str:
     return as_html(value)
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _git() -> dict:
-    def git(*arguments: str) -> str | None:
-        options = {"capture_output": True, "text": True, "check": True, "cwd": Path(__file__).parent}
-        try:
-            return subprocess.run(["git", *arguments], **options).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
-    status = git("status", "--porcelain", "--untracked-files=no")
-    return {"git": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+def _git(*arguments: str) -> str | None:
+    """What git says, or None where there is no git or no repository."""
+    options = {"capture_output": True, "text": True, "check": True, "cwd": Path(__file__).parent}
+    try:
+        return subprocess.run(["git", *arguments], **options).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _device(device) -> str:

@@ -43,12 +43,7 @@ def column_means(values: Float[np.ndarray, "n k"], *, low: float = 0.0, seed: in
 
 
 def ranks(means: Mapping[str, Float[np.ndarray, "r k"]], names: Sequence[str]) -> pd.DataFrame:
-    """Places of `column_means`, the largest first: estimates with `label`, and `by`, the key; in order of the first.
-
-    Examples:
-        >>> ranks({"x": np.array([[0.1, 0.9], [0.2, 0.8]])}, ["a", "b"]).set_index("label").value.to_dict()
-        {'b': 1.0, 'a': 2.0}
-    """
+    """Places of `column_means`, the largest first: estimates with `label`, and `by`, the key; in order of the first."""
     found = [(by, zip(names, stats.rankdata(-m, axis=1).T)) for by, m in means.items()]
     table = [{"by": by, "label": n, **asdict(summary(p, len(names), "rank"))} for by, part in found for n, p in part]
     order = dict(zip(names, stats.rankdata(-next(iter(means.values()))[0])))
@@ -70,10 +65,6 @@ def rank_agreement(one: Float[np.ndarray, "r k"], other: Float[np.ndarray, "r k"
 
 def error_ratio(wrong: Float[np.ndarray, "n"], has: Float[np.ndarray, "n"]) -> Estimate:
     """Error rate where a factor is, over the error rate of all: (1 - acc_k) / (1 - acc_avg).
-
-    Examples:
-        >>> error_ratio(np.array([1, 1, 0, 0]), np.array([1, 0, 0, 1])).value
-        1.0
 
     Source: Idrissi et al. (2023). The interval is Wilson's of the numerator; the rate of all is taken as known.
     """

@@ -30,8 +30,7 @@ def without_intervals() -> Iterator[None]:
 class Estimate:
     """A value with its interval and the number of samples behind it.
 
-    A value that is not a number was not measured; bounds that are none leave a value without an interval, as one sample
-    does.
+    A value that is not a number was not measured; bounds that are none leave a value without an interval.
     """
 
     value: float
@@ -48,8 +47,6 @@ class Estimate:
             >>> e = Estimate(0.9876, 0.98, 0.993, "wilson 95 %", 800)
             >>> f"{e:pct}", f"{e:.2f}"
             ('98.8 % [98.0, 99.3]', '0.99 [0.98, 0.99]')
-            >>> f"{not_measured()}", f"{Estimate(0.5, np.nan, np.nan, '', 1):pct}"
-            ('not measured', '50.0 % [no interval, n = 1]')
         """
         if np.isnan(self.value):
             return "not measured"
@@ -70,15 +67,7 @@ def estimate_of(row) -> Estimate:
 
 
 def proportion(successes: int, n: int) -> Estimate:
-    """A proportion with its Wilson interval.
-
-    Examples:
-        >>> e = proportion(0, 900)
-        >>> e.value, e.low, round(e.high, 4)
-        (0.0, 0.0, 0.0043)
-
-    Source: Wilson (1927).
-    """
+    """A proportion with its interval of Wilson (1927)."""
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"successes is {successes} of n = {n}, allowed are 0 to n with n at least 1.")
     return Estimate(float(successes / n), *wilson(successes / n, n), "wilson 95 %", int(n))
@@ -87,13 +76,9 @@ def proportion(successes: int, n: int) -> Estimate:
 def grouped_proportion(successes: np.ndarray, groups: np.ndarray) -> Estimate:
     """A proportion over samples that come in groups, such as pairs that share a source image.
 
-    Samples of one group are not independent, so the Wilson interval gets the effective number of samples: n over the
-    design effect, and less where few groups show that effect. Where the successes, or the failures, lie in one group or
-    none, it cannot be estimated, and every group counts once.
-
-    Args:
-        successes: 0 or 1, or shares in between, one a sample.
-        groups: One label a sample.
+    The Wilson interval gets the effective number of samples: n over the design effect, and less where few groups show
+    that effect. Where the successes (0, 1 or shares between), or the failures, lie in one group or none, it cannot be
+    estimated, and every group counts once.
 
     Source: Korn & Graubard (1998), with the Wilson interval in place of the exact one.
     """
@@ -149,25 +134,18 @@ def bootstrap(
         return not_measured(unit)
     if _BARE.get():
         return Estimate(value, float("nan"), float("nan"), "none", n, unit)
-    rng = np.random.default_rng(seed)
+    rng, draws = np.random.default_rng(seed), np.empty(resamples)
     members = None if groups is None else [np.flatnonzero(np.asarray(groups) == g) for g in np.unique(groups)]
     together = members is None and "axis" in inspect.signature(statistic).parameters
     step = max(1, AT_ONCE // n) if together else 1
-    draws = np.empty(resamples)
     for i in range(0, resamples, step):
-        if together:
-            rows = rng.integers(n, size=(min(step, resamples - i), n))
-            draws[i : i + step] = statistic(*(c[rows] for c in columns), axis=-1)
-            continue
         if members is None:
-            rows = rng.integers(n, size=n)
+            rows = rng.integers(n, size=(min(step, resamples - i), n) if together else n)
         else:
             rows = np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))])
-        draws[i] = statistic(*(c[rows] for c in columns))
+        draws[i : i + step] = statistic(*(c[rows] for c in columns), **{"axis": -1} if together else {})
     low, high = np.nanquantile(draws, [0.025, 0.975])
-    kind = f"paired, {resamples}" if len(columns) > 1 else str(resamples)
-    if members is not None:
-        kind += f", {len(members)} groups"
+    kind = "paired, " * (len(columns) > 1) + str(resamples) + (f", {len(members)} groups" if members else "")
     label = f"bootstrap 95 % ({kind})"
     same = len(columns) == 1 and (columns[0] == columns[0][0]).all()
     trials = n if members is None else len(members)
@@ -178,13 +156,17 @@ def bootstrap(
     return Estimate(value, float(low), float(high), label, n, unit)
 
 
+def ratio_of_means(one: np.ndarray, other: np.ndarray, axis: int = -1) -> np.ndarray:
+    """A statistic of `bootstrap` for two columns."""
+    return one.mean(axis) / other.mean(axis)
+
+
 def paired_difference(before: np.ndarray, after: np.ndarray, *, seed: int = 0, unit: str = "fraction") -> Estimate:
     """Mean of `after - before` over the same samples.
 
     For fractions that are 0 or 1 the interval is Tango's, which has width even if no sample changed; otherwise it is a
-    paired bootstrap. If all samples change by the same number, a bootstrap has no width: then the interval is Tango's
-    for as many samples without a change, times the largest change there can be: 1 for fractions, else the range of the
-    values and 0. Only where every value is 0 of an unknown scale, there is no interval.
+    paired bootstrap. Where all samples change alike, that has no width: then it is Tango's for as many samples without
+    a change, times the largest change there can be (1 for fractions, else the range of the values and 0).
 
     Source: Tango (1998) for the score interval of paired shares; its use without variation is this project's.
     """

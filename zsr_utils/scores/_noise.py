@@ -8,7 +8,7 @@ import scipy
 from jaxtyping import Float
 
 from zsr_utils.scores._detection import clean_limit, detection
-from zsr_utils.scores._intervals import Estimate, bootstrap, not_measured, unpaired_difference
+from zsr_utils.scores._intervals import Estimate, bootstrap, not_measured, ratio_of_means, unpaired_difference
 from zsr_utils.scores._paired import holm
 from zsr_utils.scores._rows import paired_change
 
@@ -88,9 +88,7 @@ def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "
 
     It takes 3 to 5,000 samples: beyond that the p values are not valid. The lengths of directions do not matter.
 
-    Returns: One row a direction, columns `direction` (position), `statistic` (W; 1 is normal), `p`, `p_holm` (below
-        0.05: normality is rejected at 5 % over all directions together), `skewness` and `excess_kurtosis` (both 0 if
-        normal), which say how large a deviation is.
+    Returns: A row a direction: `direction` (position), `statistic` (W; 1 is normal), `p`, `p_holm`.
 
     Source: Shapiro & Wilk (1965) by `scipy.stats.shapiro`; Holm (1979).
     """
@@ -106,8 +104,7 @@ def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "
     if flat.any():
         raise ValueError(f"All samples are equal along direction {int(flat.argmax())}, there is nothing to test.")
     statistic, p = np.array([scipy.stats.shapiro(v) for v in values.T]).T
-    table = pd.DataFrame({"direction": range(len(p)), "statistic": statistic, "p": p, "p_holm": holm(p)})
-    return table.assign(skewness=scipy.stats.skew(values), excess_kurtosis=scipy.stats.kurtosis(values))
+    return pd.DataFrame({"direction": range(len(p)), "statistic": statistic, "p": p, "p_holm": holm(p)})
 
 
 def squared_moves(rows: pd.DataFrame, derivatives: pd.DataFrame) -> pd.DataFrame:
@@ -119,20 +116,11 @@ def squared_moves(rows: pd.DataFrame, derivatives: pd.DataFrame) -> pd.DataFrame
 
     Args:
         rows: With `model`, `sample_id`, `severity` (sigma in grey levels) and `move`, how the embedding changed.
-        derivatives: ||J||_F^2 (`jacobian`), and what `jacobian.Curvature.squares` gives (`trace`, `hessian`), by model
-            and sample id.
+        derivatives: `jacobian` (||J||_F^2), and `trace` and `hessian` of `jacobian.Curvature.squares`, by model and id.
 
-    Returns: Three rows a cloud and account, columns `part` (`whole`: mean squared move; `covariance`: its part around
-        the mean move, the trace; `mean`: the square of the mean move, less what so few draws alone would give; the two
-        add up to the first), `account` (`first order`, `second order`), `measured`, `predicted` (of `mean` to first
-        order the whole move, for it predicts none).
-
-    Examples:
-        >>> rows = pd.DataFrame({"model": "m", "sample_id": "a", "severity": 255.0, "move": [[3.0], [1.0]]})
-        >>> own = pd.DataFrame({"jacobian": 2.0, "trace": 12.0, "hessian": 1.0}, index=["a"])
-        >>> found = squared_moves(rows, pd.concat({"m": own})).set_index(["part", "account"])
-        >>> found[["measured", "predicted"]].loc["whole"].values.tolist()
-        [[5.0, 2.0], [5.0, 5.5]]
+    Returns: Three rows a cloud and account: `part` (`whole`: mean squared move; `covariance`: its part around the mean
+        move; `mean`: the square of that, less what so few draws alone would give), `account` (of `ACCOUNTS`),
+        `measured`, `predicted` (of `mean` to first order the whole move, for it predicts none).
 
     Source: Linear Gaussian account of Salman et al. (2024), which has a mean move of 0; the second order and the test
         of both are this project's.
@@ -154,15 +142,11 @@ def beside_predicted(rows: pd.DataFrame) -> Estimate:
     """Mean of `measured` over mean of `predicted`; the bootstrap draws images. What is predicted as 0 has none."""
     if not rows.predicted.mean() > 0:
         return not_measured("ratio")
-    columns = rows.measured.to_numpy(), rows.predicted.to_numpy()
-    return bootstrap(lambda a, b, axis=-1: a.mean(axis) / b.mean(axis), *columns)
+    return bootstrap(ratio_of_means, rows.measured.to_numpy(), rows.predicted.to_numpy())
 
 
 def qq_points(values: Float[np.ndarray, "n"]) -> pd.DataFrame:
-    """Points of a normal Q-Q plot: columns `theoretical` and `ordered`, both in standard deviations.
-
-    Source: Filliben (1975) by `scipy.stats.probplot`.
-    """
+    """Points of a normal Q-Q plot, after Filliben (1975): `theoretical` and `ordered`, both in standard deviations."""
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or len(values) < 3 or values.std() == 0:
         raise ValueError(f"values have shape {values.shape}, allowed is (n,) with at least 3 values, not all equal.")

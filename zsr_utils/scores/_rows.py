@@ -10,43 +10,33 @@ from math import comb
 import numpy as np
 import pandas as pd
 
-from zsr_utils.scores._intervals import Estimate, bootstrap, grouped_proportion, paired_difference, proportion
+from zsr_utils.scores._intervals import (
+    Estimate,
+    bootstrap,
+    grouped_proportion,
+    paired_difference,
+    proportion,
+    ratio_of_means,
+)
 
 
 Statistic = Callable[[pd.DataFrame], Estimate]
 
 
 def estimates(rows: pd.DataFrame, by: str | Sequence[str], statistic: Statistic) -> pd.DataFrame:
-    """One estimate a group of rows, in the order in which they first appear: columns `by` and those of an estimate.
-
-    Examples:
-        >>> rows = pd.DataFrame({"sigma": [1, 1, 2], "hit": [1, 0, 1]})
-        >>> estimates(rows, "sigma", lambda part: proportion(part.hit.sum(), len(part))).value.tolist()
-        [0.5, 1.0]
-    """
+    """One estimate a group of rows, in the order in which they first appear: columns `by` and those of an estimate."""
     by = [by] if isinstance(by, str) else list(by)
     groups = rows.groupby(by, sort=False, observed=True)
     return pd.DataFrame([{**dict(zip(by, keys)), **asdict(statistic(part))} for keys, part in groups])
 
 
 def correct(rows: pd.DataFrame) -> np.ndarray:
-    """1.0 where the prediction is the label, else 0.0.
-
-    Examples:
-        >>> correct(pd.DataFrame({"label": [0, 1], "prediction": [0, 0]})).tolist()
-        [1.0, 0.0]
-    """
+    """1.0 where the prediction is the label, else 0.0."""
     return (rows.label == rows.prediction).to_numpy(dtype=float)
 
 
 def accuracy(rows: pd.DataFrame) -> Estimate:
-    """Share of rows whose prediction is the label, with its Wilson interval.
-
-    Examples:
-        >>> rows = pd.DataFrame({"label": [0, 1, 1, 0], "prediction": [0, 1, 0, 0]})
-        >>> accuracy(rows).value
-        0.75
-    """
+    """Share of rows whose prediction is the label, with its Wilson interval."""
     return proportion(int(correct(rows).sum()), len(rows))
 
 
@@ -79,11 +69,6 @@ def kept_rate(rows: pd.DataFrame) -> Estimate:
 def flip_rate(rows: pd.DataFrame) -> Estimate:
     """Instance flip rate (IFR): share of views whose answer is not the clean one.
 
-    Examples:
-        >>> rows = pd.DataFrame({"sample_id": list("aabb"), "clean_prediction": 0, "prediction": [0, 1, 0, 0]})
-        >>> flip_rate(rows).value, vulnerability(rows).value, equal_vulnerability(2)(rows).value
-        (0.25, 0.5, 0.5)
-
     Source: Wani et al. (2026), IFR and IV; the equal-instances IV is this project's.
     """
     return grouped_proportion((rows.prediction != rows.clean_prediction).to_numpy(), rows.sample_id.to_numpy())
@@ -91,8 +76,8 @@ def flip_rate(rows: pd.DataFrame) -> Estimate:
 
 def vulnerability(rows: pd.DataFrame) -> Estimate:
     """Image vulnerability (IV): share of images of which at least one view flips; it grows with the views."""
-    flips, _ = _flips(rows)
-    return proportion(int((flips > 0).sum()), len(flips))
+    flips = rows.sample_id[rows.prediction != rows.clean_prediction].nunique()
+    return proportion(flips, rows.sample_id.nunique())
 
 
 def equal_vulnerability(views: int) -> Statistic:
@@ -101,7 +86,8 @@ def equal_vulnerability(views: int) -> Statistic:
         raise ValueError(f"views is {views}, allowed is 1 or more.")
 
     def statistic(rows: pd.DataFrame) -> Estimate:
-        flips, seen = _flips(rows)
+        by_image = (rows.prediction != rows.clean_prediction).groupby(rows.sample_id, sort=False)
+        flips, seen = by_image.sum(), by_image.size()
         if seen.min() < views:
             raise ValueError(f"An image has {seen.min()} views, allowed for an IV of {views} are that many or more.")
         missed = [comb(int(n - k), views) / comb(int(n), views) for n, k in zip(seen, flips)]
@@ -116,13 +102,7 @@ def share_of(column: str) -> Statistic:
 
 
 def mean_of(column: str, unit: str) -> Statistic:
-    """Mean of a column: first over the rows of an image, then over the images; missing values are left out.
-
-    Examples:
-        >>> rows = pd.DataFrame({"sample_id": list("aab"), "drift": [1.0, 3.0, 4.0]})
-        >>> mean_of("drift", "cosine")(rows).value
-        3.0
-    """
+    """Mean of a column: first over the rows of an image, then over the images; missing values are left out."""
 
     def statistic(rows: pd.DataFrame) -> Estimate:
         means = rows.groupby("sample_id", sort=False)[column].mean().dropna()
@@ -132,13 +112,7 @@ def mean_of(column: str, unit: str) -> Statistic:
 
 
 def median_of(column: str, unit: str) -> Statistic:
-    """Median of a column over all rows that have a number; the interval draws images.
-
-    Examples:
-        >>> rows = pd.DataFrame({"sample_id": list("aab"), "rms": [1.0, 3.0, 4.0]})
-        >>> median_of("rms", "grey levels")(rows).value
-        3.0
-    """
+    """Median of a column over all rows that have a number; the interval draws images."""
 
     def median(rows: pd.DataFrame) -> Estimate:
         rows = rows[rows[column].notna()]
@@ -171,23 +145,13 @@ def relative_to(control: pd.DataFrame, *, drift: str = "drift", resamples: int =
     Source: Wani et al. (2026), drift against control, whose averages hold changed answers too; the restriction to
         unchanged ones (`same_answer`) and the intervals are this project's.
     """
-    return lambda rows: bootstrap(_ratio, *_matched(rows, control, drift), resamples=resamples)
 
+    def statistic(rows: pd.DataFrame) -> Estimate:
+        own = control
+        for column in {"model", "layer"} & set(control) & set(rows):
+            own = own[own[column].isin(rows[column])]
+        means = rows.groupby("sample_id", sort=False)[drift].mean()
+        both = pd.concat([means, own.set_index("sample_id").distance], axis=1, join="inner").dropna()
+        return bootstrap(ratio_of_means, both[drift].to_numpy(), both.distance.to_numpy(), resamples=resamples)
 
-def _flips(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Changed answers and views of every image."""
-    by_image = (rows.prediction != rows.clean_prediction).groupby(rows.sample_id, sort=False)
-    return by_image.sum().to_numpy(), by_image.size().to_numpy()
-
-
-def _matched(rows: pd.DataFrame, control: pd.DataFrame, drift: str) -> tuple[np.ndarray, np.ndarray]:
-    for column in ("model", "layer"):
-        if column in control and column in rows:
-            control = control[control[column].isin(rows[column])]
-    means = rows.groupby("sample_id", sort=False)[drift].mean()
-    both = pd.concat([means, control.set_index("sample_id").distance], axis=1, join="inner").dropna()
-    return both[drift].to_numpy(), both.distance.to_numpy()
-
-
-def _ratio(drift: np.ndarray, distance: np.ndarray, axis: int = -1) -> np.ndarray:
-    return drift.mean(axis) / distance.mean(axis)
+    return statistic

@@ -15,20 +15,11 @@ JACOBIAN_UNITS |= {"condition_number": "ratio", "reach": "grey levels"}
 
 
 def spectrum_summary(values: Float[np.ndarray, "n d"], sample_ids: Sequence | None = None) -> pd.DataFrame:
-    """One row an image: how strongly, and in how many directions, the embedding answers to the pixels.
+    """A row an image: how strongly, and in how many directions, the embedding answers to the pixels.
 
-    Args:
-        values: Singular values of every image, descending.
-
-    Returns:
-        Columns `sample_id`, `largest` (s_1), `frobenius` (root of the sum of s^2), `effective_rank` ((sum s^2)^2 / sum
-        s^4, from 1 to D), `rank` (values above 1e-6 of the largest; below it is rounding) and `condition_number` (s_1
-        by the smallest of those); units in `JACOBIAN_UNITS`. An encoder that ends in a layer normalisation has at least
-        one value of 0: its outputs lie in a plane.
-
-    Examples:
-        >>> spectrum_summary(np.array([[3.0, 3.0]])).round(3).values.tolist()
-        [[0.0, 3.0, 4.243, 2.0, 2.0, 1.0]]
+    From singular values, descending: `largest` (s_1), `frobenius` (root of the sum of s^2), `effective_rank`
+    ((sum s^2)^2 / sum s^4, from 1 to D), `rank` (values above 1e-6 of the largest; below it is rounding) and
+    `condition_number` (s_1 by the smallest of those); units in `JACOBIAN_UNITS`.
 
     Source: Salman et al. (2024) show spectra; the numbers are this project's choice.
     """
@@ -42,12 +33,7 @@ def spectrum_summary(values: Float[np.ndarray, "n d"], sample_ids: Sequence | No
 
 
 def spectrum_by_rank(values: Float[np.ndarray, "n d"]) -> pd.DataFrame:
-    """The spectrum of a set of images, rank by rank.
-
-    Returns:
-        Columns `rank` (from 1), `value` (median over the images), `low` and `high` (5th and 95th percentile), for ranks
-        whose median is above 1e-6 of the largest.
-    """
+    """The median spectrum of images by `rank`, from 1, while above 1e-6 of the largest; `low`, `high` hold 90 %."""
     low, middle, high = np.quantile(np.asarray(values), [0.05, 0.5, 0.95], axis=0)
     table = pd.DataFrame({"rank": np.arange(1, len(middle) + 1), "value": middle, "low": low, "high": high})
     return table[table["value"] > ROUNDING * middle[0]]
@@ -56,20 +42,9 @@ def spectrum_by_rank(values: Float[np.ndarray, "n d"]) -> pd.DataFrame:
 def linear_reach(rows: pd.DataFrame, tolerance: float = 0.1, *, by: Sequence[str] = ("sample_id",)) -> pd.DataFrame:
     """The largest size up to which the linear account holds: no relative error above the tolerance until there.
 
-    Args:
-        rows: From `jacobian.linear_error`; rows of several experiments may be joined.
-        tolerance: Of the relative error.
-        by: Columns that tell one direction from another.
-
-    Returns:
-        The columns of `by` and `reach` in grey levels: between the last size that holds (or none, of no error) and the
-        first that fails, where the straight line through their errors passes the tolerance; the largest size if all
-        hold.
-
-    Examples:
-        >>> rows = pd.DataFrame({"sample_id": 0, "size": [1, 2, 4], "relative_error": [0.05, 0.15, 0.02]})
-        >>> linear_reach(rows).reach.tolist()
-        [1.5]
+    Rows are of `jacobian.linear_error`. `reach`, in grey levels for each of `by`, lies between the last size that holds
+    (or none, of no error) and the first that fails, where the straight line through their errors passes the tolerance;
+    it is the largest size if all hold.
     """
 
     def reach(part: pd.DataFrame) -> float:

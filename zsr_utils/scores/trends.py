@@ -30,18 +30,13 @@ class Line:
     """A straight line on a stretched scale, and those of the same models drawn anew.
 
     Called with (K,) accuracies it gives the accuracies under shift that it expects, (1 + resamples, K), row 0 its own.
-
-    Attributes:
-        slope, intercept, squares: (1 + resamples, pieces) on the scale; row 0 is the fit to the models as they are.
-            `squares` is the sum of squares about the mean of x, the weight of a slope.
-        pivot: Accuracy without shift above which the second piece begins; infinite where there is one piece.
     """
 
-    slope: Float[np.ndarray, "r p"]
+    slope: Float[np.ndarray, "r p"]  # by resample and piece, on the scale; row 0 is the fit to the models as they are
     intercept: Float[np.ndarray, "r p"]
-    squares: Float[np.ndarray, "r p"]
+    squares: Float[np.ndarray, "r p"]  # sum about the mean of x: the weight of a slope
     scale: str
-    pivot: float
+    pivot: float  # accuracy without shift above which the second piece begins; infinite where there is one piece
     n: int
 
     def __call__(self, accuracy: Float[np.ndarray, "k"]) -> Float[np.ndarray, "r k"]:
@@ -69,14 +64,11 @@ def fit_line(
         [1.1, -0.5, 0.378]
 
     Args:
-        x, y: Accuracy without and under shift, one a model, as for `stretched`.
-        scale: `logit` (Taori et al., Wang et al.) or `probit` (Tu et al.).
-        method: `least squares`, or `huber`, which bounds the pull of outliers.
         pivot: Accuracy without shift at which the line breaks in two, each with its own models.
-        resamples, seed: Draws of the models. Groups that are compared need different seeds, or they are drawn alike.
+        seed: Groups that are compared need different ones, or their models are drawn alike.
 
-    Source: Least squares on the logit scale: Taori et al. (2020). Huber's regression on the probit scale: Tu et al.
-        (2024); what it minimises is what scikit-learn's `HuberRegressor` does (epsilon 1.35, no penalty).
+    Source: Least squares on the logit scale: Taori et al. (2020). Huber's regression, which bounds the pull of
+        outliers, on the probit scale: Tu et al. (2024), as scikit-learn's `HuberRegressor` (epsilon 1.35, no penalty).
     """
     one_of("scale", scale, SCALES)
     one_of("method", method, METHODS)
@@ -98,10 +90,7 @@ def fit_line(
 
 
 def common_slope(lines: Sequence[Line]) -> Float[np.ndarray, "r"]:
-    """Draws of the one slope of groups whose lines may lie at different heights.
-
-    Source: The pooled within-group slope of the analysis of covariance; the bootstrap within groups is ours.
-    """
+    """Draws of the one slope of groups at different heights: the pooled one of the analysis of covariance."""
     return sum(line.slope[:, 0] * line.squares[:, 0] for line in lines) / sum(line.squares[:, 0] for line in lines)
 
 
