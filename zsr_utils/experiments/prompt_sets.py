@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch.nn import functional as F
 
 from zsr_utils import datasets, scores
 from zsr_utils._text import read_yaml
-from zsr_utils.conditions import ORIGINAL, Batch, Condition, Head, Seen, generator, unchanged
+from zsr_utils.conditions import ORIGINAL, Batch, Condition, Head, Seen, attack, generator, unchanged
 from zsr_utils.datasets import Dataset
+from zsr_utils.experiments.out_of_distribution import odds, outside_sets
 from zsr_utils.measure import embed
 from zsr_utils.models import Model, training
 from zsr_utils.prompts import PROMPT_SETS, START, TEMPLATES, best_of, search
@@ -21,6 +23,9 @@ from zsr_utils.study import Study
 
 PLAIN = "plain prompt"
 DRAWN = ("cartoon", "sketch", "silhouette", "backdrop", "viewpoint", "lighting")  # splits of Tabletop that are shifts
+OWN, CARRIED = "attacked", "attack on plain"  # by each set's own gradient, and by that of the plain prompt
+VALUES = {"accuracy": "right", "Brier score": "brier", "AUROC": "auroc"}  # columns by quantity
+BOUNDS = {"accuracy": 1, "AUROC": 2}
 HARMLESS = ("upper case", "capitals", "no article", "definite article", "plural", "full stop")
 # templates of all classes, templates of each, or a whole text for each
 Texts = Sequence[str] | Mapping[str, Sequence[str]] | Mapping[str, str]
@@ -104,62 +109,111 @@ class Asked:
             found[f"{name}|prediction"] = logits.argmax(1).numpy()
             found[f"{name}|confidence"], found[f"{name}|brier"] = p.amax(1).numpy(), brier.numpy()
             found[f"{name}|alone"] = (logits.gather(1, label)[:, 0] > best_other).numpy()
+            found[f"{name}|mcm"] = odds(logits / float(batch.net.logit_scale)).numpy()
         return found
 
 
-def asked(study: Study, sets: Mapping[str, Texts], shown: Mapping[str, tuple[Dataset, Sequence[Condition]]]):
+def asked(study: Study, sets: Mapping[str, Texts], shown: Mapping[str, tuple[Dataset, Sequence | Callable]]):
     """Every picture under every condition once, and the answer of every prompt set to it, a row each.
 
     Args:
-        shown: By measurement, such as `clean` or `shifted`: the images and how they are shown. Whatever else is to be
-            compared, attacked or foreign images, is one more entry.
+        shown: By measurement, such as `clean` or `shifted`: the images and how they are shown, or a function that gives
+            the conditions for a model. Under `OWN` each is an attack on the prompt set of its name; names that begin
+            with `outside:` are sets of which no class is true.
 
     Returns: The rows of `measure` with `measurement`, `prompts`, `right`, `brier` (squared distance of the
         probabilities from the truth) and `alone` (right where the label's text alone is exchanged); `sample_id` is that
-        of the scene, where several pictures show one.
+        of the scene, where several pictures show one. Of outside pictures and clean ones beside them `auroc` alone is
+        told, by `scores.auroc_parts` of MCM.
     """
     parts = []
+
+    @cache
+    def heads_of(net: Model, names: tuple[str, ...]) -> Asked:
+        return Asked({n: Head(weights_of(net, names, texts), names) for n, texts in sets.items()})
+
     for measurement, (images, conditions) in shown.items():
 
         def with_answers(net: Model, conditions=conditions, names=images.class_names) -> list[Condition]:
-            heads = Asked({n: Head(weights_of(net, names, texts), names) for n, texts in sets.items()})
-            return [replace(condition, facts=heads.facts) for condition in conditions]
+            heads = heads_of(net, tuple(names))
+            made = conditions(net) if callable(conditions) else conditions
+            return [replace(condition, facts=heads.facts) for condition in made]
 
         wide = study.measure(with_answers, images=images, keep=False)
         wide["sample_id"] = wide.sample_id.str.replace(r"^(shift-\d+)/.*", r"\1", regex=True)
         common = wide[["sample_id", "label", "condition", "severity", "draw", "model"]]
         for name in sets:
-            answers = {k: wide[f"{name}|{k}"] for k in ("prediction", "confidence", "brier", "alone")}
-            parts.append(common.assign(measurement=measurement.split(":")[0], prompts=name, **answers))
+            answers = {k: wide[f"{name}|{k}"] for k in ("prediction", "confidence", "brier", "alone", "mcm")}
+            parts.append(common.assign(measurement=measurement, prompts=name, **answers))
     rows = pd.concat(parts, ignore_index=True)
-    return study.keep_rows(rows.assign(right=(rows.prediction == rows.label).astype(float)))
+    rows = rows.assign(right=(rows.prediction == rows.label).astype(float))
+    outside, attacked = rows.measurement.str.startswith("outside:"), rows.measurement == OWN
+    kept = rows[~outside & (~attacked | (rows.condition == rows.prompts))]
+    carried = rows[attacked & (rows.condition == PLAIN)].assign(measurement=CARRIED)
+    every = pd.concat([kept, carried, *told_apart(kept, rows[outside])], ignore_index=True)
+    return study.keep_rows(every.assign(measurement=every.measurement.str.split(":").str[0]).drop(columns="mcm"))
 
 
-def pictures(study: Study, corruptions: Sequence[Condition], *, number: int, folders: Sequence[str] = ()) -> dict:
-    """What prompts are compared on: the images as they are, corrupted, and under the shifts that are known of them."""
-    seed = study.parameters["seed"]
-    shown = {"clean": (study.images, [ORIGINAL]), "corrupted": (study.images.subset(number, seed), corruptions)}
+def told_apart(known: pd.DataFrame, outside: pd.DataFrame) -> list[pd.DataFrame]:
+    """Rows of clean and outside pictures, whose mean `auroc` says how well MCM tells the two apart: a set and model."""
+    clean, found, by = known[known.measurement == "clean"].groupby(["model", "prompts"]), [], ["model", "prompts"]
+    for (model, prompts, name), part in outside.groupby([*by, "measurement"], sort=False):
+        sides = [p.set_index("sample_id").mcm for p in (clean.get_group((model, prompts)), part)]
+        parts = scores.auroc_parts(*sides).rename_axis("sample_id").rename("auroc").reset_index()
+        named = {"model": model, "prompts": prompts, "measurement": name.removeprefix("outside:")}
+        found.append(parts.assign(label=-1, prediction=-1, **named))
+    return found
+
+
+def attacks(
+    study: Study, sets: Mapping[str, Texts], *, radius: float, steps: int
+) -> Callable[[Model], list[Condition]]:
+    """PGD within a radius, in grey levels, against each prompt set, for a model; it goes on when the model errs."""
+
+    def made(net: Model) -> list[Condition]:
+        heads = {name: Head(weights_of(net, study.names, texts), study.names) for name, texts in sets.items()}
+        of = heads.items()
+        return [attack("pgd", radius / 255, steps=steps, substitute=(net, head), called=name) for name, head in of]
+
+    return made
+
+
+def pictures(study: Study, corruptions: Sequence[Condition], *, attacked: Mapping[str, Texts]) -> dict:
+    """What prompts are compared on: the images as they are, corrupted, shifted, attacked, and beside foreign ones.
+
+    Args:
+        attacked: Prompt sets that are attacked.
+    """
+    p, names = study.parameters, study.names
+    seed, few = p["seed"], study.images.subset(p["attacked_images"], p["seed"])
+    shown = {
+        "clean": (study.images, [ORIGINAL]),
+        "corrupted": (study.images.subset(p["corruption_images"], seed), corruptions),
+    }
     if study.images.name == "tabletop":
         shifts = {name: datasets.load_dataset("tabletop", split=name) for name in DRAWN}
     else:
-        options = {k: study.parameters[k] for k in ("split", "limit", "seed")}
-        shifts = {n: s.shown for n, s in datasets.natural_shifts(study.images, folders, **options).items()}
-    return shown | {f"shifted:{n}": (s, [Condition(n, 1, unchanged, draws=1)]) for n, s in shifts.items()}
+        options = {k: p[k] for k in ("split", "limit", "seed")}
+        shifts = {n: s.shown for n, s in datasets.natural_shifts(study.images, p["shifts"], **options).items()}
+    shown |= {f"shifted:{n}": (s, [Condition(n, 1, unchanged, draws=1)]) for n, s in shifts.items()}
+    shown[OWN] = few, attacks(study, attacked, radius=p["radius"], steps=p["attack_steps"])
+    for name, images in outside_sets(study, p["outside"], p["outside_images"]).items():
+        if study.images.name != "tabletop" or name == "held-out kinds":  # others are told apart at once
+            asked = replace(images, class_names=names, samples=[replace(s, label=0) for s in images.samples])
+            shown[f"outside:{name}"] = asked, [Condition(name, 1, unchanged, draws=1)]
+    return shown
 
 
 def compared(rows: pd.DataFrame, *, base: str = PLAIN) -> pd.DataFrame:
-    """Differences from a prompt set on the same pictures, of accuracy and of the Brier score, corrected together."""
-    values = {"accuracy": "right", "Brier score": "brier"}
-    long = pd.concat([rows.assign(quantity=q, value=rows[c]) for q, c in values.items()])
-    plain = long[long.prompts == base]
-    keys, bounds = ["model", "prompts", "measurement", "quantity"], {"accuracy": 1}
-    bases = pd.concat([plain.assign(prompts=name) for name in rows.prompts.unique() if name != base] or [plain[:0]])
-    return scores.paired_changes(bases, long[long.prompts != base], keys, bounds=bounds, within="model")
+    """Differences from a prompt set on the same pictures, of accuracy, Brier score and AUROC, corrected together."""
+    long = pd.concat([rows.assign(quantity=q, value=rows[c]) for q, c in VALUES.items()]).dropna(subset="value")
+    keys = ["model", "prompts", "measurement", "quantity"]
+    return scores.changes_from(long, "prompts", base, keys, bounds=BOUNDS, within="model")
 
 
 def gains(table: pd.DataFrame) -> pd.Series:
-    """`better`, `worse` or `undecided`, of accuracies and of Brier scores, which are better where they are lower."""
-    better = table.verdict == np.where(table.quantity == "accuracy", "more", "less")
+    """`better`, `worse` or `undecided`; a Brier score is better where it is lower."""
+    better = table.verdict == np.where(table.quantity == "Brier score", "less", "more")
     return better.map({True: "better", False: "worse"}).where(table.verdict != "undecided", "undecided")
 
 
@@ -199,7 +253,7 @@ def training_pictures(study: Study, number: int, folder: str = "") -> Dataset | 
     return None
 
 
-def found_prompts(study: Study, pictures: Dataset | None, *, seeds: int, steps: int, candidates: int, shuffled=False):
+def found_prompts(study: Study, pictures: Dataset | None, *, seeds: int, steps: int, shuffled=False):
     """Prompts searched for with several seeds on one half of training pictures, each the best on the other half.
 
     Args:
@@ -217,7 +271,7 @@ def found_prompts(study: Study, pictures: Dataset | None, *, seeds: int, steps: 
     for seed in range(seeds):
         mixed = torch.from_numpy(np.random.default_rng([seed, 11]).permutation(n))
         own = labels[half][mixed] if shuffled else labels[half]
-        options = {"seed": seed, "steps": steps, "candidates": candidates, "batch": min(64, n // 2)}
+        options = {"seed": seed, "steps": steps, "batch": min(64, n // 2)}
         log = search(study.net, study.names, features[half], own, **options)
         # where labels are mixed up, what the search ends with; else the best on pictures that it did not see
         prompts = [log.prompt.iloc[0], log.prompt.iloc[-1]] if shuffled else list(log.prompt)
@@ -270,6 +324,31 @@ def beside_random(study: Study, kinds: pd.DataFrame) -> str:
     each, hard = by_search(kinds, study.name)
     said = f"Significant or not, {(each.value > 0).sum()} of {len(each)} searches beat the plain prompt's accuracy"
     return f"{in_words(table, study.name, KINDS['random'])} {said} on {hard} pictures."
+
+
+def carried_over(rows: pd.DataFrame) -> pd.DataFrame:
+    """Pictures that the attack on the plain prompt broke, and whether each other set errs there too, in `broken`.
+
+    Counted are pictures that both named rightly before the attack.
+    """
+    both = rows[rows.measurement.isin(["clean", CARRIED])]
+    wide = both.pivot_table("right", ["model", "prompts", "sample_id"], "measurement").dropna()
+    known = wide[wide["clean"] == 1].reset_index().assign(broken=lambda t: t[CARRIED] == 0)
+    fell = known[(known.prompts == PLAIN) & known.broken][["model", "sample_id"]]
+    return known[known.prompts != PLAIN].merge(fell)
+
+
+def carried_in_words(table: pd.DataFrame, model: str) -> str:
+    """For which prompt set the attack on the plain one does least, and whether it carries over to each of them."""
+    own = table[table.model == model]
+    if own.empty:
+        return "The attack on the plain prompt broke no picture that another set names rightly."
+    words = {"more": "more than half are broken for", "less": "less than half for", "undecided": "not decided for"}
+    ways = own.assign(way=[scores.decide(scores.estimate_of(row), 0.5) for row in own.itertuples()]).groupby("way")
+    said = "; ".join(f"{words[way]} {', '.join(part.prompts)}" for way, part in ways)
+    least = own.loc[own.value.idxmin()]
+    text = f"Of the pictures that the attack on the plain prompt broke, {said}; least are for “{least.prompts}”"
+    return f"{text}, {scores.estimate_of(least):pct}."
 
 
 def moved(net: Model, names: Sequence[str], sets: Mapping[str, Texts]) -> pd.DataFrame:

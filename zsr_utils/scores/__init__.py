@@ -18,7 +18,7 @@ from zsr_utils.scores._noise import (
     qq_clouds, qq_points, squared_moves,
 )  # fmt: skip
 from zsr_utils.scores._overlap import detectable_gain, exact_proportion, overlap_effect
-from zsr_utils.scores._paired import holm, paired_changes, paired_mean, sign_flip
+from zsr_utils.scores._paired import changes_from, holm, paired_changes, paired_mean, sign_flip
 from zsr_utils.scores._retrieval import TIE, by_image, by_luck, found, median_rank, placed, recall, true_misses
 from zsr_utils.scores._robustness import (
     around_anchors, by_cell, clipped, drop, effective_robustness, flips, relative_errors,

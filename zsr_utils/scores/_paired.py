@@ -122,3 +122,16 @@ def paired_changes(
     sure = (p_holm < 0.05) & ((table.low > 0) | (table.high < 0))  # the interval is wider than the test for shares
     verdict = np.select([~sure, table.value > 0], ["undecided", "more"], "less")
     return table.assign(p_holm=p_holm, verdict=verdict)
+
+
+def changes_from(rows: pd.DataFrame, column: str, base, by: str | Sequence[str], **options) -> pd.DataFrame:
+    """`paired_changes` of all other values of a column from one of them, `base`; `by` holds that column.
+
+    Examples:
+        >>> rows = pd.DataFrame({"m": list("aabb"), "sample_id": [1, 2, 1, 2], "value": [0.0, 0, 1, 0]})
+        >>> changes_from(rows, "m", "a", "m")[["m", "value"]].values.tolist()
+        [['b', 0.5]]
+    """
+    own, others = rows[rows[column] == base], rows[rows[column] != base]
+    every = [own.assign(**{column: value}) for value in others[column].unique()]
+    return paired_changes(pd.concat(every or [own[:0]]), others, by, **options)
