@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -16,6 +16,7 @@ from sklearn.metrics import pairwise_distances_argmin_min
 from torchvision.transforms import functional as TF
 
 from zsr_utils import datasets, scores
+from zsr_utils.conditions import Condition, unchanged
 from zsr_utils.datasets import TWINS, Dataset
 from zsr_utils.measure import embed
 from zsr_utils.models import Model, load_model, training
@@ -278,6 +279,17 @@ def contamination_found(found: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFram
     every = pd.concat([found, truth[truth.sample_id.isin(found.sample_id)]]) if len(truth) else found
     groups = every.groupby("instrument", sort=False).flagged
     return pd.DataFrame([{"instrument": k, **asdict(scores.exact_proportion(int(f.sum()), len(f)))} for k, f in groups])
+
+
+def in_styles(study: Study, few: Dataset, styles: Sequence[str]) -> pd.DataFrame:
+    """Rows of the same scenes in other styles (Tabletop), of which no training image is a copy; else none."""
+    if study.images.name != "tabletop":
+        return pd.DataFrame()
+    scenes, parts = datasets.tabletop_scenes(study.parameters["split"]), []
+    for style in styles:
+        images = datasets.rendered(style, {i: replace(scenes[i], style=style) for i in ids_of(few)})
+        parts.append(study.measure([Condition(style, 1, unchanged, draws=1)], images=images))
+    return joined(*parts)
 
 
 def effects(rows: pd.DataFrame, overlap: pd.DataFrame) -> pd.DataFrame:
