@@ -137,8 +137,7 @@ def test_sets_are_compared_picture_by_picture_and_corrected_together():
     assert table.value["x", "accuracy"] == 0.25 and table.value["x", "Brier score"] == -0.25
     assert table.p["x", "accuracy"] == 2**-9 and table.p_holm["x", "accuracy"] == pytest.approx(4 * 2**-9)
     assert table.low["y", "accuracy"] < 0 < table.high["y", "accuracy"]
-    ways = asking.gains(table.reset_index()).tolist()
-    assert sorted(ways) == ["better", "better", "undecided", "undecided"]
+    assert sorted(table.verdict) == ["better", "better", "undecided", "undecided"]
     said = asking.in_words(table.reset_index(), "m")
     assert "“x” is better in accuracy (clean), Brier score (clean)" in said and "not told from it: y" in said
 
@@ -156,7 +155,7 @@ def test_an_attack_carries_over_where_another_set_errs_on_what_it_broke():
 
 def test_every_set_is_attacked_along_its_own_gradient_and_told_from_foreign_pictures():
     net, images = tiny_model(), tiny_images(12)
-    kept = {"parameters": {"seed": 0}, "images": images, "names": images.class_names, "keep_rows": lambda rows: rows}
+    kept = {"parameters": {}, "images": images, "names": images.class_names, "keep_rows": lambda rows: rows}
 
     def measured(conditions, *, images, keep):
         head = Head(asking.weights_of(net, images.class_names, ["{}"]), images.class_names)
@@ -164,7 +163,9 @@ def test_every_set_is_attacked_along_its_own_gradient_and_told_from_foreign_pict
 
     study = SimpleNamespace(**kept, measure=measured)
     sets = {"plain prompt": ("{}",), "x": ("a {}",)}
-    shown = {"clean": (images, [ORIGINAL]), asking.OWN: (images, asking.attacks(study, sets, radius=64, steps=5))}
+    made = {"seed": 0, "attacked_images": 12, "corruption_images": 6, "radius": 64, "attack_steps": 5, "shifts": []}
+    study.parameters |= made | {"split": "validation", "limit": 0, "outside": [], "outside_images": 5}
+    shown = asking.pictures(study, [ORIGINAL], sets)
     shown["outside:noise"] = images.subset(5, 1), [Condition("noise", 1, noisy, draws=1)]
     rows = asking.asked(study, sets, shown)
     hit = rows.groupby(["prompts", "measurement"]).right.mean().unstack()

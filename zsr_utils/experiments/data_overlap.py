@@ -16,8 +16,8 @@ from sklearn.metrics import pairwise_distances_argmin_min
 from torchvision.transforms import functional as TF
 
 from zsr_utils import datasets, scores
-from zsr_utils.conditions import Condition, unchanged
 from zsr_utils.datasets import TWINS, Dataset
+from zsr_utils.experiments.distribution_shifts import seen
 from zsr_utils.measure import embed
 from zsr_utils.models import Model, load_model, training
 from zsr_utils.scores import Estimate
@@ -288,7 +288,7 @@ def in_styles(study: Study, few: Dataset, styles: Sequence[str]) -> pd.DataFrame
     scenes, parts = datasets.tabletop_scenes(study.parameters["split"]), []
     for style in styles:
         images = datasets.rendered(style, {i: replace(scenes[i], style=style) for i in ids_of(few)})
-        parts.append(study.measure([Condition(style, 1, unchanged, draws=1)], images=images))
+        parts.append(study.measure(seen(style), images=images))
     return joined(*parts)
 
 
@@ -338,20 +338,16 @@ def helped(rows: pd.DataFrame, truth: pd.DataFrame, study: Study) -> pd.DataFram
             bounds = map(float, test.confidence_interval())
             value = Estimate(gain[own].mean() - gain[~own].mean(), *bounds, "welch 95 %", len(gain), spread)
             found.append({"condition": condition, "quantity": quantity, **asdict(value), "p": float(test.pvalue)})
-    table = pd.DataFrame(found)
-    p = scores.holm(table.p)
-    return table.assign(verdict=np.select([~(p < 0.05), table.value > 0], ["undecided", "more"], "less"))
+    return scores.corrected(pd.DataFrame(found))
 
 
 def helped_in_words(table: pd.DataFrame) -> str:
     """Where duplicates help, where they harm, and how often that is not decided."""
-    names = {"right": "accuracy", "margin": "margin", "confidence": "confidence"}
-    said = []
-    for verdict, verb in {"more": "raise", "less": "lower"}.items():
-        what = [f"{names[r.quantity]} ({r.condition})" for r in table[table.verdict == verdict].itertuples()]
-        said += [f"duplicates {verb} {', '.join(what)}"] if what else []
+    names = table.quantity.replace("right", "accuracy") + " (" + table.condition + ")"
+    words = {"more": "duplicates raise", "less": "duplicates lower"}
     left = f"{(table.verdict == 'undecided').sum()} of {len(table)} comparisons are not decided"
-    return "In this pair of runs, " + "; ".join([*said, left]).replace("_", " ") + "."
+    said = scores.by_verdict(table.assign(names=names), "names", words)
+    return f"In this pair of runs, {'; '.join(filter(None, [said, left]))}."
 
 
 def power(rows: pd.DataFrame, duplicates: Sequence[int]) -> pd.DataFrame:

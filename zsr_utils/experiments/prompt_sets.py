@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from zsr_utils import datasets, scores
 from zsr_utils._text import read_yaml
-from zsr_utils.conditions import ORIGINAL, Batch, Condition, Head, Seen, attack, generator, unchanged
+from zsr_utils.conditions import ORIGINAL, Batch, Condition, Head, Seen, attack, generator
 from zsr_utils.datasets import Dataset
-from zsr_utils.experiments.out_of_distribution import odds, outside_sets
+from zsr_utils.experiments.distribution_shifts import seen
+from zsr_utils.experiments.out_of_distribution import foreign, odds, outside_sets
 from zsr_utils.measure import embed
 from zsr_utils.models import Model, training
 from zsr_utils.prompts import PROMPT_SETS, START, TEMPLATES, best_of, search
@@ -100,16 +101,15 @@ class Asked:
 
     def facts(self, batch: Batch, seen: Seen) -> dict:
         found, label = {}, batch.labels.long()[:, None]
-        first = next(iter(self.heads.values())).scores(batch.net, seen.features)
-        best_other = first.scatter(1, label, -torch.inf).amax(1)
-        for name, head in self.heads.items():
-            logits = head.scores(batch.net, seen.features)
+        every = {name: head.scores(batch.net, seen.features) for name, head in self.heads.items()}
+        best_other = next(iter(every.values())).scatter(1, label, -torch.inf).amax(1)
+        for name, logits in every.items():
             p = logits.softmax(1)
-            brier = (p - F.one_hot(label[:, 0], p.shape[1])).square().sum(1)
-            found[f"{name}|prediction"] = logits.argmax(1).numpy()
-            found[f"{name}|confidence"], found[f"{name}|brier"] = p.amax(1).numpy(), brier.numpy()
-            found[f"{name}|alone"] = (logits.gather(1, label)[:, 0] > best_other).numpy()
-            found[f"{name}|mcm"] = odds(logits / float(batch.net.logit_scale)).numpy()
+            told = {"prediction": logits.argmax(1), "confidence": p.amax(1)}
+            told["brier"] = (p - F.one_hot(label[:, 0], p.shape[1])).square().sum(1)
+            told["alone"] = logits.gather(1, label)[:, 0] > best_other
+            told["mcm"] = odds(logits / float(batch.net.logit_scale))
+            found |= {f"{name}|{k}": values.numpy() for k, values in told.items()}
         return found
 
 
@@ -118,8 +118,8 @@ def asked(study: Study, sets: Mapping[str, Texts], shown: Mapping[str, tuple[Dat
 
     Args:
         shown: By measurement, such as `clean` or `shifted`: the images and how they are shown, or a function that gives
-            the conditions for a model. Under `OWN` each is an attack on the prompt set of its name; names that begin
-            with `outside:` are sets of which no class is true.
+            the conditions for a model and the heads of all sets. Under `OWN` each is an attack on the prompt set of its
+            name; names that begin with `outside:` are sets of which no class is true.
 
     Returns: The rows of `measure` with `measurement`, `prompts`, `right`, `brier` (squared distance of the
         probabilities from the truth) and `alone` (right where the label's text alone is exchanged); `sample_id` is that
@@ -129,15 +129,15 @@ def asked(study: Study, sets: Mapping[str, Texts], shown: Mapping[str, tuple[Dat
     parts = []
 
     @cache
-    def heads_of(net: Model, names: tuple[str, ...]) -> Asked:
-        return Asked({n: Head(weights_of(net, names, texts), names) for n, texts in sets.items()})
+    def heads_of(net: Model, names: tuple[str, ...]) -> dict[str, Head]:
+        return {n: Head(weights_of(net, names, texts), names) for n, texts in sets.items()}
 
     for measurement, (images, conditions) in shown.items():
 
         def with_answers(net: Model, conditions=conditions, names=images.class_names) -> list[Condition]:
             heads = heads_of(net, tuple(names))
-            made = conditions(net) if callable(conditions) else conditions
-            return [replace(condition, facts=heads.facts) for condition in made]
+            made = conditions(net, heads) if callable(conditions) else conditions
+            return [replace(condition, facts=Asked(heads).facts) for condition in made]
 
         wide = study.measure(with_answers, images=images, keep=False)
         wide["sample_id"] = wide.sample_id.str.replace(r"^(shift-\d+)/.*", r"\1", regex=True)
@@ -146,94 +146,80 @@ def asked(study: Study, sets: Mapping[str, Texts], shown: Mapping[str, tuple[Dat
             answers = {k: wide[f"{name}|{k}"] for k in ("prediction", "confidence", "brier", "alone", "mcm")}
             parts.append(common.assign(measurement=measurement, prompts=name, **answers))
     rows = pd.concat(parts, ignore_index=True)
-    rows = rows.assign(right=(rows.prediction == rows.label).astype(float))
+    rows = rows.assign(right=(rows.prediction == rows.label).astype(float), auroc=np.nan)
     outside, attacked = rows.measurement.str.startswith("outside:"), rows.measurement == OWN
     kept = rows[~outside & (~attacked | (rows.condition == rows.prompts))]
-    carried = rows[attacked & (rows.condition == PLAIN)].assign(measurement=CARRIED)
-    every = pd.concat([kept, carried, *told_apart(kept, rows[outside])], ignore_index=True)
-    return study.keep_rows(every.assign(measurement=every.measurement.str.split(":").str[0]).drop(columns="mcm"))
+    parts = [kept, rows[attacked & (rows.condition == PLAIN)].assign(measurement=CARRIED)]
+    clean, by = kept[kept.measurement == "clean"].groupby(["model", "prompts"]), ["model", "prompts", "measurement"]
+    for key, part in rows[outside].groupby(by, sort=False):
+        sides = [p.set_index("sample_id").mcm for p in (clean.get_group(key[:2]), part)]
+        told = scores.auroc_parts(*sides).rename(columns={"value": "auroc"})
+        parts.append(told.assign(label=-1, prediction=-1, **dict(zip(by, key))))
+    every = pd.concat(parts, ignore_index=True).drop(columns="mcm")
+    return study.keep_rows(
+        every.assign(measurement=every.measurement.str.replace(r"outside:|(?<=shifted):.*", "", regex=True))
+    )
 
 
-def told_apart(known: pd.DataFrame, outside: pd.DataFrame) -> list[pd.DataFrame]:
-    """Rows of clean and outside pictures, whose mean `auroc` says how well MCM tells the two apart: a set and model."""
-    clean, found, by = known[known.measurement == "clean"].groupby(["model", "prompts"]), [], ["model", "prompts"]
-    for (model, prompts, name), part in outside.groupby([*by, "measurement"], sort=False):
-        sides = [p.set_index("sample_id").mcm for p in (clean.get_group((model, prompts)), part)]
-        parts = scores.auroc_parts(*sides).rename_axis("sample_id").rename("auroc").reset_index()
-        named = {"model": model, "prompts": prompts, "measurement": name.removeprefix("outside:")}
-        found.append(parts.assign(label=-1, prediction=-1, **named))
-    return found
-
-
-def attacks(
-    study: Study, sets: Mapping[str, Texts], *, radius: float, steps: int
-) -> Callable[[Model], list[Condition]]:
-    """PGD within a radius, in grey levels, against each prompt set, for a model; it goes on when the model errs."""
-
-    def made(net: Model) -> list[Condition]:
-        heads = {name: Head(weights_of(net, study.names, texts), study.names) for name, texts in sets.items()}
-        of = heads.items()
-        return [attack("pgd", radius / 255, steps=steps, substitute=(net, head), called=name) for name, head in of]
-
-    return made
-
-
-def pictures(study: Study, corruptions: Sequence[Condition], *, attacked: Mapping[str, Texts]) -> dict:
+def pictures(study: Study, corruptions: Sequence[Condition], attacked: Sequence[str]) -> dict:
     """What prompts are compared on: the images as they are, corrupted, shifted, attacked, and beside foreign ones.
 
     Args:
-        attacked: Prompt sets that are attacked.
+        attacked: Prompt sets along whose gradient PGD goes; it does not stop when the model errs.
     """
-    p, names = study.parameters, study.names
-    seed, few = p["seed"], study.images.subset(p["attacked_images"], p["seed"])
+    p, images = study.parameters, study.images
     shown = {
-        "clean": (study.images, [ORIGINAL]),
-        "corrupted": (study.images.subset(p["corruption_images"], seed), corruptions),
+        "clean": (images, [ORIGINAL]),
+        "corrupted": (images.subset(p["corruption_images"], p["seed"]), corruptions),
     }
-    if study.images.name == "tabletop":
+    if images.name == "tabletop":
         shifts = {name: datasets.load_dataset("tabletop", split=name) for name in DRAWN}
+        outside = {"held-out kinds": datasets.tabletop_outside(p["outside_images"], p["seed"])["held-out kinds"]}
     else:
         options = {k: p[k] for k in ("split", "limit", "seed")}
-        shifts = {n: s.shown for n, s in datasets.natural_shifts(study.images, p["shifts"], **options).items()}
-    shown |= {f"shifted:{n}": (s, [Condition(n, 1, unchanged, draws=1)]) for n, s in shifts.items()}
-    shown[OWN] = few, attacks(study, attacked, radius=p["radius"], steps=p["attack_steps"])
-    for name, images in outside_sets(study, p["outside"], p["outside_images"]).items():
-        if study.images.name != "tabletop" or name == "held-out kinds":  # others are told apart at once
-            asked = replace(images, class_names=names, samples=[replace(s, label=0) for s in images.samples])
-            shown[f"outside:{name}"] = asked, [Condition(name, 1, unchanged, draws=1)]
-    return shown
+        shifts = {n: s.shown for n, s in datasets.natural_shifts(images, p["shifts"], **options).items()}
+        outside = outside_sets(study, p["outside"], p["outside_images"])
+    shifts = {f"shifted:{name}": (shift, seen(name)) for name, shift in shifts.items()}
+    outside = {f"outside:{name}": (foreign(few, study.names), seen(name)) for name, few in outside.items()}
+
+    def attacks(net: Model, heads: Mapping[str, Head]) -> list[Condition]:
+        how = {"eps": p["radius"] / 255, "steps": p["attack_steps"]}
+        return [attack("pgd", substitute=(net, heads[name]), called=name, **how) for name in attacked]
+
+    return shown | shifts | {OWN: (images.subset(p["attacked_images"], p["seed"]), attacks)} | outside
 
 
 def compared(rows: pd.DataFrame, *, base: str = PLAIN) -> pd.DataFrame:
-    """Differences from a prompt set on the same pictures, of accuracy, Brier score and AUROC, corrected together."""
+    """Differences from a prompt set on the same pictures, of accuracy, Brier score and AUROC, corrected together.
+
+    The verdict is `better`, `worse` or `undecided`: a Brier score is better where it is lower.
+    """
     long = pd.concat([rows.assign(quantity=q, value=rows[c]) for q, c in VALUES.items()]).dropna(subset="value")
     keys = ["model", "prompts", "measurement", "quantity"]
-    return scores.changes_from(long, "prompts", base, keys, bounds=BOUNDS, within="model")
-
-
-def gains(table: pd.DataFrame) -> pd.Series:
-    """`better`, `worse` or `undecided`; a Brier score is better where it is lower."""
+    table = scores.changes_from(long, "prompts", base, keys, bounds=BOUNDS, within="model")
     better = table.verdict == np.where(table.quantity == "Brier score", "less", "more")
-    return better.map({True: "better", False: "worse"}).where(table.verdict != "undecided", "undecided")
+    ways = np.select([table.verdict == "undecided", better], ["undecided", "better"], "worse")
+    return table.assign(verdict=ways)
 
 
 def in_words(table: pd.DataFrame, model: str, than: str = "the plain prompt") -> str:
     """In what a set does better or worse, after the correction, and how often that is decided for other models."""
-    table, said = table.assign(way=gains(table)), []
-    own = table[table.model == model]
-    same = [name for name, part in own.groupby("prompts", sort=False) if (part.way == "undecided").all()]
-    for name, part in own[~own.prompts.isin(same)].groupby("prompts", sort=False):
-        found = {way: [f"{q} ({m})" for m, q in zip(p.measurement, p.quantity)] for way, p in part.groupby("way")}
-        ways = [f"{way} in {', '.join(found[way])}" for way in ("better", "worse") if way in found]
-        said.append(f"“{name}” is {' and '.join(ways)}")
-    said += [f"not told from it: {', '.join(same)}"] if same else []
+    lines = table.assign(what=table.quantity + " (" + table.measurement + ")")
+    words = {"better": "is better in", "worse": "is worse in"}
+    each = {
+        name: scores.by_verdict(part, "what", words, mark=" and ")
+        for name, part in lines[lines.model == model].groupby("prompts", sort=False)
+    }
+    said = [f"“{name}” {text}" for name, text in each.items() if text]
+    same = ", ".join(name for name, text in each.items() if not text)
+    said += [f"not told from it: {same}"] if same else []
     counts = [f"for {m}, {counted(part)}" for m, part in table[table.model != model].groupby("model", sort=False)]
     return ". ".join([f"Beside {than}, for {model}, {'; '.join(said)}", *(f"And {c}" for c in counts)]) + "."
 
 
 def counted(table: pd.DataFrame) -> str:
     """How many comparisons are decided, and which way."""
-    n = gains(table).value_counts()
+    n = table.verdict.value_counts()
     return f"of {len(table)} comparisons {n.get('better', 0)} are decided for better, {n.get('worse', 0)} for worse"
 
 
@@ -309,19 +295,13 @@ def by_kind(rows: pd.DataFrame, searched: Mapping[str, Texts]) -> pd.DataFrame:
     return kept.assign(search=kept.prompts, prompts=kind)
 
 
-def by_search(kinds: pd.DataFrame, model: str) -> tuple[pd.DataFrame, str]:
-    """The accuracy of each search's words less that of the plain prompt, on the harder pictures there are."""
-    hard = "shifted" if "shifted" in set(kinds.measurement) else "corrupted"
-    own = kinds[(kinds.model == model) & (kinds.measurement == hard) & kinds.prompts.isin([PLAIN, KINDS["found"]])]
-    table = compared(own.assign(prompts=own.search))
-    return table[table.quantity == "accuracy"], hard
-
-
 def beside_random(study: Study, kinds: pd.DataFrame) -> str:
-    """Found words against random ones, and on how many of the searches they gain."""
+    """Found words against random ones, and on how many of the searches they gain on the harder pictures there are."""
     table = compared(kinds[kinds.prompts != PLAIN], base=KINDS["random"])
     table = study.keep(table[table.prompts == KINDS["found"]], "prompts/beside_random/{quantity}/{measurement}")
-    each, hard = by_search(kinds, study.name)
+    hard = "shifted" if "shifted" in set(kinds.measurement) else "corrupted"
+    each = compared(kinds[(kinds.measurement == hard) & (kinds.model == study.name)].assign(prompts=lambda t: t.search))
+    each = each[(each.quantity == "accuracy") & each.prompts.str.startswith(KINDS["found"])]
     said = f"Significant or not, {(each.value > 0).sum()} of {len(each)} searches beat the plain prompt's accuracy"
     return f"{in_words(table, study.name, KINDS['random'])} {said} on {hard} pictures."
 
@@ -343,12 +323,11 @@ def carried_in_words(table: pd.DataFrame, model: str) -> str:
     own = table[table.model == model]
     if own.empty:
         return "The attack on the plain prompt broke no picture that another set names rightly."
+    own = own.assign(verdict=[scores.decide(scores.estimate_of(row), 0.5) for row in own.itertuples()])
     words = {"more": "more than half are broken for", "less": "less than half for", "undecided": "not decided for"}
-    ways = own.assign(way=[scores.decide(scores.estimate_of(row), 0.5) for row in own.itertuples()]).groupby("way")
-    said = "; ".join(f"{words[way]} {', '.join(part.prompts)}" for way, part in ways)
+    text = f"Of the pictures that the attack on the plain prompt broke, {scores.by_verdict(own, 'prompts', words)}"
     least = own.loc[own.value.idxmin()]
-    text = f"Of the pictures that the attack on the plain prompt broke, {said}; least are for “{least.prompts}”"
-    return f"{text}, {scores.estimate_of(least):pct}."
+    return f"{text}; least are for “{least.prompts}”, {scores.estimate_of(least):pct}."
 
 
 def moved(net: Model, names: Sequence[str], sets: Mapping[str, Texts]) -> pd.DataFrame:

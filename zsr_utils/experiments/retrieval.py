@@ -116,9 +116,7 @@ def forms_in_words(changes: pd.DataFrame) -> str:
 def changes_of_form(rows: pd.DataFrame, k: int) -> pd.DataFrame:
     """R@k of every other form less that of captions as they are, image by image; each model a family of tests."""
     values = rows.assign(value=scores.found(rows, k))
-    base, others = values[values.form == AS_IT_IS], values[values.form != AS_IT_IS]
-    base = pd.concat([base.assign(form=form) for form in others.form.unique()])
-    return scores.paired_changes(base, others, ["model", "form", "direction"], bounds=1, within="model")
+    return scores.changes_from(values, "form", AS_IT_IS, ["model", "form", "direction"], bounds=1, within="model")
 
 
 def by_image(rows: pd.DataFrame) -> pd.DataFrame:

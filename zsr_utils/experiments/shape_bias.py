@@ -167,20 +167,15 @@ def compared(rows: pd.DataFrame, plain: pd.DataFrame, model: str) -> pd.DataFram
         valued, bound = pulled.assign(value=pulled.gain / pulled.groupby("model").lead.transform("mean")), None
     else:
         valued, bound = rows.assign(value=rows.decision.map({"shape": -1.0, "texture": 1.0, "other": 0.0})), 2.0
-    base, others = valued[valued.model == model], valued[valued.model != model]
-    every = [base.assign(model=name) for name in others.model.unique()]
-    return scores.paired_changes(pd.concat(every or [others]), others, "model", bounds=bound)
+    return scores.changes_from(valued, "model", model, "model", bounds=bound)
 
 
 def compared_in_words(table: pd.DataFrame, model: str) -> str:
     """For which models the surface counts more or less than for one, as far as the whole table decides it."""
     if table.empty:
         return "There is no other model to compare with."
-    more, less, rest = (", ".join(table[table.verdict == way].model) for way in ("more", "less", "undecided"))
-    said = [f"the surface counts {word} than for {model} for {names}" for word, names in
-            (("more", more), ("less", less)) if names]  # fmt: skip
-    said += [f"for {rest} a difference from {model} is not decided"] if rest else []
-    text = "; ".join(said)
+    words = {w: f"the surface counts {w} than for {model} for" for w in ("more", "less")}
+    text = scores.by_verdict(table, "model", words | {"undecided": f"a difference from {model} is not decided for"})
     return f"{text[0].upper()}{text[1:]} (Holm over the table). Each is one training run, so that no cause is proved."
 
 

@@ -117,7 +117,11 @@ def paired_changes(
         return pd.DataFrame(
             columns=[*by, "base", "other", *(f.name for f in fields(Estimate)), "p", "p_holm", "verdict"]
         )
-    table = pd.DataFrame(found)
+    return corrected(pd.DataFrame(found), within)
+
+
+def corrected(table: pd.DataFrame, within: str | None = None) -> pd.DataFrame:
+    """A table of estimates with `p`, and the `p_holm` and `verdict` that `paired_changes` describes."""
     p_holm = table.groupby(within).p.transform(holm) if within else holm(table.p)
     sure = (p_holm < 0.05) & ((table.low > 0) | (table.high < 0))  # the interval is wider than the test for shares
     verdict = np.select([~sure, table.value > 0], ["undecided", "more"], "less")
