@@ -56,12 +56,6 @@ def transferred(name: str, eps: float, substitute: Substitute, steps: int) -> Co
     return attack(name, eps, steps=steps if name != "fgsm" else 1, substitute=substitute, called=f"transfer_{name}")
 
 
-def white_box(eps: float, *, steps: int) -> list[Condition]:
-    """The white-box attacks of Wang et al. that the ladder has not; `deepfool` stops by itself, in any ball."""
-    made = [attack(name, eps, steps=steps if name != "fgsm" else 1) for name in PAPER[1:]]
-    return [*made, attack("deepfool", WHOLE / 255, steps=steps)]
-
-
 def by_queries(eps: float, *, steps: int, queries: int) -> list[Condition]:
     """Attacks that estimate the gradient from answers."""
     return [attack(name, eps, steps=steps, queries=queries) for name in ("nes", "spsa")]
@@ -81,11 +75,16 @@ def ladder_of(study: Study, substitute: Substitute | None) -> Callable[[Model], 
 
 
 def eleven(study: Study, radius: float, substitute: Substitute | None) -> pd.DataFrame:
-    """Rows of the white-box attacks of Wang et al. in one ball, and of their transfer attacks where they are some."""
-    parts = [study.measure(white_box(radius / 255, steps=study.parameters["steps"]))]
+    """Rows of the white-box attacks of Wang et al. that the ladder has not, and of transfer ones where there are some.
+
+    In one ball, but for `deepfool`, which stops by itself.
+    """
+    steps = study.parameters["steps"]
+    made = [attack(name, radius / 255, steps=steps) for name in PAPER[1:]]
+    parts = [study.measure([*made, attack("deepfool", WHOLE / 255, steps=steps)])]
     victims = [name for name, net in study.nets.items() if substitute and net is not substitute[0]]
     if victims:
-        shown = [transferred(name, radius / 255, substitute, study.parameters["steps"]) for name in PAPER]
+        shown = [transferred(name, radius / 255, substitute, steps) for name in PAPER]
         parts.append(study.measure(shown, models=victims))
     return pd.concat(parts, ignore_index=True)
 

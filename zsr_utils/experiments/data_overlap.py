@@ -13,6 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from scipy import fft, stats
 from sklearn.metrics import pairwise_distances_argmin_min
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms import functional as TF
 
 from zsr_utils import datasets, scores
@@ -57,16 +58,13 @@ def hashes(images: Dataset) -> Float[np.ndarray, "n 64"]:
 def instruments(net: Model, judge: str, sscd: str = "", *, batch_size: int = 64) -> list[Instrument]:
     """The perceptual hash, the model's own embedding, another model's, and SSCD's where its TorchScript file is."""
 
-    def embedding(model: Model) -> Callable[[Dataset], np.ndarray]:
-        return lambda images: unit(embed(model, images, batch_size=batch_size).features)
+    def embedding(name: str, model: Model) -> Instrument:
+        vectors = lambda images: unit(embed(model, images, batch_size=batch_size).features)  # noqa: E731
+        return Instrument(name, model.fingerprint, vectors)
 
     name, _, tag = judge.partition("@")
-    other = load_model(name, tag or None, str(net.device))
-    found = [
-        Instrument("perceptual hash", "pHash 64", hashes),
-        Instrument("own embedding", net.fingerprint, embedding(net)),
-        Instrument(f"embedding of {judge}", other.fingerprint, embedding(other)),
-    ]
+    own, other = embedding("own embedding", net), load_model(name, tag or None, str(net.device))
+    found = [Instrument("perceptual hash", "pHash 64", hashes), own, embedding(f"embedding of {judge}", other)]
     return found + ([_copy_detector(Path(sscd))] if sscd else [])
 
 
@@ -74,17 +72,14 @@ def _copy_detector(path: Path) -> Instrument:
     """SSCD, with its authors' preprocessing. Source: Pizzi et al. (2022)."""
     if not path.is_file():
         raise ValueError(f"sscd is {str(path)!r}, allowed is the TorchScript file of a copy detector, or nothing.")
-    net, normalise = (
-        torch.jit.load(str(path), map_location="cpu").eval(),
-        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    )
+    net = torch.jit.load(str(path), map_location="cpu").eval()
+
+    def ready(picture: Image.Image) -> torch.Tensor:
+        return TF.normalize(TF.to_tensor(picture.resize((288, 288))), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
     @torch.no_grad()
     def vectors(images: Dataset) -> np.ndarray:
-        steps = [
-            [TF.normalize(TF.to_tensor(p.resize((288, 288))), *normalise) for p in ps] for _, ps, _ in images.pictures()
-        ]
-        return unit(torch.cat([net(torch.stack(batch)) for batch in steps]))
+        return unit(torch.cat([net(torch.stack([*map(ready, ps)])) for _, ps, _ in images.pictures()]))
 
     return Instrument("SSCD", path.name, vectors)
 
@@ -197,15 +192,13 @@ def contaminations(found: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Estimated against planted contamination: a share of the test images gets twins of all visible kinds in turn."""
     rows = []
     for tool, part in found.groupby("instrument", sort=False):
-        wide = part.pivot(index="sample_id", columns="kind", values="found")
+        wide = part.pivot(index="sample_id", columns="kind", values="found").astype(bool)
         order, n = np.random.default_rng([seed, 13]).permutation(len(wide)), len(wide)
-        kinds = [k for k in wide.columns if k not in ("none", "caption only")]
+        twins = wide.drop(columns=["none", "caption only"], errors="ignore").to_numpy()
         for number in [0, *(max(1, round(share * n)) for share in SHARES)]:
-            called = wide["none"].to_numpy(bool).copy()
-            for k, row in enumerate(order[:number]):
-                called[row] |= bool(wide[kinds[k % len(kinds)]].iloc[row])
-            estimate = scores.exact_proportion(int(called.sum()), n)
-            rows.append({"instrument": tool, "planted": number / n, **asdict(estimate)})
+            called, got = wide["none"].to_numpy().copy(), order[:number]
+            called[got] |= twins[got, np.arange(number) % twins.shape[1]]
+            rows.append({"instrument": tool, "planted": number / n, **asdict(scores.exact_proportion(called.sum(), n))})
     return pd.DataFrame(rows)
 
 
@@ -277,8 +270,7 @@ def ranked(test: Dataset, images: Sequence[Dataset], found: pd.DataFrame, at: fl
 def contamination_found(found: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
     """The share of the searched test images called duplicates, by instrument, and the true one where it is known."""
     every = pd.concat([found, truth[truth.sample_id.isin(found.sample_id)]]) if len(truth) else found
-    groups = every.groupby("instrument", sort=False).flagged
-    return pd.DataFrame([{"instrument": k, **asdict(scores.exact_proportion(int(f.sum()), len(f)))} for k, f in groups])
+    return scores.estimates(every, "instrument", lambda p: scores.exact_proportion(int(p.flagged.sum()), len(p)))
 
 
 def in_styles(study: Study, few: Dataset, styles: Sequence[str]) -> pd.DataFrame:
@@ -353,10 +345,9 @@ def helped_in_words(table: pd.DataFrame) -> str:
 def power(rows: pd.DataFrame, duplicates: Sequence[int]) -> pd.DataFrame:
     """The least gain on duplicates, in points, that the test would notice in four of five cases, by their number."""
     rates = rows.groupby("condition", sort=False).apply(lambda r: scores.correct(r).mean(), include_groups=False)
-    found = [(name, n, scores.detectable_gain(n, a)) for name, a in rates.items() for n in duplicates]
+    found = [(name, n, 100 * scores.detectable_gain(n, a)) for name, a in rates.items() for n in duplicates]
     table = pd.DataFrame(found, columns=["images", "duplicates", "value"]).dropna()
-    points = 100 * table.value
-    return table.assign(value=points, low=points, high=points)
+    return table.assign(low=table.value, high=table.value)
 
 
 def power_in_words(table: pd.DataFrame, rows: pd.DataFrame) -> str:
@@ -400,5 +391,4 @@ def open_pairs() -> pd.DataFrame:
     table = datasets.published("openclip")
     sets = [c for c in table.columns if c.startswith("imagenet") or c == "objectnet"]
     best = table.sort_values("imagenet").groupby(["model", "source"]).last()[sets]
-    both = best.xs("DataComp", level="source").join(best.xs("LAION", level="source"), rsuffix="|laion", how="inner")
-    return pd.DataFrame({c: both[c] - both[f"{c}|laion"] for c in sets}).reset_index()
+    return (best.xs("DataComp", level="source") - best.xs("LAION", level="source")).dropna(how="all").reset_index()
