@@ -378,7 +378,7 @@ def cost(width: int, *, training: int, test: int) -> str:
 def in_short(study: Study, recall: pd.DataFrame, effects: pd.DataFrame, gained: pd.DataFrame) -> str:
     """The chapter in a sentence: what is found, what Overlap against Clean says, and whether duplicates help."""
     own = recall[(recall.instrument == "own embedding") & ~recall.kind.isin(["none", "caption only"])]
-    said = f"the embedding of {study.name} finds {own.value.min():.0%} or more of the twins of each visible kind. "
+    said = f"the embedding of {study.name} finds at least {own.value.min():.0%} of the twins of each visible kind. "
     tested = effects_in_words(effects) + " " if len(effects) else ""
     return said + tested + (helped_in_words(gained) if len(gained) else "")
 

@@ -111,7 +111,7 @@ def patches(filters: int, x: Tensor, labels: Tensor, classes: int, seed: int) ->
 
 def standard_models(images: Dataset, *, filters: Sequence[int], scenes: Sequence[int], seed: int) -> dict[str, Model]:
     """Models trained on labels of Tabletop alone: random filters with a ridge head, and the supervised members."""
-    few, nets = datasets.training_images(training(TWIN)["distribution"], max(scenes), seed), {}
+    few, nets = datasets.pretraining_part(training(TWIN) | {"seed": seed}, [], max(scenes)), {}
     how = {"image_size": 64, "mean": (0.0,) * 3, "std": (1.0,) * 3, "transform": load_model(TWIN).from_pil}
     how["namings"] = [[(c,) for c in images.class_names]]
     x = few.pixels([s.sample_id for s in few.samples], how["transform"])

@@ -235,7 +235,7 @@ def training_pictures(study: Study, number: int, folder: str = "") -> Dataset | 
             raise ValueError(f"training is {folder!r}, whose classes stand in another order than {p['dataset']!r}'s.")
         return found
     if study.images.name == "tabletop" and study.net.trained_on:
-        return datasets.training_images(training(study.name)["distribution"], number, training(study.name)["seed"])
+        return datasets.pretraining_part(training(study.name), [], number)
     return None
 
 
@@ -283,9 +283,8 @@ def search_in_words(found: pd.DataFrame, mixed: pd.DataFrame) -> str:
     if found.empty:
         return "No training pictures of these classes are known, so nothing is searched for."
     better, worse = ((t.held_out < t.plain).sum() for t in (found, mixed))
-    prompts = ", ".join(f"“{p}”" for p in found.prompt)
-    text = f"{len(found)} searches found {prompts}; {better} of them have a lower held-out loss than the plain prompt"
-    return f"{text}, of those on mixed-up labels {worse} of {len(mixed)}."
+    text = f"{len(found)} searches found {', '.join(f'“{p}”' for p in found.prompt)}; {better} of them have a lower"
+    return f"{text} held-out loss than the plain prompt, of those on mixed-up labels {worse} of {len(mixed)}."
 
 
 def by_kind(rows: pd.DataFrame, searched: Mapping[str, Texts]) -> pd.DataFrame:
@@ -348,8 +347,7 @@ def flipped(rows: pd.DataFrame) -> pd.DataFrame:
     """Whether the answer to each wording is another one than that to the plain prompt, in the column `flip`."""
     keys = ["model", "measurement", "condition", "severity", "draw", "sample_id"]
     plain = rows[rows.prompts == PLAIN].set_index(keys).prediction.rename("plain")
-    joined = rows[rows.prompts != PLAIN].join(plain, on=keys)
-    return joined.assign(flip=joined.prediction != joined.plain)
+    return rows[rows.prompts != PLAIN].join(plain, on=keys).assign(flip=lambda t: t.prediction != t.plain)
 
 
 def moves_in_words(flips: pd.DataFrame, moves: pd.DataFrame, model: str) -> str:
@@ -402,13 +400,12 @@ def in_short(study: Study, table: pd.DataFrame, gained: pd.DataFrame, reworded: 
 
 def beside_published(study: Study) -> pd.DataFrame:
     """The accuracy with the prompts that a published one was measured with, and with the user's, beside it."""
-    p, own = study.parameters, study.templates
-    published = datasets.published_accuracy(p["model"], p["pretrained"] or None, study.images.name)
-    theirs = study.images.templates if study.images.name != "imagenet" else TEMPLATES["eighty templates"]
-    found = []
-    for name, templates in {"its prompts": theirs, "yours": own}.items():
-        head = study.measure([ORIGINAL], prompts=templates, models=[study.name], keep=False)
-        found.append({"whose": f"{name}: {templates[0]}", **asdict(scores.accuracy(head))})
+    p, images = study.parameters, study.images
+    published = datasets.published_accuracy(p["model"], p["pretrained"] or None, images.name)
+    theirs, found = TEMPLATES["eighty templates"] if images.name == "imagenet" else images.templates, []
+    for name, templates in {"its prompts": theirs, "yours": study.templates}.items():
+        rows = study.measure([ORIGINAL], prompts=templates, models=[study.name], keep=False)
+        found.append({"whose": f"{name}: {templates[0]}", **asdict(scores.accuracy(rows))})
     return scores.against_published(pd.DataFrame(found), [published, published])
 
 
