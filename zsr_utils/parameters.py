@@ -15,11 +15,11 @@ DEFAULTS = {
 RULES = (
     ("0 or more", lambda v: v >= 0, "annotated budget_pairs budgets classes few_pairs limit number seed split_seed"),
     ("1 or more", lambda v: v >= 1,
-     "adaptive_draws adaptive_pairs anchors answers asked_images band_images batch_size border_images budget_steps "
-     "candidates copies corruption_images descent_steps draws family_images family_scenes few_classes filters "
-     "fitted max_steps model_pairs noisy_images observed ordinary outside_images pairs patterns per_class "
-     "per_image per_pair pool queries resamples scenes searches sequence_images shift_images shown spectra starts "
-     "steps targets test_images training_images variant_images views"),
+     "adaptive_draws adaptive_pairs anchors answers asked_images attack_steps attacked_images band_images batch_size "
+     "border_images budget_steps candidates copies corruption_images descent_steps draws family_images family_scenes "
+     "few_classes filters fitted max_steps model_pairs noisy_images observed ordinary outside_images pairs patterns "
+     "per_class per_image per_pair pool queries resamples scenes searches sequence_images shift_images shown spectra "
+     "starts steps targets test_images training_images variant_images views"),
     ("above 1", lambda v: v > 1, "numbers_of_classes resolutions tiles"),
     ("0 to below 1", lambda v: 0 <= v < 1, "momentum surface"),
     ("3 or more", lambda v: v >= 3, "cloud cloud_images compared fewest probes strongest"),
@@ -27,7 +27,7 @@ RULES = (
      "adaptive_times attack_rms blurs descent_step sigma sigmas sizes temperature temperatures"),
     ("above 0 and below 1", lambda v: 0 < v < 1,
      "equal_accuracy false_alarms heights least_accuracy margin present text_height"),
-    ("above 0 and at most 255, in grey levels", lambda v: 0 < v <= 255, "radii"),
+    ("above 0 and at most 255, in grey levels", lambda v: 0 < v <= 255, "radii radius"),
     ("above -1 and below 1", lambda v: -1 < v < 1, "cosine text_cosine"),
     ("1 to 5", lambda v: v in (1, 2, 3, 4, 5), "severities severity"),
 )  # fmt: skip

@@ -80,7 +80,7 @@ def test_a_model_on_the_line_has_no_effective_robustness():
 def test_words_name_what_is_decided_after_the_correction():
     numbers = {"shift": ["v_2", "r", "s"], "value": [0.1, -0.5, -0.1], "p": [0.01, 0.001, 0.2]}
     said = dist.in_words(pd.DataFrame({"model": "m", **numbers}), "m")
-    assert said == "r lower its accuracy; v 2 raise its accuracy; not decided: s"
+    assert said == "its accuracy falls under r; it rises under v 2; not decided under s"
 
 
 @present

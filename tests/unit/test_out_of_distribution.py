@@ -49,7 +49,7 @@ def test_aurocs_are_compared_as_by_delong():
     other, parts, won = (INSIDE + RNG.normal(0, 1, 300), OUTSIDE + RNG.normal(0, 1, 200)), [], []
     for inside, outside in ((INSIDE, OUTSIDE), other):
         wins = (inside[:, None] > outside) + (inside[:, None] == outside) / 2
-        parts.append(scores.auroc_parts(pd.Series(inside), pd.Series(outside)).to_numpy())
+        parts.append(scores.auroc_parts(pd.Series(inside), pd.Series(outside)).value.to_numpy())
         assert parts[-1].mean() == pytest.approx(wins.mean())
         won.append((wins.mean(1), wins.mean(0)))
     delong = sum(np.var(a - b, ddof=1) / len(a) for a, b in zip(*won))

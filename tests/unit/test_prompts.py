@@ -10,8 +10,11 @@ import torch
 from tiny import tiny_images, tiny_model
 from torch import nn
 
-from zsr_utils.conditions import Head
+from zsr_utils import scores
+from zsr_utils.conditions import ORIGINAL, Condition, Head
 from zsr_utils.experiments import prompt_sets as asking
+from zsr_utils.experiments.out_of_distribution import noisy
+from zsr_utils.measure import measure
 from zsr_utils.prompts import PROMPT_SETS, START, best_of, prompt_set, search
 
 
@@ -121,7 +124,7 @@ def answers(right: dict[tuple, list[int]], **columns) -> pd.DataFrame:
             "sample_id": [f"s{i}" for i in range(n)],
             "right": values,
         }
-        parts.append(pd.DataFrame(part).assign(label=0, brier=1 - np.array(values, float), **columns))
+        parts.append(pd.DataFrame(part).assign(label=0, brier=1 - np.array(values, float), auroc=np.nan, **columns))
     rows = pd.concat(parts, ignore_index=True)
     return rows.assign(model="m", alone=rows.right.astype(bool), prediction=1 - rows.right)
 
@@ -134,10 +137,45 @@ def test_sets_are_compared_picture_by_picture_and_corrected_together():
     assert table.value["x", "accuracy"] == 0.25 and table.value["x", "Brier score"] == -0.25
     assert table.p["x", "accuracy"] == 2**-9 and table.p_holm["x", "accuracy"] == pytest.approx(4 * 2**-9)
     assert table.low["y", "accuracy"] < 0 < table.high["y", "accuracy"]
-    ways = asking.gains(table.reset_index()).tolist()
-    assert sorted(ways) == ["better", "better", "undecided", "undecided"]
+    assert sorted(table.verdict) == ["better", "better", "undecided", "undecided"]
     said = asking.in_words(table.reset_index(), "m")
     assert "“x” is better in accuracy (clean), Brier score (clean)" in said and "not told from it: y" in said
+
+
+def test_an_attack_carries_over_where_another_set_errs_on_what_it_broke():
+    seen = {("plain prompt", "clean"): [1, 1, 1, 0], ("x", "clean"): [1, 1, 0, 1]}
+    seen |= {("plain prompt", asking.CARRIED): [0, 0, 0, 0], ("x", asking.CARRIED): [0, 1, 0, 0]}
+    table = asking.carried_over(answers(seen))  # the third was wrong for x, the fourth for the plain prompt before
+    assert table.sample_id.tolist() == ["s0", "s1"] and table.broken.tolist() == [True, False]
+    shares = scores.estimates(table, ["model", "prompts"], scores.share_of("broken"))
+    said = asking.carried_in_words(shares, "m")
+    assert "not decided for x; least are for “x”, 50.0 %" in said
+    assert "broke no picture" in asking.carried_in_words(table[:0], "m")
+
+
+def test_every_set_is_attacked_along_its_own_gradient_and_told_from_foreign_pictures():
+    net, images = tiny_model(), tiny_images(12)
+    kept = {"parameters": {}, "images": images, "names": images.class_names, "keep_rows": lambda rows: rows}
+
+    def measured(conditions, *, images, keep):
+        head = Head(asking.weights_of(net, images.class_names, ["{}"]), images.class_names)
+        return measure(net, images, head, conditions(net)).assign(model="m")
+
+    study = SimpleNamespace(**kept, measure=measured)
+    sets = {"plain prompt": ("{}",), "x": ("a {}",)}
+    made = {"seed": 0, "attacked_images": 12, "corruption_images": 6, "radius": 64, "attack_steps": 5, "shifts": []}
+    study.parameters |= made | {"split": "validation", "limit": 0, "outside": [], "outside_images": 5}
+    shown = asking.pictures(study, [ORIGINAL], sets)
+    shown["outside:noise"] = images.subset(5, 1), [Condition("noise", 1, noisy, draws=1)]
+    rows = asking.asked(study, sets, shown)
+    hit = rows.groupby(["prompts", "measurement"]).right.mean().unstack()
+    assert (hit[asking.OWN] < hit["clean"]).all()
+    assert hit[asking.OWN]["plain prompt"] == hit[asking.CARRIED]["plain prompt"]
+    assert hit[asking.OWN]["x"] <= hit[asking.CARRIED]["x"]
+    told = rows[rows.measurement == "noise"]
+    assert told.groupby("prompts").auroc.mean().between(0, 1).all() and told.right.isna().all()
+    table = asking.compared(rows).set_index(["measurement", "quantity"])
+    assert {("noise", "AUROC"), (asking.OWN, "accuracy"), (asking.CARRIED, "Brier score")} <= set(table.index)
 
 
 def test_the_worst_harmless_change_is_measured_on_other_scenes_than_it_was_chosen_on():

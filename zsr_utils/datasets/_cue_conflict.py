@@ -2,22 +2,13 @@
 
 import re
 
-from zsr_utils._text import one_of
-from zsr_utils.datasets._catalogue import folder_of
+from zsr_utils._text import one_of, read_yaml
+from zsr_utils.datasets._catalogue import EMBEDDED, folder_of
 from zsr_utils.datasets._dataset import Dataset
 from zsr_utils.datasets._folders import class_folders, known_folders
 
 
-# ImageNet's 1,000 classes that each of the sixteen stands for: a mapping of Geirhos et al., as numbers and ranges
-SIXTEEN = {
-    "airplane": "404", "bear": "294-297", "bicycle": "444 671",
-    "bird": "8 10-16 18-20 22-24 80-83 87-96 98-100 127-133 135-145",
-    "boat": "472 554 625 814 914", "bottle": "440 720 737 898 899 901 907", "car": "436 511 817", "cat": "281-286",
-    "chair": "423 559 765 857", "clock": "409 530 892",
-    "dog": "152-191 193-203 205-226 228-241 243-250 252-257 259 261-263 265-268",
-    "elephant": "385 386", "keyboard": "508 878", "knife": "499", "oven": "766",
-    "truck": "555 569 656 675 717 734 864 867",
-}  # fmt: skip
+SIXTEEN = read_yaml(EMBEDDED / "classes.yaml")["sixteen"]
 SETS = {"validation": "style-transfer-preprocessed-512", "edges": "edges", "silhouettes": "filled-silhouettes"}
 STIMULUS = re.compile(r"(\D+)(\d+)-(\D+)(\d+)(?:\.\w+)?")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from zsr_utils._text import one_of
-from zsr_utils.datasets._catalogue import data_folder, folder_of
+from zsr_utils._text import one_of, read_yaml
+from zsr_utils.datasets._catalogue import EMBEDDED, data_folder, folder_of
 from zsr_utils.datasets._dataset import Dataset
 from zsr_utils.datasets._folders import class_folders, known_folders, split_folder
 from zsr_utils.datasets._names import imagenet_classes
@@ -24,12 +24,7 @@ FACTORS = (
     "pose", "background", "pattern", "color", "smaller", "shape", "partial_view", "subcategory", "texture", "larger",
     "darker", "object_blocking", "person_blocking", "style", "brighter", "multiple_objects",
 )  # fmt: skip
-# The names in the order of the folders, as commonly given for Imagenette's ten ImageNet classes.
-IMAGENETTE_CLASSES = {
-    "n01440764": "tench", "n02102040": "English springer", "n02979186": "cassette player", "n03000684": "chain saw",
-    "n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03425413": "gas pump",
-    "n03445777": "golf ball", "n03888257": "parachute",
-}  # fmt: skip
+IMAGENETTE_CLASSES = read_yaml(EMBEDDED / "classes.yaml")["imagenette"]
 V2_FOLDERS = [f"imagenetv2-{kind}-format-val" for kind in ("matched-frequency", "threshold0.7", "top-images")]
 BORDER = 2  # pixels of red around every ObjectNet image
 
@@ -110,11 +105,11 @@ def as_objectnet(images: Dataset) -> Dataset:
     return replace(shown, class_names=[name.lower() for name in names], samples=samples)
 
 
-def imagenet_x(path: str | Path | None = None, *, prototypes: bool = False) -> pd.DataFrame:
+def imagenet_x(path: str | Path | None = None) -> pd.DataFrame:
     """ImageNet-X: how each ImageNet validation image differs from typical images of its class, by `sample_id`.
 
     A column of 0 and 1 for each of the 16 `FACTORS`, and `top`, the one that differs most (missing if none does). The
-    typical images (`prototypes`) are left out, as the authors do, if their `prototypical_paths.csv` is there.
+    typical images that annotators saw are left out, as the authors do, if `prototypical_paths.csv` is there.
 
     Source: Idrissi et al. (2023), and their `load_annotations`.
     """
@@ -122,7 +117,7 @@ def imagenet_x(path: str | Path | None = None, *, prototypes: bool = False) -> p
     rows, top = (_annotations(folder / f"imagenet_x_val_{which}_factor.jsonl") for which in ("multi", "top"))
     rows["top"] = top.idxmax(axis=1).where(top.any(axis=1)).reindex(rows.index)
     typical = folder / "prototypical_paths.csv"
-    if typical.is_file() and not prototypes:
+    if typical.is_file():
         shown = set(pd.read_csv(typical)["file_name"])
         rows = rows[[sample_id.split("/")[1] not in shown for sample_id in rows.index]]
     return rows

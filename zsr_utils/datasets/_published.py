@@ -1,6 +1,5 @@
 """Published accuracies of other people's measurements, to compare with and to fit lines through."""
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import pandas as pd
@@ -9,7 +8,7 @@ from zsr_utils._text import unknown
 from zsr_utils.datasets._catalogue import EMBEDDED
 
 
-FILES = {"openclip": "openclip.csv", "imagenet-testbed": "imagenet_testbed.csv", "wani-2026": "wani_2026.csv"}
+TABLES = ("openclip", "imagenet-testbed", "wani-2026", "claims")
 # images behind an accuracy; in the testbed every accuracy is a whole number of them
 PUBLISHED_IMAGES = {
     "imagenet": 50_000, "imagenet-v2": 10_000, "imagenet-a": 7_500, "imagenet-r": 30_000, "imagenet-sketch": 50_889,
@@ -18,26 +17,23 @@ PUBLISHED_IMAGES = {
 }  # fmt: skip
 
 
-@lru_cache
-def _table(file: str) -> pd.DataFrame:
-    return pd.read_csv(EMBEDDED / "published" / file)
-
-
 def published(name: str) -> pd.DataFrame:
-    """A table of published accuracies, one row a model, accuracies as fractions; NaN where there is none.
+    """A table of published numbers, accuracies as fractions; NaN where there is none.
 
     Groups, caveats and licences are on the card, `data/published/README.md`.
 
     Args:
         name: `openclip`, zero-shot accuracies of open_clip checkpoints, `imagenet-testbed`, models with and without
-            robust training (`PUBLISHED_IMAGES` has the images behind each column of these two), or `wani-2026`, flip
-            rates and drift ratios by family of perturbation.
+            robust training (`PUBLISHED_IMAGES` has the images behind each column of these two), `wani-2026`, flip
+            rates and drift ratios by family of perturbation, or `claims`: what the literature says a `factor` changes,
+            with the `model` of the family that differs in it, the `measurement` (as in
+            `zsr_utils.experiments.model_trends`) and the `expected` sign of the change, `reported` and `source`.
 
     Source: `docs/openclip_results.csv` of open_clip; `robustness_top1s.csv` of Taori et al. (2020); Wani et al. (2026).
     """
-    if name not in FILES:
-        raise ValueError(f"{unknown('table', name, FILES)} Known are {', '.join(FILES)}.")
-    return _table(FILES[name]).copy()
+    if name not in TABLES:
+        raise ValueError(f"{unknown('table', name, TABLES)} Known are {', '.join(TABLES)}.")
+    return pd.read_csv(EMBEDDED / "published" / f"{name.replace('-', '_')}.csv")
 
 
 class Published(NamedTuple):
@@ -61,20 +57,9 @@ def published_accuracy(model: str, pretrained: str | None, dataset: str) -> Publ
     if dataset == "tabletop" and curve.is_file():
         last = pd.read_csv(curve).iloc[-1]
         return Published(float(last["zero_shot" if "zero_shot" in last else "accuracy"]), "model card")
-    rows = _table(FILES["openclip"]).set_index(["model", "pretrained"]).loc[:, "imagenet":]
+    rows = published("openclip").set_index(["model", "pretrained"]).loc[:, "imagenet":]
     # open_clip's table names some checkpoints without the activation they were trained with
     for name in (model, model.removesuffix("-quickgelu")):
         if dataset in rows and (name, pretrained) in rows.index:
             return Published(float(rows.at[(name, pretrained), dataset]), "open_clip's results")
     return None
-
-
-def claims() -> pd.DataFrame:
-    """What the literature says a single factor changes, beside the embedded model that tests it.
-
-    Returns:
-        Columns `factor`, `model` (the member of the family that differs from the default in it), `measurement` (as in
-        `zsr_utils.experiments.model_trends`), `expected` (sign of the change against the default: 1, 0 or -1),
-        `reported` and `source`.
-    """
-    return _table("claims.csv").copy()

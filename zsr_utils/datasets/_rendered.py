@@ -4,29 +4,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+import tabletop
+from tabletop import KINDS, Scene
+from tabletop.data import to_uint8
+from tabletop.render import card_width, render
 from zsr_utils._cache import digest, kept
 from zsr_utils.datasets._dataset import Dataset, Sample
 from zsr_utils.datasets._embedded import tabletop_factors
 
 
-if TYPE_CHECKING:
-    from tabletop import Scene
-
-
-def tabletop_scenes(split: str = "validation") -> dict[str, "Scene"]:
+def tabletop_scenes(split: str = "validation") -> dict[str, Scene]:
     """The scenes behind a split of `tabletop`, by sample id; `dataclasses.replace` changes one thing in them.
 
     Examples:
         >>> tabletop_scenes()["val/00000"].kind
         'mug'
     """
-    from tabletop import Scene
-
     factors = tabletop_factors(split)
     names = [f.name for f in fields(Scene) if f.name in factors]
     rows = factors[names].astype(object).where(factors[names].notna(), None).to_dict("records")
@@ -35,21 +32,12 @@ def tabletop_scenes(split: str = "validation") -> dict[str, "Scene"]:
 
 def blank_cards(ids: Sequence[str]) -> Dataset:
     """Pictures of the split `card` once more, by their ids, with nothing on the card: what a word does beyond it."""
-    from tabletop.render import card_width
-
     scenes = tabletop_scenes("card")
     return rendered("blank_card", {i: replace(s := scenes[i], card="", card_width=card_width(s.card)) for i in ids})
 
 
-def typical_patterns() -> dict[str, str]:
-    """The surface pattern that is typical of every kind of `tabletop`; `plain` names none."""
-    from tabletop.materials import TYPICAL_PATTERN
-
-    return dict(TYPICAL_PATTERN)
-
-
 def rendered(
-    name: str, scenes: Mapping[str, "Scene"], *, size: int = 64, classes: Mapping[str, str] | None = None
+    name: str, scenes: Mapping[str, Scene], *, size: int = 64, classes: Mapping[str, str] | None = None
 ) -> Dataset:
     """A data set of rendered scenes, kept on disk: labels are those of `tabletop`, by the kind of object.
 
@@ -60,8 +48,6 @@ def rendered(
 
     Raises: ValueError where no scene is given, or one shows none of the ten kinds (an empty table is no answer).
     """
-    from tabletop import KINDS
-
     if not scenes:
         raise ValueError(f"{name}: no scene to render.")
     for sample_id, scene in scenes.items() if classes is None else ():
@@ -77,16 +63,11 @@ def rendered(
     return Dataset(name, names, samples, content=key)
 
 
-def _levels(scenes: list["Scene"], size: int) -> dict[str, np.ndarray]:
-    from tabletop.data import to_uint8
-    from tabletop.render import render
-
+def _levels(scenes: list[Scene], size: int) -> dict[str, np.ndarray]:
     return {"levels": to_uint8(render(scenes, size=size).pixels)}
 
 
 @cache
 def renderer() -> str:
     """Digest of the code that draws."""
-    import tabletop
-
     return digest(*(path.read_bytes() for path in sorted(Path(tabletop.__file__).parent.glob("*.py"))))

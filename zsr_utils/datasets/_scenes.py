@@ -69,12 +69,6 @@ def tabletop_frames(ids: Sequence[str], split: str, name: str) -> Dataset:
     return rendered(name, {f"{i}#{k}": replace(scenes[i], **moved) for (i, k), moved in at.items()})
 
 
-def training_images(recipe: dict, number: int, seed: int) -> Dataset:
-    """Scenes drawn by the recipe of a pre-training set, as an embedded model's training says it."""
-    drawn = SceneDistribution(**recipe)
-    return rendered("training scenes", {f"train/{k:05d}": drawn.draw(seed, "pretrain", k) for k in range(number)})
-
-
 def captioned_scenes(images: Dataset, split: str, per_image: int, seed: int) -> Captioned:
     """Pictures of a split with captions as its models were trained on, and of which pictures each caption is true."""
     every, texts = tabletop_scenes(split), {}

@@ -7,13 +7,11 @@ import torch
 
 from zsr_utils import scores
 from zsr_utils.conditions import GRADIENTS, WHOLE, Batch, Condition, Head, attack, random_noise
-from zsr_utils.experiments.typographic_attacks import in_words  # noqa: F401, for the chapter's sentences
 from zsr_utils.models import Model, load_model
 from zsr_utils.study import Study
 
 
 PAPER = ("fgsm", "bim", "mim", "dim")  # of Wang et al., from the victim or from a substitute
-NOTHING = pd.DataFrame(columns=["rival", "eps", "sample_id", "value"])
 RADII, EPS = ({"x": column, "x_title": "radius (grey levels)"} for column in ("severity", "eps"))  # for `plots.curves`
 SHOWN = ["model", "alarm", "value", "low", "high", "limit", "raised"]  # of the table of alarms
 Substitute = tuple[Model, Head]
@@ -58,12 +56,6 @@ def transferred(name: str, eps: float, substitute: Substitute, steps: int) -> Co
     return attack(name, eps, steps=steps if name != "fgsm" else 1, substitute=substitute, called=f"transfer_{name}")
 
 
-def white_box(eps: float, *, steps: int) -> list[Condition]:
-    """The white-box attacks of Wang et al. that the ladder has not; `deepfool` stops by itself, in any ball."""
-    made = [attack(name, eps, steps=steps if name != "fgsm" else 1) for name in PAPER[1:]]
-    return [*made, attack("deepfool", WHOLE / 255, steps=steps)]
-
-
 def by_queries(eps: float, *, steps: int, queries: int) -> list[Condition]:
     """Attacks that estimate the gradient from answers."""
     return [attack(name, eps, steps=steps, queries=queries) for name in ("nes", "spsa")]
@@ -83,13 +75,18 @@ def ladder_of(study: Study, substitute: Substitute | None) -> Callable[[Model], 
 
 
 def eleven(study: Study, radius: float, substitute: Substitute | None) -> pd.DataFrame:
-    """Rows of the white-box attacks of Wang et al. in one ball, and of their transfer attacks where they are some."""
-    parts = [study.measure(white_box(radius / 255, steps=study.parameters["steps"]))]
+    """Rows of the white-box attacks of Wang et al. that the ladder has not, and of transfer ones where there are some.
+
+    In one ball, but for `deepfool`, which stops by itself.
+    """
+    steps = study.parameters["steps"]
+    made = [attack(name, radius / 255, steps=steps) for name in PAPER[1:]]
+    parts = [study.measure([*made, attack("deepfool", WHOLE / 255, steps=steps)])]
     victims = [name for name, net in study.nets.items() if substitute and net is not substitute[0]]
     if victims:
-        shown = [transferred(name, radius / 255, substitute, study.parameters["steps"]) for name in PAPER]
+        shown = [transferred(name, radius / 255, substitute, steps) for name in PAPER]
         parts.append(study.measure(shown, models=victims))
-    return joined(parts)
+    return pd.concat(parts, ignore_index=True)
 
 
 def of(rows: pd.DataFrame, model: str, shown: Condition) -> pd.DataFrame:
@@ -111,7 +108,7 @@ def grid(rows: pd.DataFrame, model: str, name: str) -> pd.DataFrame:
 
 def in_ball(parts: Sequence[pd.DataFrame], radius: float) -> pd.DataFrame:
     """Rows of one ball; of `deepfool`, which stops by itself, an image holds where its change is larger."""
-    rows = joined(parts)
+    rows = pd.concat(parts, ignore_index=True)
     alone = rows.condition == "deepfool"
     margin = rows.margin.where(~alone | (rows.linf <= radius + scores.LEVEL), rows.margin.abs())
     return rows.assign(margin=margin)[alone | (rows.severity == radius)]
@@ -120,33 +117,24 @@ def in_ball(parts: Sequence[pd.DataFrame], radius: float) -> pd.DataFrame:
 def curve(rows: pd.DataFrame, radii: Sequence[float]) -> pd.DataFrame:
     """Robust accuracy by model and radius against every attack at once, unchanged images at 0."""
     models = rows.groupby("model", sort=False)
-    return joined([scores.robustness_curve(part, [0, *radii]).assign(model=m) for m, part in models])
+    return pd.concat([scores.robustness_curve(part, [0, *radii]).assign(model=m) for m, part in models])
 
 
 def compared(rows: pd.DataFrame, base: str, radii: Sequence[float]) -> pd.DataFrame:
     """Robust accuracy against every attack at once, of each other model less that of `base`, image by image."""
     smallest = {m: scores.smallest_change(part) for m, part in rows.groupby("model", sort=False)}
-    held = {m: {float(r): (s > r + scores.LEVEL).astype(float) for r in radii} for m, s in smallest.items()}
-    sides = []
-    for model in (base, None):
-        parts = {o: pd.concat(held[model or o], names=["eps"]) for o in held if o != base}
-        sides.append(pd.concat(parts, names=["rival"]).rename("value").reset_index() if parts else NOTHING)
-    table = scores.paired_changes(*sides, ["rival", "eps"], bounds=1.0)
+    held = {(m, float(r)): (s > r + scores.LEVEL).astype(float) for m, s in smallest.items() for r in radii}
+    long = pd.concat(held, names=["rival", "eps"]).rename("value").reset_index()
+    table = scores.changes_from(long, "rival", base, ["rival", "eps"], bounds=1.0)
     return table.assign(line=[f"{r}, {e:g} grey levels" for r, e in zip(table.rival, table.eps)])
 
 
 def against(base: pd.DataFrame, other: pd.DataFrame | Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Robust accuracy under each condition of some rows, or of tables by name, less that under the one of `base`."""
     if not isinstance(other, pd.DataFrame):
-        other = joined([rows.assign(condition=name) for name, rows in other.items()])
-    shown = scores.held(other)
-    every = [scores.held(base).assign(condition=name) for name in shown.condition.unique()]
-    return scores.paired_changes(joined(every), shown, "condition", bounds=1.0)
-
-
-def joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Tables one after the other."""
-    return pd.concat(parts, ignore_index=True)
+        other = pd.concat([rows.assign(condition=name) for name, rows in other.items()])
+    both = pd.concat([scores.held(base), scores.held(other)])
+    return scores.changes_from(both, "condition", base.condition.iloc[0], "condition", bounds=1.0)
 
 
 def raised(table: pd.DataFrame) -> str:

@@ -120,10 +120,9 @@ def temperatures_in_words(rows: pd.DataFrame, found: pd.DataFrame) -> str:
 
 def scaling_in_words(table: pd.DataFrame) -> str:
     """On which sets the temperature of the clean half lowers or raises each model's NLL, after the correction."""
-    words, said = {"less": "falls on", "more": "rises on", "undecided": "is not decided on"}, []
-    for model, own in table.groupby("model", sort=False):
-        of = {way: ", ".join(own[own.verdict == way].set) for way in words}
-        said.append(f"the NLL of {model} {', '.join(f'{words[way]} {sets}' for way, sets in of.items() if sets)}")
+    words = {"less": "falls on", "more": "rises on", "undecided": "is not decided on"}
+    each = table.groupby("model", sort=False)
+    said = [f"the NLL of {model} {scores.by_verdict(own, 'set', words, mark=', ')}" for model, own in each]
     return f"Scaled by the temperature of clean images, {'; '.join(said)}" if said else NONE.capitalize()
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -13,10 +13,12 @@ from jaxtyping import Float
 from PIL import Image
 from scipy import fft, stats
 from sklearn.metrics import pairwise_distances_argmin_min
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms import functional as TF
 
 from zsr_utils import datasets, scores
 from zsr_utils.datasets import TWINS, Dataset
+from zsr_utils.experiments.distribution_shifts import seen
 from zsr_utils.measure import embed
 from zsr_utils.models import Model, load_model, training
 from zsr_utils.scores import Estimate
@@ -56,16 +58,13 @@ def hashes(images: Dataset) -> Float[np.ndarray, "n 64"]:
 def instruments(net: Model, judge: str, sscd: str = "", *, batch_size: int = 64) -> list[Instrument]:
     """The perceptual hash, the model's own embedding, another model's, and SSCD's where its TorchScript file is."""
 
-    def embedding(model: Model) -> Callable[[Dataset], np.ndarray]:
-        return lambda images: unit(embed(model, images, batch_size=batch_size).features)
+    def embedding(name: str, model: Model) -> Instrument:
+        vectors = lambda images: unit(embed(model, images, batch_size=batch_size).features)  # noqa: E731
+        return Instrument(name, model.fingerprint, vectors)
 
     name, _, tag = judge.partition("@")
-    other = load_model(name, tag or None, str(net.device))
-    found = [
-        Instrument("perceptual hash", "pHash 64", hashes),
-        Instrument("own embedding", net.fingerprint, embedding(net)),
-        Instrument(f"embedding of {judge}", other.fingerprint, embedding(other)),
-    ]
+    own, other = embedding("own embedding", net), load_model(name, tag or None, str(net.device))
+    found = [Instrument("perceptual hash", "pHash 64", hashes), own, embedding(f"embedding of {judge}", other)]
     return found + ([_copy_detector(Path(sscd))] if sscd else [])
 
 
@@ -73,17 +72,14 @@ def _copy_detector(path: Path) -> Instrument:
     """SSCD, with its authors' preprocessing. Source: Pizzi et al. (2022)."""
     if not path.is_file():
         raise ValueError(f"sscd is {str(path)!r}, allowed is the TorchScript file of a copy detector, or nothing.")
-    net, normalise = (
-        torch.jit.load(str(path), map_location="cpu").eval(),
-        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    )
+    net = torch.jit.load(str(path), map_location="cpu").eval()
+
+    def ready(picture: Image.Image) -> torch.Tensor:
+        return TF.normalize(TF.to_tensor(picture.resize((288, 288))), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
     @torch.no_grad()
     def vectors(images: Dataset) -> np.ndarray:
-        steps = [
-            [TF.normalize(TF.to_tensor(p.resize((288, 288))), *normalise) for p in ps] for _, ps, _ in images.pictures()
-        ]
-        return unit(torch.cat([net(torch.stack(batch)) for batch in steps]))
+        return unit(torch.cat([net(torch.stack([*map(ready, ps)])) for _, ps, _ in images.pictures()]))
 
     return Instrument("SSCD", path.name, vectors)
 
@@ -196,15 +192,13 @@ def contaminations(found: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Estimated against planted contamination: a share of the test images gets twins of all visible kinds in turn."""
     rows = []
     for tool, part in found.groupby("instrument", sort=False):
-        wide = part.pivot(index="sample_id", columns="kind", values="found")
+        wide = part.pivot(index="sample_id", columns="kind", values="found").astype(bool)
         order, n = np.random.default_rng([seed, 13]).permutation(len(wide)), len(wide)
-        kinds = [k for k in wide.columns if k not in ("none", "caption only")]
+        twins = wide.drop(columns=["none", "caption only"], errors="ignore").to_numpy()
         for number in [0, *(max(1, round(share * n)) for share in SHARES)]:
-            called = wide["none"].to_numpy(bool).copy()
-            for k, row in enumerate(order[:number]):
-                called[row] |= bool(wide[kinds[k % len(kinds)]].iloc[row])
-            estimate = scores.exact_proportion(int(called.sum()), n)
-            rows.append({"instrument": tool, "planted": number / n, **asdict(estimate)})
+            called, got = wide["none"].to_numpy().copy(), order[:number]
+            called[got] |= twins[got, np.arange(number) % twins.shape[1]]
+            rows.append({"instrument": tool, "planted": number / n, **asdict(scores.exact_proportion(called.sum(), n))})
     return pd.DataFrame(rows)
 
 
@@ -276,8 +270,18 @@ def ranked(test: Dataset, images: Sequence[Dataset], found: pd.DataFrame, at: fl
 def contamination_found(found: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
     """The share of the searched test images called duplicates, by instrument, and the true one where it is known."""
     every = pd.concat([found, truth[truth.sample_id.isin(found.sample_id)]]) if len(truth) else found
-    groups = every.groupby("instrument", sort=False).flagged
-    return pd.DataFrame([{"instrument": k, **asdict(scores.exact_proportion(int(f.sum()), len(f)))} for k, f in groups])
+    return scores.estimates(every, "instrument", lambda p: scores.exact_proportion(int(p.flagged.sum()), len(p)))
+
+
+def in_styles(study: Study, few: Dataset, styles: Sequence[str]) -> pd.DataFrame:
+    """Rows of the same scenes in other styles (Tabletop), of which no training image is a copy; else none."""
+    if study.images.name != "tabletop":
+        return pd.DataFrame()
+    scenes, parts = datasets.tabletop_scenes(study.parameters["split"]), []
+    for style in styles:
+        images = datasets.rendered(style, {i: replace(scenes[i], style=style) for i in ids_of(few)})
+        parts.append(study.measure(seen(style), images=images))
+    return joined(*parts)
 
 
 def effects(rows: pd.DataFrame, overlap: pd.DataFrame) -> pd.DataFrame:
@@ -326,29 +330,24 @@ def helped(rows: pd.DataFrame, truth: pd.DataFrame, study: Study) -> pd.DataFram
             bounds = map(float, test.confidence_interval())
             value = Estimate(gain[own].mean() - gain[~own].mean(), *bounds, "welch 95 %", len(gain), spread)
             found.append({"condition": condition, "quantity": quantity, **asdict(value), "p": float(test.pvalue)})
-    table = pd.DataFrame(found)
-    p = scores.holm(table.p)
-    return table.assign(verdict=np.select([~(p < 0.05), table.value > 0], ["undecided", "more"], "less"))
+    return scores.corrected(pd.DataFrame(found))
 
 
 def helped_in_words(table: pd.DataFrame) -> str:
     """Where duplicates help, where they harm, and how often that is not decided."""
-    names = {"right": "accuracy", "margin": "margin", "confidence": "confidence"}
-    said = []
-    for verdict, verb in {"more": "raise", "less": "lower"}.items():
-        what = [f"{names[r.quantity]} ({r.condition})" for r in table[table.verdict == verdict].itertuples()]
-        said += [f"duplicates {verb} {', '.join(what)}"] if what else []
+    names = table.quantity.replace("right", "accuracy") + " (" + table.condition + ")"
+    words = {"more": "duplicates raise", "less": "duplicates lower"}
     left = f"{(table.verdict == 'undecided').sum()} of {len(table)} comparisons are not decided"
-    return "In this pair of runs, " + "; ".join([*said, left]).replace("_", " ") + "."
+    said = scores.by_verdict(table.assign(names=names), "names", words)
+    return f"In this pair of runs, {'; '.join(filter(None, [said, left]))}."
 
 
 def power(rows: pd.DataFrame, duplicates: Sequence[int]) -> pd.DataFrame:
     """The least gain on duplicates, in points, that the test would notice in four of five cases, by their number."""
     rates = rows.groupby("condition", sort=False).apply(lambda r: scores.correct(r).mean(), include_groups=False)
-    found = [(name, n, scores.detectable_gain(n, a)) for name, a in rates.items() for n in duplicates]
+    found = [(name, n, 100 * scores.detectable_gain(n, a)) for name, a in rates.items() for n in duplicates]
     table = pd.DataFrame(found, columns=["images", "duplicates", "value"]).dropna()
-    points = 100 * table.value
-    return table.assign(value=points, low=points, high=points)
+    return table.assign(low=table.value, high=table.value)
 
 
 def power_in_words(table: pd.DataFrame, rows: pd.DataFrame) -> str:
@@ -379,7 +378,7 @@ def cost(width: int, *, training: int, test: int) -> str:
 def in_short(study: Study, recall: pd.DataFrame, effects: pd.DataFrame, gained: pd.DataFrame) -> str:
     """The chapter in a sentence: what is found, what Overlap against Clean says, and whether duplicates help."""
     own = recall[(recall.instrument == "own embedding") & ~recall.kind.isin(["none", "caption only"])]
-    said = f"the embedding of {study.name} finds {own.value.min():.0%} or more of the twins of each visible kind. "
+    said = f"the embedding of {study.name} finds at least {own.value.min():.0%} of the twins of each visible kind. "
     tested = effects_in_words(effects) + " " if len(effects) else ""
     return said + tested + (helped_in_words(gained) if len(gained) else "")
 
@@ -392,5 +391,4 @@ def open_pairs() -> pd.DataFrame:
     table = datasets.published("openclip")
     sets = [c for c in table.columns if c.startswith("imagenet") or c == "objectnet"]
     best = table.sort_values("imagenet").groupby(["model", "source"]).last()[sets]
-    both = best.xs("DataComp", level="source").join(best.xs("LAION", level="source"), rsuffix="|laion", how="inner")
-    return pd.DataFrame({c: both[c] - both[f"{c}|laion"] for c in sets}).reset_index()
+    return (best.xs("DataComp", level="source") - best.xs("LAION", level="source")).dropna(how="all").reset_index()

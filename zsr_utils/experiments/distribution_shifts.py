@@ -87,12 +87,10 @@ def drops(shown: pd.DataFrame, clean: pd.DataFrame, shifts: Mapping[str, Shift])
 
 def in_words(table: pd.DataFrame, model: str) -> str:
     """Which shifts lower or raise a model's accuracy after the correction, and which are not decided."""
-    own = table[table.model == model]
-    ways = {"lower": own[(own.p < 0.05) & (own.value < 0)], "raise": own[(own.p < 0.05) & (own.value > 0)]}
-    parts = [f"{', '.join(part['shift'])} {way} its accuracy" for way, part in ways.items() if len(part)]
-    if len(rest := own[own.p >= 0.05]):
-        parts.append(f"not decided: {', '.join(rest['shift'])}")
-    return "; ".join(parts).replace("_", " ")
+    own, decided = table[table.model == model], table.p < 0.05
+    ways = np.select([~decided, table.value > 0], ["undecided", "more"], "less")
+    words = {"less": "its accuracy falls under", "more": "it rises under", "undecided": "not decided under"}
+    return scores.by_verdict(own.assign(verdict=ways[table.model == model]), "shift", words)
 
 
 def patches(filters: int, x: Tensor, labels: Tensor, classes: int, seed: int) -> nn.Module:
@@ -113,7 +111,7 @@ def patches(filters: int, x: Tensor, labels: Tensor, classes: int, seed: int) ->
 
 def standard_models(images: Dataset, *, filters: Sequence[int], scenes: Sequence[int], seed: int) -> dict[str, Model]:
     """Models trained on labels of Tabletop alone: random filters with a ridge head, and the supervised members."""
-    few, nets = datasets.training_images(training(TWIN)["distribution"], max(scenes), seed), {}
+    few, nets = datasets.pretraining_part(training(TWIN) | {"seed": seed}, [], max(scenes)), {}
     how = {"image_size": 64, "mean": (0.0,) * 3, "std": (1.0,) * 3, "transform": load_model(TWIN).from_pil}
     how["namings"] = [[(c,) for c in images.class_names]]
     x = few.pixels([s.sample_id for s in few.samples], how["transform"])
@@ -277,9 +275,8 @@ def above_in_words(study: Study, table: pd.DataFrame) -> str:
     """Where the model is above or below the line, beyond both intervals."""
     if table.empty:
         return f"Fewer than {trends.FEWEST} standard models are known for these shifts, so there is no line."
-    said = []
-    for way, word in (("more", "above"), ("less", "below")):
-        own = [r for r in table[table.model == study.name].itertuples() if scores.decide(scores.estimate_of(r)) == way]
-        said += [f"{word} the line under {', '.join(r.shift for r in own)}"] if own else []
-    said = " and ".join(said) or "not told from the line under any shift"
+    own = table[table.model == study.name]
+    own = own.assign(verdict=[scores.decide(scores.estimate_of(row)) for row in own.itertuples()])
+    words = {"more": "above the line under", "less": "below the line under"}
+    said = scores.by_verdict(own, "shift", words, mark=" and ") or "not told from the line under any shift"
     return f"{study.name} is {said}; these intervals are not corrected for their number."

@@ -15,15 +15,7 @@ from zsr_utils._progress import progress
 from zsr_utils._text import markdown
 from zsr_utils.conditions import ORIGINAL, Head, gaussian_noise, made_before
 from zsr_utils.conditions.alignment import Settings, saved_as_png
-from zsr_utils.datasets import (
-    PUBLISHED_IMAGES,
-    Dataset,
-    blank_cards,
-    claims,
-    load_dataset,
-    published,
-    tabletop_splits,
-)  # fmt: skip
+from zsr_utils.datasets import PUBLISHED_IMAGES, Dataset, blank_cards, load_dataset, published, tabletop_splits
 from zsr_utils.experiments import representation_drift as drift
 from zsr_utils.experiments.pairs import aligned_pairs, in_balls
 from zsr_utils.measure import Pixels, measure
@@ -400,7 +392,9 @@ def beside_claims(table: pd.DataFrame, margin: float) -> pd.DataFrame:
 
     The `verdict` is on the factor, so it takes training runs as the unit, and with one run there is none: `one run`.
     """
-    found = _seen(claims().rename(columns={"model": "member"}).merge(table, on=["member", "measurement"]), margin)
+    found = _seen(
+        published("claims").rename(columns={"model": "member"}).merge(table, on=["member", "measurement"]), margin
+    )
     runs = _seen(found.assign(low=found.run_low, high=found.run_high, p=found.run_p), margin).seen
     expected = found.expected.map({1: "higher", 0: "no change", -1: "lower"})
     cases = [found.runs < 2, runs.isin(["not decided", "at a ceiling"]), runs == expected]

@@ -82,6 +82,11 @@ def outside_sets(study: Study, named: Sequence[str], number: int) -> dict[str, D
     return found
 
 
+def foreign(images: Dataset, names: Sequence[str]) -> Dataset:
+    """Outside images with the question that inside ones are asked: none of the answers is right."""
+    return replace(images, class_names=names, samples=[replace(s, label=0) for s in images.samples])
+
+
 def refuse_inside(name: str, outside: Iterable[str], answers: Sequence[str]) -> None:
     """Raise one sentence where an outside class is one of the answers."""
     known = {answer.casefold() for answer in answers}
@@ -141,10 +146,7 @@ class Shown:
         shown = {"inside": self.images, **({**self.sets, **noise} if shifted is None else shifted)}
         templates, frames = PROMPT_SETS[prompts] if prompts else study.templates, []
         for name, images in shown.items():
-            asked = images
-            if name in self.sets:  # the question is the same, and none of the answers is right
-                samples = [replace(s, label=0) for s in images.samples]
-                asked = replace(images, class_names=self.images.class_names, samples=samples)
+            asked = foreign(images, self.images.class_names) if name in self.sets else images
             make = partial(self.conditions, name=name, templates=templates, images=images, words=words)
             rows = study.measure(make, images=asked, keep=False, prompts=prompts or None, **options)
             if shifted is None and name != "inside":
@@ -188,21 +190,18 @@ def compared(rows: pd.DataFrame, column: str, base: str) -> pd.DataFrame:
         sides = [p.set_index("sample_id").value for p in (inside[inside[column] == value], part)]
         if not any(side.isna().any() for side in sides):
             sides[1].index = name + "/" + sides[1].index  # noise has the ids of the pictures in whose place it is
-            parts = scores.auroc_parts(*sides).rename_axis("sample_id").rename("value").reset_index()
-            frames.append(parts.assign(set=name, **{column: value}))
-    parts = pd.concat(frames)
-    own, others = parts[parts[column] == base], parts[parts[column] != base]
-    every = [own.assign(**{column: value}) for value in others[column].unique()]
-    return scores.paired_changes(pd.concat(every or [own[:0]]), others, ["set", column], bounds=2.0)
+            frames.append(scores.auroc_parts(*sides).assign(set=name, **{column: value}))
+    return scores.changes_from(pd.concat(frames), column, base, ["set", column], bounds=2.0)
 
 
 def compared_in_words(table: pd.DataFrame, column: str, base: str, note: str = "") -> str:
     """Where another value of a column has a higher or lower AUROC than `base`, after the correction, and a `note`."""
-    words, said = {"more": "higher on", "less": "lower on", "undecided": "not decided on"}, []
-    for value, part in table.groupby(column, sort=False):
-        of = {word: ", ".join(part[part.verdict == way].set) for way, word in words.items()}
-        said.append(f"{value}: {', '.join(f'{word} {sets}' for word, sets in of.items() if sets)}")
-    text = f"AUROC against that of {base}, all lines tested at once (Holm): {'; '.join(said)}{note}"
+    words, each = (
+        {"more": "higher on", "less": "lower on", "undecided": "not decided on"},
+        table.groupby(column, sort=False),
+    )
+    said = "; ".join(f"{v}: {scores.by_verdict(part, 'set', words, mark=', ')}" for v, part in each)
+    text = f"AUROC against that of {base}, all lines tested at once (Holm): {said}{note}"
     return text if said else f"There is nothing to compare {base} with"
 
 
@@ -224,11 +223,10 @@ def kept_under_shift(study: Study, shown: Shown, shifts: Mapping[str, Shift]) ->
 
 def alarms_in_words(table: pd.DataFrame) -> str:
     """Under which shifts a threshold keeps fewer pictures than the 95 % it keeps without one."""
-    of = {"less": [], "more": [], "undecided": []}
-    for row in table[table.what == "all"].itertuples():
-        of[scores.decide(scores.estimate_of(row), KEPT)].append(f"{row.set} ({scores.estimate_of(row):pct})")
+    own = table[table.what == "all"]
+    own = own.assign(verdict=[scores.decide(scores.estimate_of(row), KEPT) for row in own.itertuples()])
     words = {"less": "fewer pass under", "more": "more pass under", "undecided": "not decided for"}
-    said = "; ".join(f"{words[way]} {', '.join(sets)}" for way, sets in of.items() if sets)
+    said = scores.by_verdict(own, "set", words, "pct")
     return f"where 95 % of clean pictures pass, {said}" if said else "no shift of these pictures is known"
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from torch.nn import functional as F
 
 from zsr_utils import datasets, scores
 from zsr_utils._text import read_yaml
-from zsr_utils.conditions import ORIGINAL, Batch, Condition, Head, Seen, generator, unchanged
+from zsr_utils.conditions import ORIGINAL, Batch, Condition, Head, Seen, attack, generator
 from zsr_utils.datasets import Dataset
+from zsr_utils.experiments.distribution_shifts import seen
+from zsr_utils.experiments.out_of_distribution import foreign, odds, outside_sets
 from zsr_utils.measure import embed
 from zsr_utils.models import Model, training
 from zsr_utils.prompts import PROMPT_SETS, START, TEMPLATES, best_of, search
@@ -21,6 +24,9 @@ from zsr_utils.study import Study
 
 PLAIN = "plain prompt"
 DRAWN = ("cartoon", "sketch", "silhouette", "backdrop", "viewpoint", "lighting")  # splits of Tabletop that are shifts
+OWN, CARRIED = "attacked", "attack on plain"  # by each set's own gradient, and by that of the plain prompt
+VALUES = {"accuracy": "right", "Brier score": "brier", "AUROC": "auroc"}  # columns by quantity
+BOUNDS = {"accuracy": 1, "AUROC": 2}
 HARMLESS = ("upper case", "capitals", "no article", "definite article", "plural", "full stop")
 # templates of all classes, templates of each, or a whole text for each
 Texts = Sequence[str] | Mapping[str, Sequence[str]] | Mapping[str, str]
@@ -95,91 +101,125 @@ class Asked:
 
     def facts(self, batch: Batch, seen: Seen) -> dict:
         found, label = {}, batch.labels.long()[:, None]
-        first = next(iter(self.heads.values())).scores(batch.net, seen.features)
-        best_other = first.scatter(1, label, -torch.inf).amax(1)
-        for name, head in self.heads.items():
-            logits = head.scores(batch.net, seen.features)
+        every = {name: head.scores(batch.net, seen.features) for name, head in self.heads.items()}
+        best_other = next(iter(every.values())).scatter(1, label, -torch.inf).amax(1)
+        for name, logits in every.items():
             p = logits.softmax(1)
-            brier = (p - F.one_hot(label[:, 0], p.shape[1])).square().sum(1)
-            found[f"{name}|prediction"] = logits.argmax(1).numpy()
-            found[f"{name}|confidence"], found[f"{name}|brier"] = p.amax(1).numpy(), brier.numpy()
-            found[f"{name}|alone"] = (logits.gather(1, label)[:, 0] > best_other).numpy()
+            told = {"prediction": logits.argmax(1), "confidence": p.amax(1)}
+            told["brier"] = (p - F.one_hot(label[:, 0], p.shape[1])).square().sum(1)
+            told["alone"] = logits.gather(1, label)[:, 0] > best_other
+            told["mcm"] = odds(logits / float(batch.net.logit_scale))
+            found |= {f"{name}|{k}": values.numpy() for k, values in told.items()}
         return found
 
 
-def asked(study: Study, sets: Mapping[str, Texts], shown: Mapping[str, tuple[Dataset, Sequence[Condition]]]):
+def asked(study: Study, sets: Mapping[str, Texts], shown: Mapping[str, tuple[Dataset, Sequence | Callable]]):
     """Every picture under every condition once, and the answer of every prompt set to it, a row each.
 
     Args:
-        shown: By measurement, such as `clean` or `shifted`: the images and how they are shown. Whatever else is to be
-            compared, attacked or foreign images, is one more entry.
+        shown: By measurement, such as `clean` or `shifted`: the images and how they are shown, or a function that gives
+            the conditions for a model and the heads of all sets. Under `OWN` each is an attack on the prompt set of its
+            name; names that begin with `outside:` are sets of which no class is true.
 
     Returns: The rows of `measure` with `measurement`, `prompts`, `right`, `brier` (squared distance of the
         probabilities from the truth) and `alone` (right where the label's text alone is exchanged); `sample_id` is that
-        of the scene, where several pictures show one.
+        of the scene, where several pictures show one. Of outside pictures and clean ones beside them `auroc` alone is
+        told, by `scores.auroc_parts` of MCM.
     """
     parts = []
+
+    @cache
+    def heads_of(net: Model, names: tuple[str, ...]) -> dict[str, Head]:
+        return {n: Head(weights_of(net, names, texts), names) for n, texts in sets.items()}
+
     for measurement, (images, conditions) in shown.items():
 
         def with_answers(net: Model, conditions=conditions, names=images.class_names) -> list[Condition]:
-            heads = Asked({n: Head(weights_of(net, names, texts), names) for n, texts in sets.items()})
-            return [replace(condition, facts=heads.facts) for condition in conditions]
+            heads = heads_of(net, tuple(names))
+            made = conditions(net, heads) if callable(conditions) else conditions
+            return [replace(condition, facts=Asked(heads).facts) for condition in made]
 
         wide = study.measure(with_answers, images=images, keep=False)
         wide["sample_id"] = wide.sample_id.str.replace(r"^(shift-\d+)/.*", r"\1", regex=True)
         common = wide[["sample_id", "label", "condition", "severity", "draw", "model"]]
         for name in sets:
-            answers = {k: wide[f"{name}|{k}"] for k in ("prediction", "confidence", "brier", "alone")}
-            parts.append(common.assign(measurement=measurement.split(":")[0], prompts=name, **answers))
+            answers = {k: wide[f"{name}|{k}"] for k in ("prediction", "confidence", "brier", "alone", "mcm")}
+            parts.append(common.assign(measurement=measurement, prompts=name, **answers))
     rows = pd.concat(parts, ignore_index=True)
-    return study.keep_rows(rows.assign(right=(rows.prediction == rows.label).astype(float)))
+    rows = rows.assign(right=(rows.prediction == rows.label).astype(float), auroc=np.nan)
+    outside, attacked = rows.measurement.str.startswith("outside:"), rows.measurement == OWN
+    kept = rows[~outside & (~attacked | (rows.condition == rows.prompts))]
+    parts = [kept, rows[attacked & (rows.condition == PLAIN)].assign(measurement=CARRIED)]
+    clean, by = kept[kept.measurement == "clean"].groupby(["model", "prompts"]), ["model", "prompts", "measurement"]
+    for key, part in rows[outside].groupby(by, sort=False):
+        sides = [p.set_index("sample_id").mcm for p in (clean.get_group(key[:2]), part)]
+        told = scores.auroc_parts(*sides).rename(columns={"value": "auroc"})
+        parts.append(told.assign(label=-1, prediction=-1, **dict(zip(by, key))))
+    every = pd.concat(parts, ignore_index=True).drop(columns="mcm")
+    return study.keep_rows(
+        every.assign(measurement=every.measurement.str.replace(r"outside:|(?<=shifted):.*", "", regex=True))
+    )
 
 
-def pictures(study: Study, corruptions: Sequence[Condition], *, number: int, folders: Sequence[str] = ()) -> dict:
-    """What prompts are compared on: the images as they are, corrupted, and under the shifts that are known of them."""
-    seed = study.parameters["seed"]
-    shown = {"clean": (study.images, [ORIGINAL]), "corrupted": (study.images.subset(number, seed), corruptions)}
-    if study.images.name == "tabletop":
+def pictures(study: Study, corruptions: Sequence[Condition], attacked: Sequence[str]) -> dict:
+    """What prompts are compared on: the images as they are, corrupted, shifted, attacked, and beside foreign ones.
+
+    Args:
+        attacked: Prompt sets along whose gradient PGD goes; it does not stop when the model errs.
+    """
+    p, images = study.parameters, study.images
+    shown = {
+        "clean": (images, [ORIGINAL]),
+        "corrupted": (images.subset(p["corruption_images"], p["seed"]), corruptions),
+    }
+    if images.name == "tabletop":
         shifts = {name: datasets.load_dataset("tabletop", split=name) for name in DRAWN}
+        outside = {"held-out kinds": datasets.tabletop_outside(p["outside_images"], p["seed"])["held-out kinds"]}
     else:
-        options = {k: study.parameters[k] for k in ("split", "limit", "seed")}
-        shifts = {n: s.shown for n, s in datasets.natural_shifts(study.images, folders, **options).items()}
-    return shown | {f"shifted:{n}": (s, [Condition(n, 1, unchanged, draws=1)]) for n, s in shifts.items()}
+        options = {k: p[k] for k in ("split", "limit", "seed")}
+        shifts = {n: s.shown for n, s in datasets.natural_shifts(images, p["shifts"], **options).items()}
+        outside = outside_sets(study, p["outside"], p["outside_images"])
+    shifts = {f"shifted:{name}": (shift, seen(name)) for name, shift in shifts.items()}
+    outside = {f"outside:{name}": (foreign(few, study.names), seen(name)) for name, few in outside.items()}
+
+    def attacks(net: Model, heads: Mapping[str, Head]) -> list[Condition]:
+        how = {"eps": p["radius"] / 255, "steps": p["attack_steps"]}
+        return [attack("pgd", substitute=(net, heads[name]), called=name, **how) for name in attacked]
+
+    return shown | shifts | {OWN: (images.subset(p["attacked_images"], p["seed"]), attacks)} | outside
 
 
 def compared(rows: pd.DataFrame, *, base: str = PLAIN) -> pd.DataFrame:
-    """Differences from a prompt set on the same pictures, of accuracy and of the Brier score, corrected together."""
-    values = {"accuracy": "right", "Brier score": "brier"}
-    long = pd.concat([rows.assign(quantity=q, value=rows[c]) for q, c in values.items()])
-    plain = long[long.prompts == base]
-    keys, bounds = ["model", "prompts", "measurement", "quantity"], {"accuracy": 1}
-    bases = pd.concat([plain.assign(prompts=name) for name in rows.prompts.unique() if name != base] or [plain[:0]])
-    return scores.paired_changes(bases, long[long.prompts != base], keys, bounds=bounds, within="model")
+    """Differences from a prompt set on the same pictures, of accuracy, Brier score and AUROC, corrected together.
 
-
-def gains(table: pd.DataFrame) -> pd.Series:
-    """`better`, `worse` or `undecided`, of accuracies and of Brier scores, which are better where they are lower."""
-    better = table.verdict == np.where(table.quantity == "accuracy", "more", "less")
-    return better.map({True: "better", False: "worse"}).where(table.verdict != "undecided", "undecided")
+    The verdict is `better`, `worse` or `undecided`: a Brier score is better where it is lower.
+    """
+    long = pd.concat([rows.assign(quantity=q, value=rows[c]) for q, c in VALUES.items()]).dropna(subset="value")
+    keys = ["model", "prompts", "measurement", "quantity"]
+    table = scores.changes_from(long, "prompts", base, keys, bounds=BOUNDS, within="model")
+    better = table.verdict == np.where(table.quantity == "Brier score", "less", "more")
+    ways = np.select([table.verdict == "undecided", better], ["undecided", "better"], "worse")
+    return table.assign(verdict=ways)
 
 
 def in_words(table: pd.DataFrame, model: str, than: str = "the plain prompt") -> str:
     """In what a set does better or worse, after the correction, and how often that is decided for other models."""
-    table, said = table.assign(way=gains(table)), []
-    own = table[table.model == model]
-    same = [name for name, part in own.groupby("prompts", sort=False) if (part.way == "undecided").all()]
-    for name, part in own[~own.prompts.isin(same)].groupby("prompts", sort=False):
-        found = {way: [f"{q} ({m})" for m, q in zip(p.measurement, p.quantity)] for way, p in part.groupby("way")}
-        ways = [f"{way} in {', '.join(found[way])}" for way in ("better", "worse") if way in found]
-        said.append(f"“{name}” is {' and '.join(ways)}")
-    said += [f"not told from it: {', '.join(same)}"] if same else []
+    lines = table.assign(what=table.quantity + " (" + table.measurement + ")")
+    words = {"better": "is better in", "worse": "is worse in"}
+    each = {
+        name: scores.by_verdict(part, "what", words, mark=" and ")
+        for name, part in lines[lines.model == model].groupby("prompts", sort=False)
+    }
+    said = [f"“{name}” {text}" for name, text in each.items() if text]
+    same = ", ".join(name for name, text in each.items() if not text)
+    said += [f"not told from it: {same}"] if same else []
     counts = [f"for {m}, {counted(part)}" for m, part in table[table.model != model].groupby("model", sort=False)]
     return ". ".join([f"Beside {than}, for {model}, {'; '.join(said)}", *(f"And {c}" for c in counts)]) + "."
 
 
 def counted(table: pd.DataFrame) -> str:
     """How many comparisons are decided, and which way."""
-    n = gains(table).value_counts()
+    n = table.verdict.value_counts()
     return f"of {len(table)} comparisons {n.get('better', 0)} are decided for better, {n.get('worse', 0)} for worse"
 
 
@@ -195,11 +235,11 @@ def training_pictures(study: Study, number: int, folder: str = "") -> Dataset | 
             raise ValueError(f"training is {folder!r}, whose classes stand in another order than {p['dataset']!r}'s.")
         return found
     if study.images.name == "tabletop" and study.net.trained_on:
-        return datasets.training_images(training(study.name)["distribution"], number, training(study.name)["seed"])
+        return datasets.pretraining_part(training(study.name), [], number)
     return None
 
 
-def found_prompts(study: Study, pictures: Dataset | None, *, seeds: int, steps: int, candidates: int, shuffled=False):
+def found_prompts(study: Study, pictures: Dataset | None, *, seeds: int, steps: int, shuffled=False):
     """Prompts searched for with several seeds on one half of training pictures, each the best on the other half.
 
     Args:
@@ -217,7 +257,7 @@ def found_prompts(study: Study, pictures: Dataset | None, *, seeds: int, steps: 
     for seed in range(seeds):
         mixed = torch.from_numpy(np.random.default_rng([seed, 11]).permutation(n))
         own = labels[half][mixed] if shuffled else labels[half]
-        options = {"seed": seed, "steps": steps, "candidates": candidates, "batch": min(64, n // 2)}
+        options = {"seed": seed, "steps": steps, "batch": min(64, n // 2)}
         log = search(study.net, study.names, features[half], own, **options)
         # where labels are mixed up, what the search ends with; else the best on pictures that it did not see
         prompts = [log.prompt.iloc[0], log.prompt.iloc[-1]] if shuffled else list(log.prompt)
@@ -243,9 +283,8 @@ def search_in_words(found: pd.DataFrame, mixed: pd.DataFrame) -> str:
     if found.empty:
         return "No training pictures of these classes are known, so nothing is searched for."
     better, worse = ((t.held_out < t.plain).sum() for t in (found, mixed))
-    prompts = ", ".join(f"“{p}”" for p in found.prompt)
-    text = f"{len(found)} searches found {prompts}; {better} of them have a lower held-out loss than the plain prompt"
-    return f"{text}, of those on mixed-up labels {worse} of {len(mixed)}."
+    text = f"{len(found)} searches found {', '.join(f'“{p}”' for p in found.prompt)}; {better} of them have a lower"
+    return f"{text} held-out loss than the plain prompt, of those on mixed-up labels {worse} of {len(mixed)}."
 
 
 def by_kind(rows: pd.DataFrame, searched: Mapping[str, Texts]) -> pd.DataFrame:
@@ -255,21 +294,39 @@ def by_kind(rows: pd.DataFrame, searched: Mapping[str, Texts]) -> pd.DataFrame:
     return kept.assign(search=kept.prompts, prompts=kind)
 
 
-def by_search(kinds: pd.DataFrame, model: str) -> tuple[pd.DataFrame, str]:
-    """The accuracy of each search's words less that of the plain prompt, on the harder pictures there are."""
-    hard = "shifted" if "shifted" in set(kinds.measurement) else "corrupted"
-    own = kinds[(kinds.model == model) & (kinds.measurement == hard) & kinds.prompts.isin([PLAIN, KINDS["found"]])]
-    table = compared(own.assign(prompts=own.search))
-    return table[table.quantity == "accuracy"], hard
-
-
 def beside_random(study: Study, kinds: pd.DataFrame) -> str:
-    """Found words against random ones, and on how many of the searches they gain."""
+    """Found words against random ones, and on how many of the searches they gain on the harder pictures there are."""
     table = compared(kinds[kinds.prompts != PLAIN], base=KINDS["random"])
     table = study.keep(table[table.prompts == KINDS["found"]], "prompts/beside_random/{quantity}/{measurement}")
-    each, hard = by_search(kinds, study.name)
+    hard = "shifted" if "shifted" in set(kinds.measurement) else "corrupted"
+    each = compared(kinds[(kinds.measurement == hard) & (kinds.model == study.name)].assign(prompts=lambda t: t.search))
+    each = each[(each.quantity == "accuracy") & each.prompts.str.startswith(KINDS["found"])]
     said = f"Significant or not, {(each.value > 0).sum()} of {len(each)} searches beat the plain prompt's accuracy"
     return f"{in_words(table, study.name, KINDS['random'])} {said} on {hard} pictures."
+
+
+def carried_over(rows: pd.DataFrame) -> pd.DataFrame:
+    """Pictures that the attack on the plain prompt broke, and whether each other set errs there too, in `broken`.
+
+    Counted are pictures that both named rightly before the attack.
+    """
+    both = rows[rows.measurement.isin(["clean", CARRIED])]
+    wide = both.pivot_table("right", ["model", "prompts", "sample_id"], "measurement").dropna()
+    known = wide[wide["clean"] == 1].reset_index().assign(broken=lambda t: t[CARRIED] == 0)
+    fell = known[(known.prompts == PLAIN) & known.broken][["model", "sample_id"]]
+    return known[known.prompts != PLAIN].merge(fell)
+
+
+def carried_in_words(table: pd.DataFrame, model: str) -> str:
+    """For which prompt set the attack on the plain one does least, and whether it carries over to each of them."""
+    own = table[table.model == model]
+    if own.empty:
+        return "The attack on the plain prompt broke no picture that another set names rightly."
+    own = own.assign(verdict=[scores.decide(scores.estimate_of(row), 0.5) for row in own.itertuples()])
+    words = {"more": "more than half are broken for", "less": "less than half for", "undecided": "not decided for"}
+    text = f"Of the pictures that the attack on the plain prompt broke, {scores.by_verdict(own, 'prompts', words)}"
+    least = own.loc[own.value.idxmin()]
+    return f"{text}; least are for “{least.prompts}”, {scores.estimate_of(least):pct}."
 
 
 def moved(net: Model, names: Sequence[str], sets: Mapping[str, Texts]) -> pd.DataFrame:
@@ -290,8 +347,7 @@ def flipped(rows: pd.DataFrame) -> pd.DataFrame:
     """Whether the answer to each wording is another one than that to the plain prompt, in the column `flip`."""
     keys = ["model", "measurement", "condition", "severity", "draw", "sample_id"]
     plain = rows[rows.prompts == PLAIN].set_index(keys).prediction.rename("plain")
-    joined = rows[rows.prompts != PLAIN].join(plain, on=keys)
-    return joined.assign(flip=joined.prediction != joined.plain)
+    return rows[rows.prompts != PLAIN].join(plain, on=keys).assign(flip=lambda t: t.prediction != t.plain)
 
 
 def moves_in_words(flips: pd.DataFrame, moves: pd.DataFrame, model: str) -> str:
@@ -344,13 +400,12 @@ def in_short(study: Study, table: pd.DataFrame, gained: pd.DataFrame, reworded: 
 
 def beside_published(study: Study) -> pd.DataFrame:
     """The accuracy with the prompts that a published one was measured with, and with the user's, beside it."""
-    p, own = study.parameters, study.templates
-    published = datasets.published_accuracy(p["model"], p["pretrained"] or None, study.images.name)
-    theirs = study.images.templates if study.images.name != "imagenet" else TEMPLATES["eighty templates"]
-    found = []
-    for name, templates in {"its prompts": theirs, "yours": own}.items():
-        head = study.measure([ORIGINAL], prompts=templates, models=[study.name], keep=False)
-        found.append({"whose": f"{name}: {templates[0]}", **asdict(scores.accuracy(head))})
+    p, images = study.parameters, study.images
+    published = datasets.published_accuracy(p["model"], p["pretrained"] or None, images.name)
+    theirs, found = TEMPLATES["eighty templates"] if images.name == "imagenet" else images.templates, []
+    for name, templates in {"its prompts": theirs, "yours": study.templates}.items():
+        rows = study.measure([ORIGINAL], prompts=templates, models=[study.name], keep=False)
+        found.append({"whose": f"{name}: {templates[0]}", **asdict(scores.accuracy(rows))})
     return scores.against_published(pd.DataFrame(found), [published, published])
 
 

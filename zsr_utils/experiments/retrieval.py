@@ -98,27 +98,22 @@ def recalls(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
 
 def reader_in_words(perfect: float) -> str:
     """R@1 of who knows what is true, where that is known."""
-    return (
-        "" if np.isnan(perfect) else f", and who knows of which pictures each caption is true would get {perfect:.1%}"
-    )
+    known = f", and who knows of which pictures each caption is true would get {perfect:.1%}"
+    return "" if np.isnan(perfect) else known
 
 
 def forms_in_words(changes: pd.DataFrame) -> str:
     """What the forms do to R@1 of pictures by text."""
     verb = {"more": "helps", "less": "harms", "undecided": "makes no difference that could be decided"}
     part = changes[changes.direction == DIRECTIONS[0]]
-    return ", and ".join(
-        f"“{form}” {verb[verdict]} ({scores.estimate_of(row):points})"
-        for form, verdict, (_, row) in zip(part.form, part.verdict, part.iterrows())
-    )
+    said = zip(part.form, part.verdict.map(verb), map(scores.estimate_of, part.itertuples()))
+    return ", and ".join(f"“{form}” {verdict} ({estimate:points})" for form, verdict, estimate in said)
 
 
 def changes_of_form(rows: pd.DataFrame, k: int) -> pd.DataFrame:
     """R@k of every other form less that of captions as they are, image by image; each model a family of tests."""
     values = rows.assign(value=scores.found(rows, k))
-    base, others = values[values.form == AS_IT_IS], values[values.form != AS_IT_IS]
-    base = pd.concat([base.assign(form=form) for form in others.form.unique()])
-    return scores.paired_changes(base, others, ["model", "form", "direction"], bounds=1, within="model")
+    return scores.changes_from(values, "form", AS_IT_IS, ["model", "form", "direction"], bounds=1, within="model")
 
 
 def by_image(rows: pd.DataFrame) -> pd.DataFrame:

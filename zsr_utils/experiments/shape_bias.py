@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zsr_utils import scores
 from zsr_utils.conditions import ORIGINAL, Batch, Condition, Seen, without_cue
-from zsr_utils.datasets import Dataset, cues, load_dataset, rendered, tabletop_scenes, typical_patterns
+from zsr_utils.datasets import TYPICAL_PATTERN, Dataset, cues, load_dataset, rendered, tabletop_scenes
 from zsr_utils.models import SupervisedModel
 
 
@@ -52,7 +52,7 @@ def stimuli(images: Dataset, *, per_pair: int = 4) -> tuple[Dataset, Dataset | N
     if images.name != "tabletop":
         return images.only([sample_id for sample_id in _textures(images)]), None
     scenes, patterned, plain = tabletop_scenes(), {}, {}
-    patterns = {kind: pattern for kind, pattern in typical_patterns().items() if pattern != "plain"}
+    patterns = {kind: pattern for kind, pattern in TYPICAL_PATTERN.items() if pattern != "plain"}
     for shape in images.class_names:
         own = [scene for scene in scenes.values() if scene.kind == shape]
         pairs = [texture for texture in patterns if texture != shape for _ in range(per_pair)]
@@ -167,20 +167,15 @@ def compared(rows: pd.DataFrame, plain: pd.DataFrame, model: str) -> pd.DataFram
         valued, bound = pulled.assign(value=pulled.gain / pulled.groupby("model").lead.transform("mean")), None
     else:
         valued, bound = rows.assign(value=rows.decision.map({"shape": -1.0, "texture": 1.0, "other": 0.0})), 2.0
-    base, others = valued[valued.model == model], valued[valued.model != model]
-    every = [base.assign(model=name) for name in others.model.unique()]
-    return scores.paired_changes(pd.concat(every or [others]), others, "model", bounds=bound)
+    return scores.changes_from(valued, "model", model, "model", bounds=bound)
 
 
 def compared_in_words(table: pd.DataFrame, model: str) -> str:
     """For which models the surface counts more or less than for one, as far as the whole table decides it."""
     if table.empty:
         return "There is no other model to compare with."
-    more, less, rest = (", ".join(table[table.verdict == way].model) for way in ("more", "less", "undecided"))
-    said = [f"the surface counts {word} than for {model} for {names}" for word, names in
-            (("more", more), ("less", less)) if names]  # fmt: skip
-    said += [f"for {rest} a difference from {model} is not decided"] if rest else []
-    text = "; ".join(said)
+    words = {w: f"the surface counts {w} than for {model} for" for w in ("more", "less")}
+    text = scores.by_verdict(table, "model", words | {"undecided": f"a difference from {model} is not decided for"})
     return f"{text[0].upper()}{text[1:]} (Holm over the table). Each is one training run, so that no cause is proved."
 
 
@@ -253,16 +248,12 @@ def shown(table: pd.DataFrame) -> list[str]:
 def reduced_in_words(table: pd.DataFrame) -> str:
     """Which reductions, at the most that was tried, leave less than half of the answers by shape."""
     of = table[table.by == "shape"]
-    whole, kept, lost = of[of.condition == "original"].value.iloc[0], [], []
-    for kind, words in REDUCED.items():
-        if (of.condition == kind).any():
-            most = of.loc[of[of.condition == kind].severity.idxmax()]
-            said = f"{words.format(most.severity)} ({scores.estimate_of(most):pct})"
-            (lost if most.high < whole / 2 else kept).append(said)
-    text = [f"less than half of the answers by shape are left {' and '.join(lost)}"] if lost else []
-    text += [f"{'this is' if lost else 'a loss of half the answers by shape is'} not so or not decided "
-             f"{' and '.join(kept)}"] if kept else []  # fmt: skip
-    return f"At the most that was tried, {'; '.join(text)}."
+    half = of[of.condition == "original"].value.iloc[0] / 2
+    most = of[of.condition.isin(REDUCED)].sort_values("severity").groupby("condition").tail(1)
+    how = [REDUCED[kind].format(severity) for kind, severity in zip(most.condition, most.severity)]
+    most = most.assign(how=how, verdict=np.where(most.high < half, "less", "undecided"))
+    words = {"less": "less than half of the answers by shape are left", "undecided": "not so or not decided is this"}
+    return f"At the most that was tried, {scores.by_verdict(most, 'how', words, 'pct')}."
 
 
 def examples(shown: Dataset, number: int = 6) -> tuple[list[Image.Image], list[str]]:

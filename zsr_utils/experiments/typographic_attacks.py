@@ -27,7 +27,6 @@ WIDTH = 1.28  # of rendered cards, enough for every word, so that width tells no
 NO_CLASS = ("teapot", "cactus", "umbrella", "dumbbell", "tree", "sailboat", "stool", "hourglass")  # held-out kinds
 QUOTE = ("a card that says {}",)
 NAMED = {"what is it?": "the object", "what does the card say?": "the word", "": "something else"}
-CHANGES = {"more": "higher, ", "less": "lower, ", "undecided": "not decided, "}
 
 
 @dataclass(frozen=True)
@@ -152,13 +151,6 @@ def defended(study: Study, rows: pd.DataFrame, shown: Sequence[Condition]) -> pd
     where = {"written on": "other_name", "clean": "original"}
     pairs = {f"{name}, {text}": (c, name + c) for name in tried for text, c in where.items()}
     return beyond(pd.concat([rows, *frames]), pairs)
-
-
-def in_words(table: pd.DataFrame, spec: str = "pct", column: str = "model") -> str:
-    """Estimates of a table, each after what a column says of it and, of `beyond`, its verdict."""
-    verdicts = table.verdict.map(CHANGES) if "verdict" in table else [""] * len(table)
-    said = zip(table[column].str.replace("_", " "), verdicts, map(scores.estimate_of, table.itertuples()))
-    return "; ".join(f"{name}: {verdict}{estimate:{spec}}" for name, verdict, estimate in said)
 
 
 def answered(rows: pd.DataFrame, quoted: pd.DataFrame) -> pd.DataFrame:

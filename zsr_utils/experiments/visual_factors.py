@@ -193,12 +193,11 @@ def lost(rows: pd.DataFrame, *, than: str = "") -> pd.DataFrame:
     model a family of tests.
     """
     largest = rows[rows.share == 1].assign(value=lambda t: t.lost)
-    if not than:
-        base, others, bound = largest.assign(value=0.0), largest, 1
+    if than:
+        table = scores.changes_from(largest, "model", than, ["model", "condition"], bounds=2, within="model")
     else:
-        own, others, bound = largest[largest.model == than], largest[largest.model != than], 2
-        base = pd.concat([own.assign(model=name) for name in others.model.unique()])
-    table = scores.paired_changes(base, others, ["model", "condition"], bounds=bound, within="model")
+        nothing = largest.assign(value=0.0)
+        table = scores.paired_changes(nothing, largest, ["model", "condition"], bounds=1, within="model")
     places = table.model.map({name: k for k, name in enumerate(table.model.unique())})
     return table.iloc[np.lexsort([-table.value, places])].reset_index(drop=True)
 

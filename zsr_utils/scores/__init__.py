@@ -19,7 +19,7 @@ from zsr_utils.scores._noise import (
     qq_clouds, qq_points, squared_moves,
 )  # fmt: skip
 from zsr_utils.scores._overlap import detectable_gain, exact_proportion, overlap_effect
-from zsr_utils.scores._paired import holm, paired_changes, paired_mean, sign_flip
+from zsr_utils.scores._paired import changes_from, corrected, holm, paired_changes, paired_mean, sign_flip
 from zsr_utils.scores._retrieval import TIE, by_image, by_luck, found, median_rank, placed, recall, true_misses
 from zsr_utils.scores._robustness import (
     around_anchors, by_cell, clipped, drop, effective_robustness, flips, relative_errors,
@@ -31,4 +31,4 @@ from zsr_utils.scores._rows import (
 from zsr_utils.scores._similarity import auroc, overlap_coefficient, pair_estimates, pair_similarities
 from zsr_utils.scores._spectra import JACOBIAN_UNITS, linear_reach, spectrum_by_rank, spectrum_summary
 from zsr_utils.scores._tokens import band_of, change_spectrum, dirichlet_energy, mean_square_norm, power_change
-from zsr_utils.scores._verdicts import against_published, decide, within
+from zsr_utils.scores._verdicts import against_published, by_verdict, decide, in_words, within

@@ -147,8 +147,8 @@ def separation(
     return found
 
 
-def auroc_parts(inside: pd.Series, outside: pd.Series) -> pd.Series:
-    """A value for every image of both sides whose mean is the AUROC, so that AUROCs are compared image by image.
+def auroc_parts(inside: pd.Series, outside: pd.Series) -> pd.DataFrame:
+    """A `value` for every `sample_id`, the indices of both sides, whose mean is the AUROC: to compare AUROCs by image.
 
     Source: The jackknife's pseudo-values, whose variance is that of DeLong et al. (1988) but for small samples.
     """
@@ -160,7 +160,7 @@ def auroc_parts(inside: pd.Series, outside: pd.Series) -> pd.Series:
     won = [(before + after) / (2 * m), 1 - (left + right) / (2 * n)]
     value, total = won[0].mean(), n + m
     parts = [total * value - (total - 1) * (len(w) * value - w) / (len(w) - 1) for w in won]
-    return pd.Series(np.concatenate(parts), [*inside.index, *outside.index])
+    return pd.DataFrame({"sample_id": [*inside.index, *outside.index], "value": np.concatenate(parts)})
 
 
 def clean_limit(held_out: np.ndarray, false_alarm: float = 0.05) -> float:

@@ -117,8 +117,25 @@ def paired_changes(
         return pd.DataFrame(
             columns=[*by, "base", "other", *(f.name for f in fields(Estimate)), "p", "p_holm", "verdict"]
         )
-    table = pd.DataFrame(found)
+    return corrected(pd.DataFrame(found), within)
+
+
+def corrected(table: pd.DataFrame, within: str | None = None) -> pd.DataFrame:
+    """A table of estimates with `p`, and the `p_holm` and `verdict` that `paired_changes` describes."""
     p_holm = table.groupby(within).p.transform(holm) if within else holm(table.p)
     sure = (p_holm < 0.05) & ((table.low > 0) | (table.high < 0))  # the interval is wider than the test for shares
     verdict = np.select([~sure, table.value > 0], ["undecided", "more"], "less")
     return table.assign(p_holm=p_holm, verdict=verdict)
+
+
+def changes_from(rows: pd.DataFrame, column: str, base, by: str | Sequence[str], **options) -> pd.DataFrame:
+    """`paired_changes` of all other values of a column from one of them, `base`; `by` holds that column.
+
+    Examples:
+        >>> rows = pd.DataFrame({"m": list("aabb"), "sample_id": [1, 2, 1, 2], "value": [0.0, 0, 1, 0]})
+        >>> changes_from(rows, "m", "a", "m")[["m", "value"]].values.tolist()
+        [['b', 0.5]]
+    """
+    own, others = rows[rows[column] == base], rows[rows[column] != base]
+    every = [own.assign(**{column: value}) for value in others[column].unique()]
+    return paired_changes(pd.concat(every or [own[:0]]), others, by, **options)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from zsr_utils.scores._intervals import Estimate, bootstrap, proportion, unpaired_difference
+from zsr_utils.scores._overlap import exact_proportion
 from zsr_utils.scores._rows import accuracy, accuracy_against, correct
 from zsr_utils.scores.trends import Line, summary
 
@@ -80,8 +81,7 @@ def clipped(rows: pd.DataFrame) -> Estimate:
     Source: Clopper & Pearson (1934), at the level of Taori et al. (2020); half an image is ours.
     """
     right, n = int(correct(rows).sum()), len(rows)
-    low, high = stats.binomtest(right, n).proportion_ci(0.995)
-    return Estimate(min(max(right, 0.5), n - 0.5) / n, float(low), float(high), "clopper-pearson 99.5 %", n)
+    return replace(exact_proportion(right, n), value=min(max(right, 0.5), n - 0.5) / n)
 
 
 def effective_robustness(line: Line, clean: Estimate, shifted: Estimate) -> Estimate:

@@ -1,10 +1,13 @@
 """What an interval lets one say: the one rule behind every sentence that compares."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from zsr_utils.scores._intervals import Estimate
+from zsr_utils.scores._intervals import Estimate, estimate_of
+
+
+CHANGES = {"more": "higher, ", "less": "lower, ", "undecided": "not decided, "}
 
 
 def decide(estimate: Estimate, reference: float = 0.0, *, margin: float | None = None) -> str:
@@ -39,6 +42,28 @@ def decide(estimate: Estimate, reference: float = 0.0, *, margin: float | None =
     if estimate.high < reference:
         return "less"
     return "undecided"
+
+
+def in_words(table: pd.DataFrame, spec: str = "pct", column: str = "model") -> str:
+    """Estimates of a table, each after what a column says of it and, where the table has one, its verdict."""
+    verdicts = table.verdict.map(CHANGES) if "verdict" in table else [""] * len(table)
+    said = zip(table[column].str.replace("_", " "), verdicts, map(estimate_of, table.itertuples()))
+    return "; ".join(f"{name}: {verdict}{estimate:{spec}}" for name, verdict, estimate in said)
+
+
+def by_verdict(table: pd.DataFrame, column: str, words: Mapping[str, str], spec: str = "", *, mark: str = "; ") -> str:
+    """Values of a column behind the words for their verdict, and their estimates where there is a `spec`.
+
+    Examples:
+        >>> table = pd.DataFrame({"model": ["a", "b", "c"], "verdict": ["more", "less", "more"]})
+        >>> by_verdict(table, "model", {"more": "better are", "less": "worse is", "undecided": "not decided:"})
+        'better are a, c; worse is b'
+    """
+    said = table[column].astype(str).str.replace("_", " ")
+    if spec:
+        said += [f" ({estimate_of(row):{spec}})" for row in table.itertuples()]
+    of = {way: ", ".join(said[table.verdict == way]) for way in words}
+    return mark.join(f"{words[way]} {names}" for way, names in of.items() if names)
 
 
 def within(table: pd.DataFrame, reference: float, margin: float) -> pd.DataFrame:
