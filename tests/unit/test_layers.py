@@ -27,6 +27,7 @@ ALLOWED = {
         "models", "datasets", "prompts", "conditions", "jacobian", "measure", "scores", "records", "study",
     ),
     "plots": ("scores", "records"),
+    "doctor": ("models", "datasets", "prompts", "conditions", "measure", "scores"),
     "fetch": ("datasets",),
     "run": ("models", "datasets", "records"),
     "book": ("scores", "records"),

@@ -1,6 +1,6 @@
 """Models: `load_model` and the handle every measurement works with."""
 
-from zsr_utils.models._handle import Model, Preprocess, trusted
+from zsr_utils.models._handle import PRECISIONS, Model, Preprocess, trusted
 from zsr_utils.models._openclip import ModelUnavailable
 from zsr_utils.models._registry import known_models, load_model, register_model, resolve_device, seed_everything
 from zsr_utils.models._supervised import SupervisedModel

@@ -29,14 +29,14 @@ class Preprocess:
     """
 
     def __init__(self, transform: Callable[[Image.Image], Tensor], size: int, settings: dict | None = None):
-        self._transform, self.size = transform, size
+        self.transform, self.size = transform, size
         steps = re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
         libraries = [version("pillow"), version("torchvision")]
         made_of = json.dumps([size, settings, steps, libraries], sort_keys=True, default=str)
         self.key = hashlib.sha256(made_of.encode()).hexdigest() if settings else None
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return self._transform(image)
+        return self.transform(image)
 
 
 class Model(nn.Module):

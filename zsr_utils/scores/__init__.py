@@ -28,6 +28,7 @@ from zsr_utils.scores._rows import (
     Statistic, accuracy, accuracy_against, changed_answer, correct, equal_vulnerability, estimates, flip_rate,
     kept_rate, mean_of, median_of, paired_change, relative_to, same_answer, share_of, vulnerability,
 )  # fmt: skip
+from zsr_utils.scores._sequential import confidence_sequence, price
 from zsr_utils.scores._similarity import auroc, overlap_coefficient, pair_estimates, pair_similarities
 from zsr_utils.scores._spectra import JACOBIAN_UNITS, linear_reach, spectrum_by_rank, spectrum_summary
 from zsr_utils.scores._tokens import band_of, change_spectrum, dirichlet_energy, mean_square_norm, power_change
