@@ -29,8 +29,8 @@ QUESTION = "What is the main object in this image?"
 LISTED = QUESTION + " Choose from the following list: {}, {}."
 CANDIDATES = 10  # classes of which one is the answer where none is listed
 PLACES = 8  # rows and columns of token grids that a probe sees
-ENCODER, BOTH, ANOTHER = "encoder", "likelihood, both orders", "another encoder, the same two"
-SAME_TWO, OPEN = "nothing listed, of the same two", "nothing listed, of all candidates"
+ENCODER, BOTH, ANOTHER = "encoder", "likelihood (both orders)", "another encoder (same two)"
+SAME_TWO, OPEN = "nothing listed (same two)", "nothing listed (all candidates)"
 THREE = (ENCODER, BOTH, OPEN)
 WHO = {BOTH: "language model", ANOTHER: "another encoder"}
 STAGED = ("original", "cards", "cue_conflict", "aligned")  # sets that are no distribution shift
@@ -233,15 +233,20 @@ def answers(rows: pd.DataFrame) -> pd.DataFrame:
     first, second = (rows[f"{o}_truth"] > rows[f"{o}_confuser"] for o in ("first", "second"))
     mark, right, others = rows.graded, scores.correct(rows), rows.filter(regex="^beside_")
     by = {
-        ENCODER: right, "greedy, unclear left out": (mark == "truth").where(mark != "unclear"),
-        "greedy, unclear is wrong": mark == "truth", "likelihood, truth first": first,
-        "likelihood, truth second": second, BOTH: (first * 1.0 + second) / 2,
+        ENCODER: right, "greedy (unclear left out)": (mark == "truth").where(mark != "unclear"),
+        "greedy (unclear is wrong)": mark == "truth", "likelihood (truth first)": first,
+        "likelihood (truth second)": second, BOTH: (first * 1.0 + second) / 2,
         ANOTHER: (others > 0).where(others.notna()).mean(axis=1),
         SAME_TWO: (rows.open_beside > 0).where(rows.open_beside.notna()), OPEN: rows.open > 0,
     }  # fmt: skip
     every = [rows.assign(protocol=n, value=np.asarray(v, float), encoder=right) for n, v in by.items()]
     every[-1]["encoder"] = (rows.encoder_open > 0).astype(float)
     return pd.concat(every, ignore_index=True).dropna(subset="value")
+
+
+def share(rows: pd.DataFrame) -> scores.Estimate:
+    """Mean of `value` over rows of different images."""
+    return scores.proportion(rows.value.sum(), len(rows))
 
 
 def shifted(table: pd.DataFrame) -> pd.DataFrame:
@@ -269,7 +274,7 @@ def fooled(answered: pd.DataFrame) -> pd.DataFrame:
     """Wrong choices between truth and confuser, `value`, by `who` made them, and whether the encoder is `at_fault`."""
     table = answered[answered.protocol.isin([*WHO])]
     at_fault, who = np.where(table.encoder == 0, "wrong", "right"), table.protocol.map(WHO)
-    return table.assign(value=1 - table.value, who=who, at_fault=at_fault, line=who + ", encoder " + at_fault)
+    return table.assign(value=1 - table.value, who=who, at_fault=at_fault, choice=who + ", encoder " + at_fault)
 
 
 def taken_over(table: pd.DataFrame) -> scores.Estimate:

@@ -26,8 +26,8 @@ from zsr_utils.models._tabletop import embedded_vlms, vlm_folder
 
 # Towers of models that were built on a CLIP checkpoint of open_clip: what a language model adds is asked of those.
 ENCODERS = {
-    "llava-hf/llava-1.5-7b-hf": ("ViT-L-14-336", "openai"),
-    "llava-hf/llava-1.5-13b-hf": ("ViT-L-14-336", "openai"),
+    "llava-hf/llava-1.5-7b-hf": ("ViT-L-14-336-quickgelu", "openai"),
+    "llava-hf/llava-1.5-13b-hf": ("ViT-L-14-336-quickgelu", "openai"),
 }
 BASE_FIRST = ("llava_onevision", "llava_next")  # tiles of a picture follow its whole
 TILED = ("smolvlm", "idefics3")  # and here they stand before it
