@@ -182,9 +182,11 @@ def image_sets(
     known = natural_shifts(few, folders, split=p["split"], limit=number, seed=p["seed"])
     found = {"original": few} | {name: shift.shown for name, shift in known.items()}
     if few.name == "tabletop":
-        found["cue_conflict"] = shape_bias.stimuli(few, per_pair=1)[0].subset(number, p["seed"])
         if odd := [name for name in wanted if name not in (*found, *STAGED)]:
             raise ValueError(unknown("set of images", odd[0], [*found, *STAGED]))
+        found["cue_conflict"] = shape_bias.stimuli(few, per_pair=1)[0].subset(number, p["seed"])
+    if unknown_here := [name for name in wanted if name not in (*found, "cards", "aligned")]:
+        study.say("Not known for these images, and left out: {names}.", names=", ".join(unknown_here))
     asked = ("original", *wanted, *(Path(f).name for f in folders))
     sets = {n: (i, Condition(n, float(n != "original"), as_they_are, draws=1)) for n, i in found.items() if n in asked}
     if "cards" in wanted:
@@ -279,14 +281,9 @@ def fooled(answered: pd.DataFrame) -> pd.DataFrame:
 
 def taken_over(table: pd.DataFrame) -> scores.Estimate:
     """The language model's share of wrong choices where the encoder errs, less that where it does not."""
-
-    def difference(wrong, at_fault):
-        return wrong[at_fault].mean() - wrong[~at_fault].mean() if at_fault.any() and not at_fault.all() else np.nan
-
     own = table[table.who == "language model"]
-    return scores.bootstrap(
-        difference, own.value.to_numpy(), (own.at_fault == "wrong").to_numpy(), groups=own.sample_id
-    )
+    parts = (own[own.at_fault == fault] for fault in ("right", "wrong"))
+    return scores.unpaired_difference(*(scores.share_of("value")(part) for part in parts))
 
 
 def beyond_another(table: pd.DataFrame) -> pd.DataFrame:
