@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_images, tiny_model, token_model, token_pictures
+from tiny import Speaker, tiny_images, tiny_model, token_model, token_pictures
 
 import zsr_utils.experiments
 from zsr_utils import _cache, measure as loop
@@ -34,6 +34,7 @@ from zsr_utils.experiments import (
     adversarial_attacks,
     calibration,
     distribution_shifts,
+    language_interplay,
     out_of_distribution,
     pairs,
     prompt_sets,
@@ -84,6 +85,8 @@ CONTRACT = {
     "calibration": lambda net, images: [Condition("clean", 0.0, unchanged, calibration.logits)],
     "prompt_sets": lambda net, images: [replace(ORIGINAL, facts=prompt_sets.Asked(
         {p: Head(net.classifier(images.class_names, [p]), images.class_names) for p in ("{}", "a {}")}).facts)],
+    "language_interplay": lambda net, images: [Condition("silhouette", 1, language_interplay.as_they_are,
+        language_interplay.Asked(Speaker(), {"another": (net, head_of(net, images))}).facts)],
     "data_overlap": lambda net, images: [ORIGINAL, *corruptions(["contrast"], [2])],
     "adaptive_alignment": lambda net, images: [aligned(net, images, noise=8 / 255)],
 }  # fmt: skip

@@ -13,6 +13,7 @@ from PIL import Image
 from tabletop import KINDS, Scene, SceneDistribution
 from tabletop.captions import article, caption, claims
 from tabletop.data import NUDGES, SETTINGS, VALIDATION, overlap_twins, to_uint8
+from tabletop.dialogue import staged
 from tabletop.materials import COLORS, PATTERNS, SECOND_COLORS, TYPICAL_PATTERN
 from tabletop.render import render
 from tabletop.scene import HELD_OUT_KINDS
@@ -139,6 +140,21 @@ def tabletop_outside(number: int, seed: int) -> dict[str, Dataset]:
 def words_of_no_kind() -> tuple[str, ...]:
     """Words of this world that name no kind: colours, patterns, settings and further things."""
     return (*COLORS, *PATTERNS, *SETTINGS, "card", "box", "table")
+
+
+def asked_scenes(number: int, seed: int) -> tuple[Dataset, pd.DataFrame]:
+    """Scenes staged as for generative models, each with a card that names an absent kind, and what is true of them.
+
+    Returns: The pictures, and by sample id `kind`, `colour`, `pattern`, `count` and the card's `word`.
+    """
+    scenes, drawn = {}, replace(VALIDATION, yaw_range=80.0, card=1.0, true_card=0.0)
+    for k in range(number):
+        scene, rng = staged(drawn.draw(seed + 6, "test", k), seed, k), np.random.default_rng([seed, 18, k])
+        word = str(rng.choice([kind for kind in KINDS if kind not in (scene.kind, scene.second_kind)]))
+        scenes[f"asked/{k:05d}"] = replace(scene, card=word)
+    facts = {i: (s.kind, s.color, s.pattern, "two" if s.second_kind else "one", s.card) for i, s in scenes.items()}
+    columns = ["kind", "colour", "pattern", "count", "word"]
+    return rendered("asked scenes", scenes), pd.DataFrame.from_dict(facts, orient="index", columns=columns)
 
 
 def _surface(pattern: str, rng: np.random.Generator, size: int = 64) -> np.ndarray:

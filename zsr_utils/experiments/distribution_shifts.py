@@ -177,11 +177,12 @@ def examples(shifts: Mapping[str, Shift], images: Dataset) -> tuple[list, list[s
     return [next(iter(shown))[1] for shown, _ in first], [name.replace("_", " ") for _, name in first]
 
 
-def changed(study: Study, conditions: Sequence[Condition]) -> tuple[list, list[str]]:
-    """The first picture under some conditions, as the model sees it, with captions."""
-    net, head, sample = study.net, study.heads[study.name], study.images.samples[0]
-    clean = head.see(net, study.images.pixels([sample.sample_id], net.from_pil).to(net.device))
-    batch = Batch(net, head, [sample.sample_id], torch.tensor([sample.label]), clean)
+def changed(study: Study, conditions: Sequence[Condition], images: Dataset | None = None) -> tuple[list, list[str]]:
+    """The first picture, of other images where given, under some conditions as the model sees it, with captions."""
+    images, net, head = images or study.images, study.net, study.heads[study.name]
+    sample = images.samples[0]
+    clean = head.see(net, images.pixels([sample.sample_id], net.from_pil).to(net.device))
+    batch = Batch(net, head, [sample.sample_id], torch.tensor([sample.label]), clean, open=images.image)
     return [c.change(batch)[0].cpu() for c in conditions], [c.name.replace("_", " ") for c in conditions]
 
 
