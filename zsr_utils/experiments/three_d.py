@@ -14,7 +14,7 @@ from torchvision.transforms.functional import to_tensor
 
 from zsr_utils import scores
 from zsr_utils.conditions import WITHOUT_DEPTH, Condition, as_seen, in_depth, unchanged, without_depth
-from zsr_utils.datasets import Dataset, Pair, load_dataset, tabletop_surfaces
+from zsr_utils.datasets import Dataset, Pair, load_dataset, pairs_of, tabletop_surfaces
 from zsr_utils.experiments.distribution_shifts import changed
 from zsr_utils.models import Model
 from zsr_utils.study import Study
@@ -22,7 +22,9 @@ from zsr_utils.study import Study
 
 ANGLES = (0.0, 15.0, 45.0, 75.0, 105.0)
 # how far a match may be: in sides of the picture (of the box of the object), tokens, object heights (metres)
-TURNED, ALIKE, MEASURED = ({"side": 1 / 8, "tokens": 1, "world": 0.2}, {"box": 0.2}, {"side": 1 / 24, "tokens": 1})
+TURNED, ALIKE = {"side": 1 / 8, "tokens": 1, "world": 0.2}, {"box": 0.2}
+MEASURED = {"side 0.1": 0.1, "side 0.02": 0.02, "tokens": 1, "world 0.05": 0.05}
+UNITS = {"depth": "object heights", "normals": "degrees"}  # of what a probe reads
 MOST = 1000  # matches of a pair that count, those of the largest weight
 
 
@@ -80,28 +82,33 @@ def mean_errors(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def matches(net: Model, pairs: Iterable[Pair], near: Mapping[str, float], *, last: bool = True) -> pd.DataFrame:
+def matches(
+    nets: Mapping[str, Model], pairs: Iterable[Pair], near: Mapping[str, float], *, every_layer: Sequence[str] = ()
+) -> pd.DataFrame:
     """Tokens of a picture matched with those of another one by cosine.
 
     A query is a token of the first picture at whose middle (of key points: in which) there is a point that the second
     one shows too; its match is the token of the whole second picture that is nearest by cosine.
 
     Args:
-        near: How far a match may be, in `side` (of the picture), `box` (sides of the object's), `tokens` or `world`.
+        near: How far a match may be, by a name that begins with its unit: `side` (of the picture), `box` (sides of the
+            object's), `tokens` or `world`.
+        every_layer: Models of which all token layers are matched, and not only the last.
 
-    Returns: A row a query and token layer: `sample_id` (the scene), `angle`, `layer` (1 is the first block), `weight`
-        (of the ratio test), and for every reader and unit of `near` the chance of a match. `nearest token` is the best
+    Returns: A row a query, model and layer: `sample_id` (the scene), `angle`, `layer` (1 is the first block), `weight`
+        (of the ratio test), and for every reader and name of `near` the chance of a match. `nearest token` is the best
         that the grid allows, `same place` stays where the query was, `any token` guesses.
 
     Source: El Banani et al. (2024), whose recall this is; the three readers are this project's.
     """
     frames, known = [], {}
-    for pair in pairs:  # a picture is often that of the pair before
-        known = {n: known[n] if n in known else _grids(net, p) for n, p in zip(pair.names, pair.pictures)}
-        one, other = (known[n] for n in pair.names)
-        for layer, grids in list(enumerate(zip(one, other), 1))[-1 if last else 0 :]:
-            rows = _matched(*grids, pair, near)
-            frames.append(rows.assign(sample_id=pair.scene, pair=" ".join(pair.names), angle=pair.change, layer=layer))
+    for pair, (model, net) in product(pairs, nets.items()):
+        before = known.get(model, {})  # a picture is often that of the pair before
+        grids = {n: before[n] if n in before else _grids(net, p) for n, p in zip(pair.names, pair.pictures)}
+        known[model], (one, other) = grids, (grids[n] for n in pair.names)
+        for layer, both in list(enumerate(zip(one, other), 1))[0 if model in every_layer else -1 :]:
+            facts = {"sample_id": pair.scene, "pair": " ".join(pair.names), "angle": pair.change}
+            frames.append(_matched(*both, pair, near).assign(**facts, layer=layer, model=model))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -136,31 +143,39 @@ def _matched(one: torch.Tensor, other: torch.Tensor, pair: Pair, near: Mapping[s
     a, b = (F.normalize(v.reshape(r * c, -1).double(), dim=1) for v in (one, other))
     (best, second), (match, _) = (v.T.numpy() for v in (a[queries] @ b.T).topk(2, dim=1))
     found = {"weight": 1 - (1 - best) / np.maximum(1 - second, 1e-12)}
-    for unit, limit in near.items():
-        hits = distances[unit] <= limit
-        chosen = {"matched": match, "same place": queries, "nearest token": distances[unit].argmin(1)}
-        found |= {f"{unit}/{who}": hits[np.arange(len(hits)), of].astype(float) for who, of in chosen.items()}
-        found[f"{unit}/any token"] = hits.mean(1)
+    for name, limit in near.items():
+        apart = distances.get(name.split()[0], np.full_like(flat, np.nan))
+        hits = np.where(np.isnan(apart), np.nan, apart <= limit)
+        chosen = {"matched": match, "same place": queries, "nearest token": apart.argmin(1)}
+        found |= {f"{name}/{who}": hits[np.arange(len(hits)), of] for who, of in chosen.items()}
+        found[f"{name}/any token"] = hits.mean(1)
     return pd.DataFrame(found)
 
 
-def correspondences(study: Study, pairs: Sequence[Pair], near: Mapping[str, float], **keys: str) -> pd.DataFrame:
+def correspondences(study: Study, pairs: Iterable[Pair], near: Mapping[str, float], task: str) -> pd.DataFrame:
     """Matches of every model in long form: `space`, `reader`, `value`; those of the own model for every layer.
 
     Of every pair the `MOST` matches of the largest weight count; the `surest half` of them is a reader of its own.
     """
-    frames = []
-    for name, net in study.nets.items():
-        frames.append(matches(net, pairs, near, last=name != study.name).assign(model=name, **keys))
-    wide = pd.concat(frames, ignore_index=True).rename_axis("query").reset_index()
+    wide = matches(study.nets, pairs, near, every_layer=[study.name]).rename_axis("query").reset_index()
     of_pair = wide.groupby(["model", "layer", "pair"]).weight
     rank = of_pair.rank(ascending=False, method="first")
-    for unit in near:
-        wide[f"{unit}/surest half"] = wide[f"{unit}/matched"].where(rank <= of_pair.transform("size") / 2)
+    for name in near:
+        wide[f"{name}/surest half"] = wide[f"{name}/matched"].where(rank <= of_pair.transform("size") / 2)
     wide = wide[rank <= MOST].drop(columns=["weight", "pair"])
-    long = wide.melt(["query", "sample_id", "angle", "layer", "model", *keys], var_name="which").dropna(subset="value")
+    long = wide.melt(["query", "sample_id", "angle", "layer", "model"], var_name="which").dropna(subset="value")
     split = long.which.str.split("/", expand=True)
-    return study.keep_rows(long.assign(space=split[0], reader=split[1]).drop(columns="which"))
+    return study.keep_rows(long.assign(space=split[0], reader=split[1], task=task).drop(columns="which"))
+
+
+def photographs(study: Study, folder: str, number: int) -> tuple[pd.DataFrame, str]:
+    """Recall on pairs of photographs by space, reader and angle, and what was left out of them."""
+    left = {}
+    pairs = pairs_of(folder, number, study.parameters["seed"], left)
+    found = last_layer(correspondences(study, pairs, MEASURED, "measured"))
+    by = ["space", "reader", "angle"]
+    table = study.estimate(found, "measured/recall", scores.share_of("value"), by)
+    return table, ", ".join(f"{why} ({count:,})" for why, count in left.items() if count) or "nothing"
 
 
 def beyond_the_place(found: pd.DataFrame, by: Sequence[str] = ("model", "angle")) -> pd.DataFrame:
@@ -192,7 +207,7 @@ def probed(study: Study, split: str, number: int) -> pd.DataFrame:
 
     Returns: A row a picture of the chapter, model, `target` and `reader`, which sees the `place` of the token, the
         `token`, or `both`: `value` is the root mean square error of the `depth` over the picture, in object heights,
-        or the mean angle between the read `normal` and the true one, in degrees.
+        or the mean angle between the read `normals` and the true one, in degrees.
     """
     own, found = {s.sample_id for s in study.images.samples}, []
     whole = load_dataset(study.images.name, split=split)
@@ -208,10 +223,24 @@ def probed(study: Study, split: str, number: int) -> pd.DataFrame:
             normals = [v[..., 1:] / np.linalg.norm(v[..., 1:], axis=-1, keepdims=True) for v in (read, y_own)]
             angle = np.degrees(np.arccos((normals[0] * normals[1]).sum(-1).clip(-1, 1))).mean(1)
             ids = [s.sample_id for s in study.images.samples]
-            for target, value in (("depth", depth), ("normal", angle)):
+            for target, value in (("depth", depth), ("normals", angle)):
                 frame = {"sample_id": ids, "value": value, "reader": reader, "model": name, "target": target}
                 found.append(pd.DataFrame(frame))
     return pd.concat(found, ignore_index=True)
+
+
+def errors_of(study: Study, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Errors of `probed` by target: a table of every reader and model."""
+    return {
+        t: study.estimate(rows[rows.target == t], f"probe/{t}_error", scores.mean_of("value", unit), ["reader"])
+        for t, unit in UNITS.items()
+    }
+
+
+def tokens_add(rows: pd.DataFrame) -> pd.DataFrame:
+    """Error with token and place less that with the place alone, picture by picture, for every model and target."""
+    parts = [[rows[(rows.target == t) & (rows.reader == r)] for r in ("place", "both")] for t in UNITS]
+    return pd.concat([scores.paired_changes(*p, ["model", "target"], unit=u) for p, u in zip(parts, UNITS.values())])
 
 
 def _read(tokens: np.ndarray, reader: str) -> np.ndarray:
@@ -238,5 +267,6 @@ def in_words(table: pd.DataFrame, model: str, column: str, more: str, less: str)
     for verdict, words in (("more", more), ("less", less), ("undecided", "not decided")):
         if len(values := own[own.verdict == verdict][column]):
             names = ", ".join(f"{v:g}" if column == "angle" else v.replace("_", " ") for v in values)
-            parts.append(f"{words} {f'at {names} degrees' if column == 'angle' else f'under {names}'}")
+            where = {"angle": "at {} degrees", "target": "for {}"}.get(column, "under {}")
+            parts.append(f"{words} {where.format(names)}")
     return "; ".join(parts)
