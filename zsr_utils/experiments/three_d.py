@@ -1,5 +1,6 @@
 """Chapter 17: what a model makes of the third dimension, on scenes whose depth and geometry are known."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import to_tensor
 
 from zsr_utils import scores
-from zsr_utils.conditions import WITHOUT_DEPTH, Condition, as_seen, in_depth, unchanged, without_depth
+from zsr_utils.conditions import ORIGINAL, WITHOUT_DEPTH, Condition, as_seen, in_depth, unchanged, without_depth
 from zsr_utils.datasets import Dataset, Pair, load_dataset, pairs_of, tabletop_surfaces
 from zsr_utils.experiments.distribution_shifts import changed
 from zsr_utils.models import Model
@@ -42,16 +43,8 @@ def conditions(images: Dataset, split: str, severities: Sequence[int], depth: di
 
 
 def examples(study: Study, shown: Sequence[Condition]) -> tuple[list, list[str]]:
-    """The first picture under every corruption in its largest severity, by depth and flat side by side."""
-    last = {c.name: c for c in shown}
-    seen = dict(zip(last, changed(study, last.values())[0]))
-    x = study.images.pixels([study.images.samples[0].sample_id], study.net.from_pil)[0]
-    pictures, texts = [x], ["unchanged"]
-    for name in (name for name in seen if not name.endswith("_flat")):
-        flat = seen.get(f"{name}_flat")
-        pictures.append(seen[name] if flat is None else torch.cat([seen[name], flat], 2))
-        texts.append(name.replace("_", " ") + ("" if flat is None else "\nby depth | flat"))
-    return [np.asarray(picture) for picture in pictures], texts
+    """The first picture as it is and under every corruption in its largest severity."""
+    return changed(study, [ORIGINAL, *{c.name: c for c in shown}.values()])
 
 
 def labelled(rows: pd.DataFrame) -> pd.DataFrame:
@@ -95,9 +88,9 @@ def matches(
             object's), `tokens` or `world`.
         every_layer: Models of which all token layers are matched, and not only the last.
 
-    Returns: A row a query, model and layer: `sample_id` (the scene), `angle`, `layer` (1 is the first block), `weight`
-        (of the ratio test), and for every reader and name of `near` the chance of a match. `nearest token` is the best
-        that the grid allows, `same place` stays where the query was, `any token` guesses.
+    Returns: A row a query, model and `layer`: scene, `pair`, `angle`, `weight` (of the ratio test) and, by name of
+        `near` and reader, the chance of a match. `nearest token` is the best that the grid allows, `same place` stays
+        where the query was, `any token` guesses.
 
     Source: El Banani et al. (2024), whose recall this is; the three readers are this project's.
     """
@@ -170,11 +163,9 @@ def correspondences(study: Study, pairs: Iterable[Pair], near: Mapping[str, floa
 
 def photographs(study: Study, folder: str, number: int) -> tuple[pd.DataFrame, str]:
     """Recall on pairs of photographs by space, reader and angle, and what was left out of them."""
-    left = {}
-    pairs = pairs_of(folder, number, study.parameters["seed"], left)
+    pairs = pairs_of(folder, number, study.parameters["seed"], left := Counter())
     found = last_layer(correspondences(study, pairs, MEASURED, "measured"))
-    by = ["space", "reader", "angle"]
-    table = study.estimate(found, "measured/recall", scores.share_of("value"), by)
+    table = study.estimate(found, "measured/recall", scores.share_of("value"), ["space", "reader", "angle"])
     return table, ", ".join(f"{why} ({count:,})" for why, count in left.items() if count) or "nothing"
 
 
@@ -222,25 +213,20 @@ def probed(study: Study, split: str, number: int) -> pd.DataFrame:
             depth = np.sqrt(np.square(read - y_own)[..., 0].mean(1))
             normals = [v[..., 1:] / np.linalg.norm(v[..., 1:], axis=-1, keepdims=True) for v in (read, y_own)]
             angle = np.degrees(np.arccos((normals[0] * normals[1]).sum(-1).clip(-1, 1))).mean(1)
-            ids = [s.sample_id for s in study.images.samples]
-            for target, value in (("depth", depth), ("normals", angle)):
-                frame = {"sample_id": ids, "value": value, "reader": reader, "model": name, "target": target}
-                found.append(pd.DataFrame(frame))
-    return pd.concat(found, ignore_index=True)
+            frame = pd.DataFrame({"depth": depth, "normals": angle, "reader": reader, "model": name})
+            found.append(frame.assign(sample_id=[s.sample_id for s in study.images.samples]))
+    return pd.concat(found).melt(["sample_id", "reader", "model"], var_name="target")
 
 
-def errors_of(study: Study, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Errors of `probed` by target: a table of every reader and model."""
-    return {
-        t: study.estimate(rows[rows.target == t], f"probe/{t}_error", scores.mean_of("value", unit), ["reader"])
-        for t, unit in UNITS.items()
-    }
-
-
-def tokens_add(rows: pd.DataFrame) -> pd.DataFrame:
-    """Error with token and place less that with the place alone, picture by picture, for every model and target."""
-    parts = [[rows[(rows.target == t) & (rows.reader == r)] for r in ("place", "both")] for t in UNITS]
-    return pd.concat([scores.paired_changes(*p, ["model", "target"], unit=u) for p, u in zip(parts, UNITS.values())])
+def errors_of(study: Study, rows: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """Errors of `probed` by target, and what the token takes off the place's, picture by picture."""
+    read, added = {}, []
+    for what, unit in UNITS.items():
+        part = rows[rows.target == what]
+        read[what] = study.estimate(part, f"probe/{what}_error", scores.mean_of("value", unit), ["reader"])
+        both = (part[part.reader == reader] for reader in ("place", "both"))
+        added.append(scores.paired_changes(*both, ["model", "target"], unit=unit))
+    return read, study.keep(pd.concat(added), "probe/token_adds/{target}")
 
 
 def _read(tokens: np.ndarray, reader: str) -> np.ndarray:
