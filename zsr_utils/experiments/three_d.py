@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from PIL import Image
 from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import GroupShuffleSplit
 from torch.nn import functional as F
 from torchvision.transforms.functional import to_tensor
 
@@ -194,22 +195,20 @@ def files(study: Study, folder: str, severities: Sequence[int]) -> pd.DataFrame:
 
 
 def probed(study: Study, split: str, number: int) -> pd.DataFrame:
-    """What every token's patch shows, read by ridge regressions that were fitted on other pictures of the split.
+    """What every token's patch shows, read by linear regressions that were fitted on other pictures of the split.
 
-    Returns: A row a picture of the chapter, model, `target` and `reader`, which sees the `place` of the token, the
-        `token`, or `both`: `value` is the root mean square error of the `depth` over the picture, in object heights,
-        or the mean angle between the read `normals` and the true one, in degrees.
+    Returns: A row a picture of the chapter, model, `target` and `reader`, which sees the `place` of the token (and says
+        the mean there), the `token`, or `both`: `value` is the root mean square error of the `depth` over the picture,
+        in object heights, or the mean angle between the read `normals` and the true ones, in degrees.
     """
     own, found = {s.sample_id for s in study.images.samples}, []
     whole = load_dataset(study.images.name, split=split)
     fit = whole.only({s.sample_id for s in whole.samples} - own).subset(number, study.parameters["seed"])
     for name, net in study.nets.items():
         (x, y), (x_own, y_own) = (_tokens_and_truth(net, images, split) for images in (fit, study.images))
-        for reader in ("place", "token", "both"):
-            a, b = (_read(v, reader) for v in (x, x_own))
-            ridge = RidgeCV(np.logspace(-2, 4, 7), alpha_per_target=True)
-            ridge.fit(a.reshape(-1, a.shape[-1]), y.reshape(-1, y.shape[-1]))
-            read = ridge.predict(b.reshape(-1, b.shape[-1])).reshape(y_own.shape)
+        place, tokens = np.broadcast_to(y.mean(0), y_own.shape), _ridge(x, y, x_own)
+        both = place + _ridge(x - x.mean(0), y - y.mean(0), x_own - x.mean(0))
+        for reader, read in (("place", place), ("token", tokens), ("both", both)):
             depth = np.sqrt(np.square(read - y_own)[..., 0].mean(1))
             normals = [v[..., 1:] / np.linalg.norm(v[..., 1:], axis=-1, keepdims=True) for v in (read, y_own)]
             angle = np.degrees(np.arccos((normals[0] * normals[1]).sum(-1).clip(-1, 1))).mean(1)
@@ -229,10 +228,15 @@ def errors_of(study: Study, rows: pd.DataFrame) -> tuple[dict[str, pd.DataFrame]
     return read, study.keep(pd.concat(added), "probe/token_adds/{target}")
 
 
-def _read(tokens: np.ndarray, reader: str) -> np.ndarray:
-    """Tokens (n, t, c) as they are, the places that they have in the picture (n, t, t), or both."""
-    place = np.broadcast_to(np.eye(tokens.shape[1]), (*tokens.shape[:2], tokens.shape[1]))
-    return {"place": place, "token": tokens}[reader] if reader != "both" else np.concatenate([place, tokens], -1)
+def _ridge(x: np.ndarray, y: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """What other tokens (m, t, c) say by a regression of y (n, t, 4), depth and normals, on tokens (n, t, c)."""
+    pictures = np.repeat(np.arange(len(x)), x.shape[1])  # the penalty is chosen on pictures that were not seen
+    splits = list(GroupShuffleSplit(1, test_size=0.25, random_state=0).split(pictures, groups=pictures))
+    flat, found = x.reshape(-1, x.shape[-1]), []
+    for target in (y[..., :1], y[..., 1:]):
+        ridge = RidgeCV(np.logspace(0, 6, 7), cv=splits).fit(flat, target.reshape(len(flat), -1))
+        found.append(ridge.predict(other.reshape(-1, x.shape[-1])).reshape(*other.shape[:2], -1))
+    return np.concatenate(found, -1)
 
 
 def _tokens_and_truth(net: Model, images: Dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
