@@ -39,14 +39,18 @@ class Rendering:
         pixels: (N, 3, H, W) float32 in [0, 1], RGB.
         depth: (N, H, W) distance from the camera along each ray, in object heights.
         mask: (N, H, W) float32 coverage of the main object, 0 where a card or box hides it or there is none.
+        normal: (N, H, W, 3) unit normals of what is seen, +x right, +y up, +z out of the wall; only if asked for.
     """
 
     pixels: Tensor
     depth: Tensor
     mask: Tensor
+    normal: Tensor | None = None
 
 
-def render(scenes: Sequence[Scene], *, size: int = 64, batch_size: int = 256, device: str = "cpu") -> Rendering:
+def render(
+    scenes: Sequence[Scene], *, size: int = 64, batch_size: int = 256, device: str = "cpu", normals: bool = False
+) -> Rendering:
     """Render scenes at `size` x `size` pixels.
 
     The same scenes give the same pixels on any machine to within one grey level.
@@ -62,6 +66,7 @@ def render(scenes: Sequence[Scene], *, size: int = 64, batch_size: int = 256, de
         size: Width and height in pixels.
         batch_size: Scenes rendered at a time; bounds the memory.
         device: Where to render; the result stays there.
+        normals: Whether to give normals too, which take as much memory as the pixels.
 
     Raises:
         ValueError: If there is no scene or `size` is below 8.
@@ -71,8 +76,9 @@ def render(scenes: Sequence[Scene], *, size: int = 64, batch_size: int = 256, de
     if size < 8:
         raise ValueError(f"render: size is {size}, allowed is 8 or more.")
     batches = [scenes[i : i + batch_size] for i in range(0, len(scenes), batch_size)]
-    parts = [_render_batch(batch, size, torch.device(device)) for batch in batches]
-    return Rendering(*(torch.cat([getattr(p, f) for p in parts]) for f in ("pixels", "depth", "mask")))
+    parts = [_render_batch(batch, size, torch.device(device), normals) for batch in batches]
+    fields = ("pixels", "depth", "mask", *(["normal"] if normals else []))
+    return Rendering(*(torch.cat([getattr(p, f) for p in parts]) for f in fields))
 
 
 def _column(values, device) -> Tensor:
@@ -249,7 +255,7 @@ def _shadow(kind, origin, direction, near, far) -> Tensor:
 
 
 @torch.no_grad()
-def _render_batch(scenes: Sequence[Scene], size: int, device: torch.device) -> Rendering:
+def _render_batch(scenes: Sequence[Scene], size: int, device: torch.device, normals: bool) -> Rendering:
     n = len(scenes)
     eye, rays = camera(scenes, size, device)
     light = _light(scenes, device)
@@ -304,7 +310,8 @@ def _render_batch(scenes: Sequence[Scene], size: int, device: torch.device) -> R
     for foreground in (_occluder, _card):
         foreground(scenes, eye, rays, light, layers)
     styled = _stylise(scenes, layers, device)
-    return Rendering(styled.permute(0, 3, 1, 2).clamp(0, 1).contiguous(), layers["depth"], layers["mask"])
+    pixels = styled.permute(0, 3, 1, 2).clamp(0, 1).contiguous()
+    return Rendering(pixels, layers["depth"], layers["mask"], layers["normal"] if normals else None)
 
 
 def camera(scenes, size, device) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,10 @@ from zsr_utils.conditions._condition import (
     ORIGINAL, Batch, Condition, Head, Seen, drift_between, generator, made_before, margin_of, unchanged, unit_noise,
 )  # fmt: skip
 from zsr_utils.conditions._corruptions import (
-    CORRUPTIONS, NOISES, SEQUENCES, SEVERITIES, corruptions, published_size, sequences,
+    CORRUPTIONS, NOISES, SEQUENCES, SEVERITIES, WITHOUT_DEPTH, corruptions, published_size, sequences, without_depth,
 )  # fmt: skip
 from zsr_utils.conditions._cues import without_cue
-from zsr_utils.conditions._depth import STRENGTHS, corrupted, in_depth, transmission
+from zsr_utils.conditions._depth import STRENGTHS, as_seen, corrupted, in_depth, transmission
 from zsr_utils.conditions._families import PAPER, VARIANTS, Views, as_conditions, families
 from zsr_utils.conditions._geometry import Perturbation, View
 from zsr_utils.conditions._noise import gaussian_noise, random_control, rms, sizes

@@ -1,7 +1,7 @@
 """Corruptions that follow the depth of a scene, each beside one of the same mean strength that does not."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from torchvision.transforms import functional as TF
 from zsr_utils._text import one_of
 from zsr_utils.conditions._condition import Batch, Condition
 from zsr_utils.conditions._corruptions import SEVERITIES
+from zsr_utils.models import Model
 
 
 # by severity, for lengths in object heights: widths of an aperture, density of fog, light of a flash, ways of a camera
@@ -39,13 +40,17 @@ class InDepth:
     flat: bool = False
 
     def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
-        return self.shown(batch.pixels, batch.sample_ids)
+        known = [torch.as_tensor(np.asarray(self.depth[i]), dtype=torch.float32) for i in batch.sample_ids]
+        depth = torch.stack([as_seen(d[None], batch.net) for d in known])
+        return corrupted(batch.pixels, depth.to(batch.pixels), self.name, self.strength, flat=self.flat)
 
-    def shown(self, x: Float[Tensor, "n 3 h w"], sample_ids: Sequence[str]) -> Float[Tensor, "n 3 h w"]:
-        known = [torch.as_tensor(np.asarray(self.depth[i]), dtype=torch.float32) for i in sample_ids]
-        size = list(x.shape[-2:])
-        depth = torch.stack([d[None] if list(d.shape) == size else TF.resize(d[None], size) for d in known])
-        return corrupted(x, depth.to(x), self.name, self.strength, flat=self.flat)
+
+def as_seen(field: Float[Tensor, "*n c h w"], net: Model) -> Float[Tensor, "*n c s s"]:
+    """What is known of every pixel, brought to the part of the picture that a model sees, at its size."""
+    resize = net.preprocessing.get("resize", net.image_size)
+    if min(field.shape[-2:]) != resize:
+        field = TF.resize(field, resize)
+    return TF.center_crop(field, net.image_size)
 
 
 def in_depth(depth: Mapping[str, np.ndarray], severities=SEVERITIES, *, flat: bool = False) -> list[Condition]:
@@ -115,7 +120,7 @@ def transmission(depth: Tensor, density: float) -> Tensor:
 def _focused(x: Tensor, sigma: Float[Tensor, "n 1 h w"]) -> Tensor:
     """Every pixel blurred by its own sigma, in pixels: between two of a few Gaussian blurs."""
     unit = x.shape[-1] / 64
-    blurs = [TF.gaussian_blur(x, 2 * math.ceil(3 * s * unit) + 1, s * unit) if s else x for s in SIGMAS]
+    blurs = [_blurred(x, s * unit) if s else x for s in SIGMAS]
     total = torch.zeros_like(x)
     for k, blur in enumerate(blurs):
         below, here, above = (SIGMAS[j] * unit if 0 <= j < len(SIGMAS) else None for j in (k - 1, k, k + 1))
@@ -123,6 +128,12 @@ def _focused(x: Tensor, sigma: Float[Tensor, "n 1 h w"]) -> Tensor:
         down = torch.ones_like(sigma) if above is None else ((above - sigma) / (above - here)).clamp(0, 1)
         total += torch.minimum(up, down) * blur
     return total
+
+
+def _blurred(x: Tensor, sigma: float) -> Tensor:
+    """Rows first, then columns: torchvision's kernel of both is slow."""
+    reach = 2 * math.ceil(3 * sigma) + 1
+    return TF.gaussian_blur(TF.gaussian_blur(x, [reach, 1], sigma), [1, reach], sigma)
 
 
 def _averaged(x: Tensor, way: Float[Tensor, "n 2 h w"], shares) -> Tensor:

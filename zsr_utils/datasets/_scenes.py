@@ -17,10 +17,11 @@ from tabletop.dialogue import staged
 from tabletop.materials import COLORS, PATTERNS, SECOND_COLORS, TYPICAL_PATTERN
 from tabletop.render import render
 from tabletop.scene import HELD_OUT_KINDS
-from tabletop.views import seen_in, views
+from tabletop.views import Views, seen_in, views
 from zsr_utils._cache import digest, kept
 from zsr_utils.datasets._captioned import Captioned
 from zsr_utils.datasets._dataset import Dataset, Sample
+from zsr_utils.datasets._pairs import Pair
 from zsr_utils.datasets._rendered import rendered, renderer, tabletop_scenes
 
 
@@ -198,32 +199,43 @@ def _twins(config: dict) -> list:
     return overlap_twins(**found) if config["overlap"] else []
 
 
-def tabletop_depth(ids: Sequence[str], split: str = "validation") -> dict[str, np.ndarray]:
-    """True depth (64, 64) of pictures of a split, along every ray, in object heights."""
+def tabletop_surfaces(ids: Sequence[str], split: str = "validation") -> dict[str, np.ndarray]:
+    """What pictures of a split show: `depth` (n, 64, 64) along rays, in object heights; `normal` (n, 64, 64, 3)."""
     every = tabletop_scenes(split)
     scenes = [every[i] for i in ids]
-    depth = kept("depth", digest(scenes, renderer()), lambda: {"depth": render(scenes, size=64).depth.numpy()})["depth"]
-    return dict(zip(ids, depth))
+
+    def made() -> dict[str, np.ndarray]:
+        seen = render(scenes, size=64, normals=True)
+        return {"depth": seen.depth.numpy(), "normal": seen.normal.numpy()}
+
+    return kept("surfaces", digest(scenes, renderer()), made)
 
 
-def turned_views(number: int, angles: Sequence[float], seed: int) -> tuple[Dataset, dict[str, dict[float, tuple]]]:
-    """Scenes with their object turned by every angle, the first being 0, and where its points are seen then.
+def turned_views(number: int, angles: Sequence[float], seed: int) -> list[Pair]:
+    """Scenes, and the same with their object turned by every angle; points in object heights, on the object."""
+    first = [VALIDATION.draw(seed + 4, "test", k) for k in range(number)]
+    one = views(first)
+    found = [pair for a in angles for pair in _pairs(first, one, [replace(s, yaw=s.yaw + a) for s in first], a)]
+    return sorted(found, key=lambda pair: pair.scene)
 
-    Returns: The pictures, `view/<scene>/<angle>`, and by scene and angle, of every pixel of the object that both show:
-        x and y in the first picture and in the turned one (m, 2), and the point (m, 3); then the points of the object
-        that pixels of the turned picture show (64, 64, 3), not a number beside it.
-    """
-    drawn = [VALIDATION.draw(seed + 4, "test", k) for k in range(number)]
-    scenes = {a: [replace(s, yaw=s.yaw + a) for s in drawn] for a in angles}
-    seen, found = {a: views(of) for a, of in scenes.items()}, {}
-    first = seen[angles[0]]
-    ticks = np.stack(np.meshgrid(np.arange(64) + 0.5, np.arange(64) + 0.5), -1)
-    for k in range(number):
-        on = first.on_object[k]
-        for a in angles:
-            at, shown = seen_in(first.points[k][on], scenes[a][k], seen[a].rendering, k)
-            points = np.where(seen[a].on_object[k][..., None], seen[a].points[k], np.nan)
-            pair = ticks[on.numpy()][shown.numpy()], at[shown].numpy(), first.points[k][on][shown].numpy(), points
-            found.setdefault(f"{k:04d}", {})[a] = pair
-    pictures = {f"view/{k:04d}/{a:g}": s for a, of in scenes.items() for k, s in enumerate(of)}
-    return rendered("turned", pictures), found
+
+def alike_views(number: int, seed: int) -> list[Pair]:
+    """Scenes, and others with another object of the same kind: points are the same parts."""
+    first, other = ([VALIDATION.draw(seed + s, "test", k) for k in range(number)] for s in (4, 5))
+    return _pairs(first, views(first), [replace(b, kind=a.kind) for a, b in zip(first, other)])
+
+
+def _pairs(scenes: Sequence[Scene], one: Views, others: Sequence[Scene], change: float = 0.0) -> list[Pair]:
+    other, found = views(others), []
+    pictures = [[Image.fromarray(p) for p in to_uint8(v.rendering.pixels)] for v in (one, other)]
+    for k, (scene, to) in enumerate(zip(scenes, others)):
+        on, box = one.on_object[k], other.on_object[k].nonzero()
+        points = one.points[k][on] * to.size / scene.size
+        at, seen = seen_in(points, to, other.rendering, k)
+        shown = np.where(other.on_object[k][..., None], other.points[k], np.nan)
+        names = f"{k}", f"{k} {change:g}" if to != scene else f"{k}"
+        middles = (on.nonzero().flip(1)[seen].numpy() + 0.5) / 64
+        scale = (np.ptp(box.numpy(), axis=0).max() + 1) / 64 if len(box) else 1.0
+        known = middles, at[seen].numpy() / 64, change, points[seen].numpy(), shown, float(scale)
+        found.append(Pair(f"{k:04d}", names, (pictures[0][k], pictures[1][k]), *known))
+    return found
