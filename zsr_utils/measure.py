@@ -138,7 +138,7 @@ def measure(
     """
     one_of("detail", detail, DETAILS)
     _check(images, head, conditions, draws, batch_size)
-    embedded = embed(net, images, batch_size=batch_size)
+    embedded = embed(net, images, batch_size=batch_size) if head.embeds else _listed(images)
     if embedded.labels.max() >= len(head.class_names):
         raise ValueError(f"label {embedded.labels.max()} has no name among {len(head.class_names)} class names.")
 
@@ -172,14 +172,16 @@ def _batches(net, images, head, embedded, conditions, detail, seed, batch_size, 
     """The unchanged images, from a batch on; where no pixel is looked at, none is decoded."""
     position = {sample_id: i for i, sample_id in enumerate(embedded.sample_ids)}
     of = getattr(images, "image", None)
-    looked_at = any(c.change is not unchanged for c in conditions)
+    looked_at = not head.embeds or any(c.change is not unchanged for c in conditions)
     stored = Pixels(list(embedded.sample_ids), embedded.labels, torch.empty(len(position), 0))
     for ids, pixels, labels in (images if looked_at else stored).batches(net.from_pil, batch_size, start=start):
-        rows = [position[i] for i in ids]
-        features = torch.from_numpy(embedded.features[rows])
         pixels = pixels.to(net.device)
-        grids = head.see(net, pixels, detail=detail).grids if detail != "answers" and ids else ()
-        clean = Seen(pixels, features.double(), head.scores(net, features), grids)
+        if head.embeds:
+            features = torch.from_numpy(embedded.features[[position[i] for i in ids]])
+            grids = head.see(net, pixels, ids, detail=detail).grids if detail != "answers" and ids else ()
+            clean = Seen(pixels, features.double(), head.scores(net, features), grids)
+        else:
+            clean = head.see(net, pixels, ids, detail=detail)
         yield Batch(net, head, ids, labels, clean, seed=seed, open=of)
 
 
@@ -223,29 +225,32 @@ def _rows(condition: Condition, batch: Batch, detail: str) -> pd.DataFrame:
         "clean_margin": margin_of(seen.logits, clean).numpy(),
         "drift": drift_between(batch.clean.features, seen.features).numpy(),
     }
-    facts = pd.DataFrame(condition.facts(batch, seen), index=range(len(batch)))
+    facts = pd.DataFrame(batch.head.facts(batch, seen) | condition.facts(batch, seen), index=range(len(batch)))
     nullable = {name: NULLABLE[kind.kind] for name, kind in facts.dtypes.items() if kind.kind in NULLABLE}
     return pd.DataFrame(columns).join(facts.astype(nullable))
 
 
 def _see(batch: Batch, pixels: Tensor, detail: str) -> Seen:
     """A pass of changed images; one that did not change is taken as it was."""
-    seen = batch.head.see(batch.net, pixels, detail=detail)
+    seen = batch.head.see(batch.net, pixels, batch.sample_ids, detail=detail)
     wrong = ~seen.features.isfinite().all(1)
     if wrong.any():
         first = batch.sample_ids[int(wrong.nonzero()[0])]
         raise FloatingPointError(f"{batch.net.name}: the embedding of {first!r} is not finite.")
     # A network's arithmetic differs in the last digit between batches, and a drift of 0 has to be 0, not the 1e-14 that
     # a rank statistic would take for a signal.
+    if pixels.shape != batch.pixels.shape:
+        return seen
     same = (pixels == batch.pixels).flatten(1).all(1).cpu()
-    mine, its = ([s.features, s.logits, *s.grids] for s in (seen, batch.clean))
+    mine, its = ([s.features, s.logits, *s.grids, *s.further.values()] for s in (seen, batch.clean))
     for values, unchanged_values in zip(mine, its):
         values[same] = unchanged_values[same]
     return seen
 
 
 def _check_pixels(pixels: Tensor, condition: Condition, batch: Batch) -> None:
-    if pixels.shape != batch.pixels.shape:
+    own_size = batch.net.image_size is None  # such a model takes views of other sizes as they are
+    if pixels.shape[: 2 if own_size else 4] != batch.pixels.shape[: 2 if own_size else 4]:
         shapes = tuple(pixels.shape), tuple(batch.pixels.shape)
         raise ValueError(f"Condition {condition.name!r} gives pixels of shape {shapes[0]}, allowed is {shapes[1]}.")
     wrong = ~((pixels >= -RANGE) & (pixels <= 1 + RANGE)).flatten(1).all(1)  # NaN compares as false
@@ -254,6 +259,14 @@ def _check_pixels(pixels: Tensor, condition: Condition, batch: Batch) -> None:
         low, high = (float(v) for v in pixels[first].aminmax())
         what = f"Condition {condition.name!r} with severity {condition.severity:g} gives {batch.sample_ids[first]!r}"
         raise ValueError(f"{what} pixels from {low:.4g} to {high:.4g}, allowed is [0, 1].")
+
+
+def _listed(images: Dataset | Pixels) -> Embedded:
+    """The samples without embeddings, for a head that needs none."""
+    if isinstance(images, Pixels):
+        return Embedded(np.array(images.sample_ids), np.asarray(images.labels), np.empty((len(images), 0)))
+    ids, labels = zip(*((sample.sample_id, sample.label) for sample in images.samples))
+    return Embedded(np.array(ids), np.array(labels), np.empty((len(ids), 0)))
 
 
 def _before(embedded: Embedded, conditions, draws: int, batch_size: int, start: int) -> int:

@@ -12,10 +12,10 @@ import pandas as pd
 from markupsafe import Markup
 
 from zsr_utils._text import markdown, unknown
-from zsr_utils.conditions import Condition, Head
-from zsr_utils.datasets import Dataset, imagenet_classes, imagenet_templates, load_dataset
+from zsr_utils.conditions import Condition, Head, OptionHead
+from zsr_utils.datasets import Dataset, Questions, imagenet_classes, imagenet_templates, load_dataset
 from zsr_utils.measure import Embedded, Pixels, embed, measure
-from zsr_utils.models import Model, SupervisedModel, load_model, seed_everything
+from zsr_utils.models import Model, SupervisedModel, load_model, load_vlm, seed_everything
 from zsr_utils.parameters import DEFAULTS, check_parameters
 from zsr_utils.prompts import prompt_set
 from zsr_utils.records import Run, parameters
@@ -29,10 +29,11 @@ OWN_PROMPTS = "own prompts of the data set"
 class Study:
     """Models, images and prompts of one notebook, and the numbers that it makes of them.
 
-    `nets` are model handles by name, the chapter's own first, and `heads` by the same names who answers.
+    `nets` are model handles by name, the chapter's own first, and `heads` by the same names who answers; generative
+    models have none before they are asked something.
     """
 
-    def __init__(self, notebook: str, given: Mapping, *, images: int = 2, **least: float):
+    def __init__(self, notebook: str, given: Mapping, *, images: int = 2, generative: bool = False, **least: float):
         self.parameters = DEFAULTS | dict(given)
         check_parameters(self.parameters, **least)
         p = self.parameters
@@ -46,13 +47,18 @@ class Study:
             if n < least:
                 raise ValueError(f"{self.images.name} has {n} of the {least} {what} that {notebook} needs at least.")
         options = {"device": p["device"], "precision": p["precision"]}
-        self.nets: dict[str, Model] = {name: load_model(*address, **options) for name, address in wanted.items()}
+        if generative and (tagged := [name for name, (_, tag) in wanted.items() if tag]):
+            raise ValueError(f"{tagged[0]!r} names weights, but generative models bring their own: allowed is a name.")
+        self.nets: dict[str, Model] = {
+            name: load_vlm(name, **options) if generative else load_model(*address, **options)
+            for name, address in wanted.items()
+        }
         for (name, tag), net in zip(wanted.values(), self.nets.values()):
             if tag and net.trained_on:
                 raise ValueError(f"pretrained is {tag!r}, but {name} brings its own weights: allowed is ''.")
         self.run = Run(notebook, self.net, self.images, **given)
-        self.templates = self._prompts(p["prompts"])
-        self.heads = {name: self.head(net) for name, net in self.nets.items()}
+        self.templates = () if generative else self._prompts(p["prompts"])
+        self.heads = {} if generative else {name: self.head(net) for name, net in self.nets.items()}
         self._rows: list[pd.DataFrame] = []
         self._numbers: dict[str, str] = {}  # what was to be called so, by the names of numbers
         pd.set_option("display.html.use_mathjax", False)  # a dollar in a table is one
@@ -117,7 +123,7 @@ class Study:
         Args:
             conditions: Or a function that makes them for a model, such as those of its own aligned images.
             images, prompts: In place of the chapter's data set and prompt set (or `OWN_PROMPTS`, or templates). The
-                classes of such images are the answers then.
+                classes of such images are the answers then, or the options of such questions.
             merged: As for `head`.
             keep: Whether the rows are among those that the chapter leaves behind.
             options: `draws` and `detail`, as `measure.measure` takes them.
@@ -129,11 +135,14 @@ class Study:
             shown = conditions(net) if callable(conditions) else conditions
             asked = getattr(images, "class_names", self.names)
             other = templates or merged is not None or asked != self.names
-            head = self.head(net, templates, asked, merged=merged) if other else self.heads[name]
+            if isinstance(images, Questions):
+                head = OptionHead({s.sample_id: images.asked[s.sample_id] for s in images.samples})
+            else:
+                head = self.head(net, templates, asked, merged=merged) if other else self.heads[name]
+            size = self.parameters["batch_size"] if net.image_size else 1  # pictures of their own size pass alone
             rows = measure(
-                net, images or self.images, head, shown,
-                seed=self.parameters["seed"], batch_size=self.parameters["batch_size"], **options,
-            )  # fmt: skip
+                net, images or self.images, head, shown, seed=self.parameters["seed"], batch_size=size, **options
+            )
             frames.append(rows.assign(model=name))
         rows = pd.concat(frames, ignore_index=True)
         return self.keep_rows(rows) if keep else rows
@@ -243,18 +252,21 @@ class _Recorded(dict):
         return self._numbers[name]
 
 
-def open_study(notebook: str, namespace: Mapping, *, images: int = 2, **least: float) -> Study:
+def open_study(
+    notebook: str, namespace: Mapping, *, images: int = 2, generative: bool = False, **least: float
+) -> Study:
     """Open the study of a notebook: `study = zsr.open_study("01-zero-shot-baseline", globals())`.
 
     Args:
         namespace: Holds the notebook's variables after the `parameters` cell, which are checked before anything is
             loaded.
+        generative: Whether its models are generative ones, by the names that `load_vlm` takes.
         images, least: How many images the chapter needs, and the least value of single parameters.
 
     Raises: ValueError for a parameter outside its range, by its name, and for a data set with fewer images or classes
         than needed.
     """
-    return Study(notebook, parameters(dict(namespace)), images=images, **least)
+    return Study(notebook, parameters(dict(namespace)), images=images, generative=generative, **least)
 
 
 def _plain(value) -> str:

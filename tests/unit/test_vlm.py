@@ -42,7 +42,7 @@ def test_scores_of_a_cached_context_are_those_of_the_whole_conversation_in_one_p
     (first, second), (lengths, _) = vlm.score(IMAGES, [prompt] * 2, [options] * 2)
     for image, scores in zip(IMAGES, (first, second)):
         for option, score, length in zip(options, scores, lengths):
-            context, suffix = vlm._inputs([image], prompt), vlm._suffix(prompt, option)
+            context, suffix = vlm._inputs([image], [prompt]), vlm._suffix(prompt, option)
             whole = context | {"input_ids": torch.cat([context["input_ids"], suffix[None]], 1)}
             whole["attention_mask"] = torch.ones_like(whole["input_ids"])
             if "mm_token_type_ids" in context:
@@ -56,10 +56,26 @@ def test_scores_of_a_cached_context_are_those_of_the_whole_conversation_in_one_p
 
 @every_class
 @torch.no_grad()
+def test_questions_about_one_picture_share_its_pass_and_are_answered_as_alone(vlm_of, name):
+    vlm, prompts, options = vlm_of(name), ["what is it?", "what's that", "who is it?"], [["mug", "a long bottle"]] * 3
+    shown = [IMAGES[0], IMAGES[1], IMAGES[0]]
+    together = vlm.read(shown, prompts, options)
+    for row, (image, prompt) in enumerate(zip(shown, prompts)):
+        alone = vlm.read([image], [prompt], options[:1])
+        torch.testing.assert_close(together.scores[row], alone.scores[0], atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(together.state[row], alone.state[0], atol=1e-4, rtol=1e-4)
+        best = options[0][int(alone.scores[0].argmax())]
+        torch.testing.assert_close(
+            alone.answer_state, vlm.answer_state([image], [prompt], [best]), atol=1e-4, rtol=1e-4
+        )
+
+
+@every_class
+@torch.no_grad()
 def test_states_and_tokens_have_their_places(vlm_of, name):
     vlm = vlm_of(name)
     state = vlm.state(IMAGES[:1], ["what is it?"])
-    passed = vlm._context([IMAGES[0]], "what is it?", output_hidden_states=True)
+    passed = vlm._context([IMAGES[0]], ["what is it?"], output_hidden_states=True)
     torch.testing.assert_close(state, passed.hidden_states[-1][:, -1])
     answer = vlm.answer_state(IMAGES[:1], ["what is it?"], ["mug"])
     assert answer.shape == state.shape and not torch.equal(answer, state)
@@ -120,7 +136,7 @@ def test_a_template_without_the_image_is_refused(vlm_of, monkeypatch):
     vlm = vlm_of(FAST)
     monkeypatch.setattr(vlm.processor, "chat_template", "{% for m in messages %}{{ m.content[1].text }}{% endfor %}")
     with pytest.raises(ValueError, match="puts no image token into the prompt"):
-        vlm.state(IMAGES[:1], ["q"])
+        vlm.state(IMAGES[:1], ["not asked before"])
 
 
 @pytest.mark.slow

@@ -16,4 +16,5 @@ from zsr_utils.conditions._depth import STRENGTHS, corrupted, in_depth, transmis
 from zsr_utils.conditions._families import PAPER, VARIANTS, Views, as_conditions, families
 from zsr_utils.conditions._geometry import Perturbation, View
 from zsr_utils.conditions._noise import gaussian_noise, random_control, rms, sizes
+from zsr_utils.conditions._questions import OptionHead, Spoken
 from zsr_utils.conditions._steps import Settings

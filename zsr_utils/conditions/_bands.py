@@ -141,13 +141,12 @@ class Band:
     def _descent(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
         """The change before clipping: in the band and in the ball."""
         images, answers = batch.pixels, batch.clean.predictions.to(batch.pixels.device)[:, None]
-        weights = batch.head.weights.to(images.device)
         radius = self.rms / 255 * images[0].numel() ** 0.5
         delta = torch.zeros_like(images)
         for step in range(self.steps):
             shown = (images + delta).clamp(0, 1).requires_grad_(True)
             with torch.enable_grad():
-                logits = batch.net.logits(shown, weights)
+                logits = batch.head.logits(batch.net, shown, batch.sample_ids).to(images)
                 # log (1 - p) / p, without the difference 1 - p that float32 loses
                 odds = logits.scatter(1, answers, -torch.inf).logsumexp(1) - logits.gather(1, answers)[:, 0]
                 (gradient,) = torch.autograd.grad(odds.sum(), shown)

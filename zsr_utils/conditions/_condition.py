@@ -24,6 +24,7 @@ class Seen:
     features: Float[Tensor, "n d"]  # raw embeddings
     logits: Float[Tensor, "n k"]
     grids: tuple[Float[Tensor, "n rows columns c"], ...] = ()  # float32, after every block or the last; if asked for
+    further: Mapping[str, Tensor] = field(default_factory=dict)  # what a head keeps beside, (n, ...) each
 
     @property
     def predictions(self) -> Int[Tensor, "n"]:
@@ -32,19 +33,22 @@ class Seen:
     def rows(self, chosen: Int[Tensor, "m"]) -> "Seen":
         """Some of the images."""
         pixels, grids = self.pixels[chosen.to(self.pixels.device)], tuple(g[chosen] for g in self.grids)
-        return Seen(pixels, self.features[chosen], self.logits[chosen], grids)
+        further = {name: values[chosen] for name, values in self.further.items()}
+        return Seen(pixels, self.features[chosen], self.logits[chosen], grids, further)
 
 
 @dataclass(frozen=True)
 class Head:
     """Who answers: a zero-shot classifier, or the head a supervised network was trained with.
 
-    A model that answers otherwise, such as one that scores option texts, brings its own `see`.
+    A model that answers otherwise, such as one that scores option texts (`OptionHead`), has a head of the same shape.
     """
 
     weights: Float[Tensor, "k d"]  # rows of `Model.classifier`
     class_names: tuple[str, ...]  # K
     merged: tuple[tuple[int, ...], ...] = ()  # rows of each class, K, where a class is several of them
+
+    embeds = True  # whether the embedding of an image is all that its answer needs
 
     def __post_init__(self):
         if len(self.class_names) < 2:
@@ -53,8 +57,22 @@ class Head:
         if rows != len(self.class_names):
             raise ValueError(f"classifier has {rows} rows, there are {len(self.class_names)} class names.")
 
+    def names_of(self, sample_id: str) -> Sequence[str]:
+        """What may be answered to a sample."""
+        return self.class_names
+
+    def facts(self, batch: "Batch", seen: Seen) -> dict:
+        """Columns that the rows of every condition get."""
+        return {}
+
+    def logits(self, net: Model, pixels: Float[Tensor, "n 3 h w"], ids: Sequence[str]) -> Float[Tensor, "n k"]:
+        """Logits of some samples, differentiable in the pixels; of merged classes those of the rows."""
+        return net.logits(pixels, self.weights.to(pixels.device))
+
     @torch.no_grad()
-    def see(self, net: Model, pixels: Float[Tensor, "n 3 h w"], *, detail: str = "answers") -> Seen:
+    def see(
+        self, net: Model, pixels: Float[Tensor, "n 3 h w"], ids: Sequence[str] = (), *, detail: str = "answers"
+    ) -> Seen:
         """One pass of some images; `detail` is `answers`, `tokens` (the last grid too) or `layers` (every grid)."""
         features, grids = (net.encode_image(pixels), []) if detail == "answers" else net.encode_layers(pixels)
         shown = grids if detail == "layers" else grids[-1:]

@@ -92,8 +92,8 @@ class Views:
     further: Callable[[Batch, Seen, list[View], Perturbation], dict] | None = None  # facts beside the usual ones
 
     def views(self, batch: Batch) -> list[View]:
-        perturbation, names = self.perturbations[batch.draw], batch.head.class_names
-        named = [[names[k] for k in labels] for labels in self._words(batch)]
+        perturbation, names = self.perturbations[batch.draw], batch.head.names_of
+        named = [[names(i)[k] for k in labels] for i, labels in zip(batch.sample_ids, self._words(batch))]
         return [perturbation(p, sample_id=i, words=w) for p, i, w in zip(batch.pictures, batch.sample_ids, named)]
 
     def change(self, batch: Batch) -> Float[Tensor, "n 3 h w"]:
@@ -108,8 +108,8 @@ class Views:
     def _words(self, batch: Batch) -> list[list[int]]:
         if self.perturbations[0].family not in OVERLAYS:
             return [[] for _ in batch.sample_ids]
-        answers, n = batch.clean.predictions.tolist(), len(batch.head.class_names)
-        return [other_classes(i, answer, n, batch.seed) for i, answer in zip(batch.sample_ids, answers)]
+        asked = [(i, len(batch.head.names_of(i))) for i in batch.sample_ids]
+        return [other_classes(i, k, n, batch.seed) for (i, n), k in zip(asked, batch.clean.predictions.tolist())]
 
 
 def as_conditions(perturbations: Sequence[Perturbation], further: Callable | None = None) -> list[Condition]:

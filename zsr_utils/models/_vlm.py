@@ -5,16 +5,20 @@ close the turn included; the context is passed once for all answers.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torchvision.transforms import functional as TF
 
 from zsr_utils._text import one_of, read_yaml, unknown
-from zsr_utils.models._handle import PRECISIONS, Model, fingerprint_of
+from zsr_utils.models._handle import PRECISIONS, Model, Preprocess, fingerprint_of
 from zsr_utils.models._openclip import ModelUnavailable
 from zsr_utils.models._registry import load_model, resolve_device
 from zsr_utils.models._tabletop import embedded_vlms, vlm_folder
@@ -27,6 +31,17 @@ ENCODERS = {
 }
 BASE_FIRST = ("llava_onevision", "llava_next")  # tiles of a picture follow its whole
 TILED = ("smolvlm", "idefics3")  # and here they stand before it
+LONGEST = 1024  # side of a picture of its own size, in pixels, as Wani et al. (2026) have it
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a generative model makes of n questions with options."""
+
+    scores: list[Float[Tensor, "k"]]  # summed log-likelihoods of the options, nats
+    lengths: list[Int[Tensor, "k"]]  # in tokens
+    state: Float[Tensor, "n d"]  # last layer at the last token of the context
+    answer_state: Float[Tensor, "n d"]  # its mean over the tokens of the likeliest option
 
 
 class VisionLanguageModel(nn.Module):
@@ -35,21 +50,29 @@ class VisionLanguageModel(nn.Module):
     All calls take one prompt a picture, and are differentiable in the pictures but for `answer`.
 
     Attributes:
+        image_size: Side of its square input, where it has one size for all; else None, and pictures keep their own.
+        from_pil: From a picture to pixels in [0, 1]: the model's own resize and crop, or its own size with the longest
+            side at most 1024.
         encoder: The handle of its own image tower where that is a CLIP model, else None.
         fingerprint: sha256 over weights, config and chat template, as hexadecimal digits.
     """
 
-    def __init__(self, net: nn.Module, processor, *, name: str, precision: str = "fp32", encoder: Model | None = None):
+    pretrained, activation, note = None, "", ""  # as of `Model`, for the records
+
+    def __init__(
+        self, net: nn.Module, processor, *, name: str, precision: str = "fp32", encoder: Model | None = None,
+        trained_on: str | None = None,
+    ):  # fmt: skip
         super().__init__()
         if not (template := getattr(processor, "chat_template", None) or processor.tokenizer.chat_template):
             raise ValueError(f"{name} has no chat template, so that no question can be put to it.")
-        self.net, self.processor, self.name, self.precision = (
-            net.eval().requires_grad_(False),
-            processor,
-            name,
-            precision,
-        )
-        self.encoder, self.kind = encoder, net.config.model_type
+        self.net, self.processor = net.eval().requires_grad_(False), processor
+        self.name, self.precision, self.encoder, self.kind = name, precision, encoder, net.config.model_type
+        self.trained_on, self.image_size = trained_on, _square(processor)
+        settings = {"image_size": self.image_size, "longest": LONGEST}
+        self.from_pil = Preprocess(partial(_pixels, self.image_size), self.image_size, self.image_size and settings)
+        self.preprocessing = settings
+        self._rendered, self._suffix = lru_cache(2**16)(self._rendered), lru_cache(2**16)(self._suffix)
         self.chat_template = hashlib.sha256(str(template).encode()).hexdigest()
         self.fingerprint = fingerprint_of(net, {"config": net.config.to_dict(), "chat_template": self.chat_template})
         self.net.to(PRECISIONS[precision])
@@ -63,58 +86,66 @@ class VisionLanguageModel(nn.Module):
         """Tokens that fit its context."""
         return self.net.config.get_text_config().max_position_embeddings
 
-    def score(
-        self, images: Sequence[Tensor], prompts: Sequence[str], options: Sequence[Sequence[str]]
-    ) -> tuple[list[Float[Tensor, "k"]], list[Int[Tensor, "k"]]]:
-        """Log-likelihoods in nats of every option after its picture and prompt, and their lengths in tokens.
+    def read(self, images: Sequence[Tensor], prompts: Sequence[str], options: Sequence[Sequence[str]]) -> "Read":
+        """Every option after its picture and prompt, and what the model holds meanwhile, from the same passes.
 
         Raises: ValueError for an option that is empty or there twice, for none, and for what does not fit the context.
         """
         for own in options:
             if not own or not all(o.strip() for o in own) or len(set(own)) < len(own):
                 raise ValueError(f"options are {list(own)!r}, allowed are one or more different texts, none empty.")
-        scores, lengths = [None] * len(images), [None] * len(images)
-        keys = [(tuple(image.shape), prompt, tuple(own)) for image, prompt, own in zip(images, prompts, options)]
-        for (_, prompt, own), rows in _alike(keys):
-            found, lengths_ = self._likelihoods([images[r] for r in rows], prompt, own)
-            for row, values in zip(rows, found):
-                scores[row], lengths[row] = values, lengths_
-        return scores, lengths
+        scores, lengths, states, answers = ([None] * len(images) for _ in range(4))
+        for rows in self._alike(images, prompts, [len(own) for own in options]):
+            passed = self._context([images[r] for r in rows], [prompts[r] for r in rows], output_hidden_states=True)
+            state = passed.hidden_states[-1][:, -1].float().cpu()
+            found = self._after(passed, [[self._suffix(prompts[r], o) for o in options[r]] for r in rows])
+            for row, context, sums, counts, means in zip(rows, state, *found):
+                scores[row], lengths[row], states[row], answers[row] = sums, counts, context, means[sums.argmax()]
+        return Read(scores, lengths, torch.stack(states), torch.stack(answers))
+
+    def score(
+        self, images: Sequence[Tensor], prompts: Sequence[str], options: Sequence[Sequence[str]]
+    ) -> tuple[list[Float[Tensor, "k"]], list[Int[Tensor, "k"]]]:
+        """Log-likelihoods in nats of every option after its picture and prompt, and their lengths in tokens."""
+        found = self.read(images, prompts, options)
+        return found.scores, found.lengths
 
     def state(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Last layer at the last token of the context, generation prompt included."""
-        found = [
-            self._context([i], p, output_hidden_states=True).hidden_states[-1][:, -1] for i, p in zip(images, prompts)
-        ]
-        return torch.cat(found).float()
+        found = [None] * len(images)
+        for rows in self._alike(images, prompts):
+            passed = self._context([images[r] for r in rows], [prompts[r] for r in rows], output_hidden_states=True)
+            for row, state in zip(rows, passed.hidden_states[-1][:, -1]):
+                found[row] = state
+        return torch.stack(found).float()
 
     def answer_state(
         self, images: Sequence[Tensor], prompts: Sequence[str], answers: Sequence[str]
     ) -> Float[Tensor, "n d"]:
         """Mean of the last layer over an answer's tokens, those that close the turn included."""
-        found = []
-        for image, prompt, answer in zip(images, prompts, answers):
-            passed = self._context([image], prompt, use_cache=True)
-            ids = self._suffix(prompt, answer)[None].to(self.device)
-            after = self.net(input_ids=ids, past_key_values=passed.past_key_values, output_hidden_states=True)
-            found.append(after.hidden_states[-1].mean(1))
-        return torch.cat(found).float()
+        found = [None] * len(images)
+        for rows in self._alike(images, prompts):
+            passed = self._context([images[r] for r in rows], [prompts[r] for r in rows])
+            _, _, means = self._after(passed, [[self._suffix(prompts[r], answers[r])] for r in rows])
+            for row, mean in zip(rows, means):
+                found[row] = mean[0]
+        return torch.stack(found)
 
     @torch.no_grad()
     def answer(self, images: Sequence[Tensor], prompts: Sequence[str], *, max_new_tokens: int = 32) -> list[str]:
         """What the model says, decoded greedily."""
-        said, words = [], self.processor.tokenizer
-        for image, prompt in zip(images, prompts):
-            inputs = self._inputs([image], prompt)
-            ids = self.net.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=words.pad_token_id
-            )
-            said.append(words.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+        said, words = [""] * len(images), self.processor.tokenizer
+        for rows in self._alike(images, prompts):
+            inputs = self._inputs([images[r] for r in rows], [prompts[r] for r in rows])
+            options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": words.pad_token_id}
+            ids = self.net.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+            for row, text in zip(rows, words.batch_decode(ids, skip_special_tokens=True)):
+                said[row] = text.strip()
         return said
 
     def image_tokens(self, images: Sequence[Tensor]) -> list[Float[Tensor, "h w c"]]:
         """What the language model gets of every picture: the grid of the whole picture, without tiles of it."""
-        return [self._grid(self._inputs([image], "")) for image in images]
+        return [self._grid(self._inputs([image], [""])) for image in images]
 
     def _grid(self, inputs: dict) -> Tensor:
         own = {k: v for k, v in inputs.items() if k.startswith(("pixel", "image_"))}
@@ -129,40 +160,67 @@ class VisionLanguageModel(nn.Module):
         chosen = tokens[-rows * columns :] if self.kind in TILED else tokens[: rows * columns]
         return chosen.reshape(rows, columns, -1).float()
 
-    def _likelihoods(self, images: list[Tensor], prompt: str, options: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(n, K) log-likelihoods, and the K lengths: one pass of the contexts, one of all options.
+    def _alike(self, images: Sequence[Tensor], prompts: Sequence[str], *further: Sequence) -> list[list[int]]:
+        """Rows that pass together: pictures of one size with contexts of one length, so that nothing is padded."""
+        found: dict[tuple, list[int]] = {}
+        for row, key in enumerate(zip((tuple(i.shape) for i in images), map(self._length, prompts), *further)):
+            found.setdefault(key, []).append(row)
+        return list(found.values())
 
-        Options are padded behind, without a mask: what follows an answer cannot reach back in a causal model, and
+    def _length(self, prompt: str) -> int:
+        """Tokens of a context, its picture counted as one."""
+        return len(self.processor.tokenizer(self._rendered(prompt), add_special_tokens=False).input_ids)
+
+    def _after(self, passed, suffixes: list[list[Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-likelihoods (n, K), lengths (n, K) and mean states (n, K, D) of K answers after each of n contexts.
+
+        Answers are padded behind, without a mask: what follows an answer cannot reach back in a causal model, and
         models with positions in three dimensions refuse a mask here.
         """
-        passed = self._context(images, prompt, use_cache=True)
-        suffixes = [self._suffix(prompt, option) for option in options]
-        lengths = torch.tensor([len(s) for s in suffixes])
-        ids = pad_sequence(suffixes, batch_first=True).repeat(len(images), 1).to(self.device)
+        n, k = len(suffixes), len(suffixes[0])
+        every = [suffix for own in suffixes for suffix in own]
+        ids = pad_sequence(every, batch_first=True).to(self.device)
+        lengths = torch.tensor([len(suffix) for suffix in every], device=self.device)
         cache = passed.past_key_values
-        cache.batch_repeat_interleave(len(options))
-        after = self.net(input_ids=ids, past_key_values=cache).logits[:, :-1]
-        first = passed.logits[:, -1:].repeat_interleave(len(options), 0)
-        each = torch.cat([first, after], 1).float().log_softmax(-1).gather(2, ids[..., None])[..., 0]
-        kept = torch.arange(ids.shape[1]) < lengths.repeat(len(images))[:, None]
-        return (each * kept.to(each)).sum(1).view(len(images), -1).cpu(), lengths
+        cache.batch_repeat_interleave(k)
+        after = self.net(input_ids=ids, past_key_values=cache, output_hidden_states=True)
+        first = passed.logits[:, -1:].repeat_interleave(k, 0)
+        each = torch.cat([first, after.logits[:, :-1]], 1).float().log_softmax(-1).gather(2, ids[..., None])[..., 0]
+        kept = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
+        means = (after.hidden_states[-1].float() * kept[..., None]).sum(1) / lengths[:, None]
+        return (each * kept).sum(1).view(n, k).cpu(), lengths.view(n, k).cpu(), means.view(n, k, -1).cpu()
 
-    def _context(self, images: list[Tensor], prompt: str, **options):
-        """One pass of pictures with one prompt, up to where the answer begins."""
-        inputs = self._inputs(images, prompt)
+    def _context(self, images: list[Tensor], prompts: list[str], **options):
+        """One pass of pictures with prompts of one length, up to where the answers begin.
+
+        Questions about one picture share the pass of it and of what stands before it.
+        """
+        options |= {"logits_to_keep": 1, "use_cache": True}
+        keys = [image.detach().cpu().numpy().tobytes() for image in images]
+        shown = [keys.index(key) for key in dict.fromkeys(keys)]
+        inputs = self._inputs([images[r] for r in shown], [prompts[r] for r in shown])
         if (length := inputs["input_ids"].shape[1]) > self.longest:
             raise ValueError(f"{self.name}: a context of {length} tokens, allowed are {self.longest}.")
-        return self.net(**inputs, logits_to_keep=1, **options)
+        if len(shown) == len(images):
+            return self.net(**inputs, **options)
+        rests = [self._rendered(prompt).rpartition(self.processor.image_token)[2] for prompt in prompts]
+        ids = torch.tensor(self.processor.tokenizer(rests, add_special_tokens=False).input_ids, device=self.device)
+        before = length - ids.shape[1]
+        begun = {k: v[:, :before] if v.shape[:2] == (len(shown), length) else v for k, v in inputs.items()}
+        cache = self.net(**begun, **options | {"output_hidden_states": False}).past_key_values
+        place = {keys[row]: k for k, row in enumerate(shown)}
+        cache.batch_select_indices(torch.tensor([place[key] for key in keys], device=self.device))
+        return self.net(input_ids=ids, past_key_values=cache, **options)
 
-    def _inputs(self, images: list[Tensor], prompt: str) -> dict:
-        text, words = self._rendered(prompt), self.processor.tokenizer
-        if self.processor.image_token not in text:
+    def _inputs(self, images: list[Tensor], prompts: list[str]) -> dict:
+        texts, words = [self._rendered(prompt) for prompt in prompts], self.processor.tokenizer
+        if not all(self.processor.image_token in text for text in texts):
             raise ValueError(f"{self.name}: its chat template puts no image token into the prompt.")
-        begun = bool(words.bos_token) and text.startswith(words.bos_token)  # the template may say it, or the tokenizer
-        nested = [[image] for image in images] if self.kind in TILED else images
+        begun = bool(words.bos_token) and texts[0].startswith(words.bos_token)  # said by the template or the tokenizer
+        nested = [[image] for image in images] if self.kind in TILED else list(images)
         inputs = self.processor(
-            images=nested, text=[text] * len(images), return_tensors="pt",
-            images_kwargs={"do_rescale": False}, add_special_tokens=not begun,
+            images=nested, text=texts, return_tensors="pt", images_kwargs={"do_rescale": False},
+            add_special_tokens=not begun,
         )  # fmt: skip
         inputs = {k: v.to(self.device) for k, v in inputs.items()}
         return {k: v.to(PRECISIONS[self.precision]) if v.is_floating_point() else v for k, v in inputs.items()}
@@ -212,12 +270,21 @@ def load_vlm(name: str, device: str = "auto", precision: str = "fp32") -> Vision
         raise ModelUnavailable(f"{name} cannot be loaded: {str(error).splitlines()[0]}") from error
     address = (read_yaml(folder / "training.yaml")["tower"], None) if folder else ENCODERS.get(name)
     encoder = load_model(*address, device=device, precision=precision) if address else None
-    return VisionLanguageModel(net, processor, name=name, precision=precision, encoder=encoder).to(where)
+    trained_on = "tabletop" if folder else None
+    made = VisionLanguageModel(net, processor, name=name, precision=precision, encoder=encoder, trained_on=trained_on)
+    return made.to(where)
 
 
-def _alike(keys: Sequence) -> Iterator[tuple[tuple, list[int]]]:
-    """Equal keys with the rows that have them, in order of their first."""
-    found: dict[tuple, list[int]] = {}
-    for row, key in enumerate(keys):
-        found.setdefault(key, []).append(row)
-    yield from found.items()
+def _square(processor) -> int | None:
+    """Side of the square that the processor makes of every picture, if it does."""
+    images = processor.image_processor
+    crop = getattr(images, "crop_size", None) if getattr(images, "do_center_crop", False) else None
+    return crop["height"] if crop else None
+
+
+def _pixels(size: int | None, image: Image.Image) -> Float[Tensor, "3 h w"]:
+    if size:
+        return TF.to_tensor(TF.center_crop(TF.resize(image, size, TF.InterpolationMode.BICUBIC), size))
+    if max(image.size) > LONGEST:
+        image = ImageOps.contain(image, (LONGEST, LONGEST), Image.Resampling.BICUBIC)
+    return TF.to_tensor(image)
