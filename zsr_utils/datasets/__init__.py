@@ -8,7 +8,9 @@ from zsr_utils.datasets._download import DownloadError, download
 from zsr_utils.datasets._embedded import reading_doses, tabletop_factors, tabletop_splits, tabletop_words
 from zsr_utils.datasets._imagenet import FACTORS, imagenet_templates, imagenet_x
 from zsr_utils.datasets._names import imagenet_classes
-from zsr_utils.datasets._questions import Question, Questions
+from zsr_utils.datasets._questions import (
+    YES_NO, Question, Questions, choices, prior_questions, question_file, yes_or_no,
+)  # fmt: skip
 from zsr_utils.datasets._published import PUBLISHED_IMAGES, claims, published, published_accuracy
 from zsr_utils.datasets._rendered import blank_cards, rendered, tabletop_scenes, typical_patterns
 from zsr_utils.datasets._scenes import (
