@@ -97,8 +97,8 @@ def picture_of(sample_id: str) -> str:
 
 
 def by_picture(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with the picture in place of the question, the unit that is resampled."""
-    return rows.assign(sample_id=rows.sample_id.map(picture_of))
+    """Rows with the picture, the unit that is resampled, in place of the question, which stays as `asked`."""
+    return rows.assign(sample_id=rows.sample_id.map(picture_of), asked=rows.sample_id)
 
 
 def changed(rows: pd.DataFrame) -> pd.DataFrame:
@@ -253,8 +253,9 @@ def towards_blank(rows: pd.DataFrame, blank: str = "white") -> pd.DataFrame:
     """
     p = _probabilities(rows)
     yes_no = p.shape[1] == 2
-    at = pd.DataFrame(p, index=rows.sample_id)
-    clean, other = (at[(rows.condition == c).to_numpy()].loc[rows.sample_id].to_numpy() for c in ("original", blank))
+    ids = rows.asked if "asked" in rows else rows.sample_id
+    at = pd.DataFrame(p, index=ids)
+    clean, other = (at[(rows.condition == c).to_numpy()].loc[ids].to_numpy() for c in ("original", blank))
     if yes_no:
         margin, clean, other = (np.log(v[:, 0] / v[:, 1]) for v in (p, clean, other))
         way, gone = clean - other, clean - margin
