@@ -32,6 +32,7 @@ from zsr_utils.conditions.alignment import Settings
 from zsr_utils.datasets import Dataset, Sample
 from zsr_utils.experiments import (
     adversarial_attacks,
+    answer_stability,
     calibration,
     distribution_shifts,
     out_of_distribution,
@@ -84,6 +85,7 @@ CONTRACT = {
     "calibration": lambda net, images: [Condition("clean", 0.0, unchanged, calibration.logits)],
     "prompt_sets": lambda net, images: [replace(ORIGINAL, facts=prompt_sets.Asked(
         {p: Head(net.classifier(images.class_names, [p]), images.class_names) for p in ("{}", "a {}")}).facts)],
+    "answer_stability": lambda net, images: answer_stability.blanks(net, images),
     "data_overlap": lambda net, images: [ORIGINAL, *corruptions(["contrast"], [2])],
     "adaptive_alignment": lambda net, images: [aligned(net, images, noise=8 / 255)],
 }  # fmt: skip

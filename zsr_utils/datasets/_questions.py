@@ -25,6 +25,7 @@ from zsr_utils.datasets._rendered import rendered, tabletop_scenes
 
 YES_NO = ("Yes", "No")
 REGIMES = ("mcq", "open", "text_mcq")
+SHORT = 256  # letters: a text below is a name and no picture
 FILES = (".tsv", ".parquet", ".json", ".jsonl")
 ASKED = {"what": "what is it?", "colour": "what colour is the {}?", "pattern": "which pattern has the {}?"}
 
@@ -105,8 +106,9 @@ def _chosen(answer: str, pool: Iterable[str], rng: np.random.Generator, most: in
 def choices(images: Dataset, *, seed: int = 0) -> Questions:
     """A question of at most four options about every picture, in the regime `mcq`.
 
-    Of the scenes of `tabletop`, staged with what usually goes together (`staged_scenes`), kind, colour and pattern are
-    asked in turn; of other pictures what it is, the other options being names of other classes.
+    Of the scenes of `tabletop`, staged with what usually goes together (`staged_scenes`), it is the kind, the colour of
+    the second object where there is one, and twice as often the pattern; of other pictures what it is, the other
+    options being names of other classes.
     """
     if isinstance(images, Questions):
         return images.put("mcq")
@@ -117,13 +119,14 @@ def choices(images: Dataset, *, seed: int = 0) -> Questions:
         i, rng = sample.sample_id, np.random.default_rng([seed, crc32(sample.sample_id.encode())])
         topic, answer, pool = "what", images.class_names[sample.label], images.class_names
         if scene := scenes.get(i):
-            topic = ("what", "colour", "pattern")[k % 3]
-            answer, pool = {
-                "what": (scene.kind, [kind for kind in KINDS if kind != scene.second_kind]),
-                "colour": (scene.color, COLORS), "pattern": (scene.pattern, PATTERNS),
-            }[topic]  # fmt: skip
+            topic, second = ("pattern", "what", "pattern", "colour")[k % 4], scene.second_kind
+            answer, pool, name = {
+                "what": (scene.kind, [kind for kind in KINDS if kind != second], scene.kind),
+                "colour": (scene.second_color if second else scene.color, COLORS, second or scene.kind),
+                "pattern": (scene.pattern, PATTERNS, scene.kind),
+            }[topic]
         options, right = _chosen(answer, pool, rng)
-        text = ASKED[topic].format(scene.kind if scene else "")
+        text = ASKED[topic].format(name if scene else "")
         rows.append((i, topic, Question.put("mcq", text, options, topic), right))
     return Questions.about("mcq", pictures, rows)
 
@@ -209,8 +212,8 @@ def question_file(path: Path, limit: int = 0) -> Questions:
         text = str(row.get("question", row.get("text", ""))).replace("<image 1>", "").strip()
         options, right = _options(row)
         picture = row.get("image", row.get("image_1"))
-        picture = known.get(str(picture), picture)
-        found = _picture(picture, folders)
+        shown = picture if isinstance(picture, str) and len(picture) < SHORT else name
+        found = _picture(known.get(shown, picture), folders)
         reasons = {
             "questions about several pictures": "<image 2>" in text or not _missing(row.get("image_2")),
             "questions without options": len(options) < 2,
@@ -221,7 +224,6 @@ def question_file(path: Path, limit: int = 0) -> Questions:
         if why := next((why for why, holds in reasons.items() if holds), None):
             left.add(why, name)
             continue
-        shown = picture if isinstance(picture, str) and len(picture) < 256 else name
         samples[shown] = Sample(shown, 0, *found)
         if found[1] is None:
             held.append(digest(found[0].args[0]))
@@ -272,7 +274,7 @@ def _picture(value, folders: Iterable[Path]) -> tuple | None:
         return partial(open_bytes, value), None
     if not isinstance(value, str) or not value:
         return None
-    if len(value) < 256:
+    if len(value) < SHORT:
         path = next((folder / value for folder in folders if (folder / value).is_file()), None)
         return path and (partial(open_file, str(path)), (str(path), 0, -1))
     try:

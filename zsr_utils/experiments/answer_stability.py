@@ -6,6 +6,7 @@ without looking.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ from zsr_utils.study import Study
 
 
 FEW = ("scale", "rotation", "text_semantic", "text_empty")  # families of the smaller measurements
+CHANNELS = ("scale", "rotation", "text_semantic")
 TOKENS = ("translation", "scale_pad", "rotation", "text_semantic", "text_empty")
 BLANKS = ("white", "grey", "mean")
 WAYS = ("right_to_right", "right_to_wrong", "wrong_to_right", "wrong_to_wrong")
@@ -108,9 +110,10 @@ def changed(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(**dict(zip(WAYS, (was & now, was & ~now, ~was & now, ~was & ~now))))
 
 
-def on_blanks(rows: pd.DataFrame) -> pd.DataFrame:
-    """Yes/no questions about blank pictures, with whether the answer is `yes`."""
-    return rows[rows.condition.isin(BLANKS)].assign(yes=lambda r: r.prediction == 0)
+def on_blanks(rows: pd.DataFrame, questions: Questions) -> pd.DataFrame:
+    """Yes/no questions about blank pictures, with whether the answer is `yes`; the unit is a question's text."""
+    rows = rows[rows.condition.isin(BLANKS)]
+    return rows.assign(yes=rows.prediction == 0, sample_id=[questions.asked[i].text for i in rows.asked])
 
 
 def accuracy_changes(rows: pd.DataFrame, by: str = "family") -> pd.DataFrame:
@@ -165,15 +168,15 @@ def controls(study: Study, questions: Questions, rows: pd.DataFrame, orders: int
 def channels(study: Study, questions: Questions, draws: int, **options) -> pd.DataFrame:
     """Drift of the five channels over the distance to other pictures under the same question.
 
-    Columns `channel`, `answers` (`all`, or `same`: the option stays, and for what is said the whole text) and
-    `quantity` (`ratio`, or `cohens_d` of drift less distance over images), and those of an estimate.
+    Columns `family` (`any` is all of them), `channel`, `answers` (`all`, or `same`: the option stays, and for what is
+    said the whole text), `quantity` (`ratio`, or `cohens_d` of drift less distance over images), and an estimate.
 
     Source: Wani et al. (2026), whose averages hold all answers and whose control changes the question, too.
     """
     rows = {}
     for regime in ("mcq", "open"):
         put = questions.put(regime)
-        shown = [*views(put, FEW, further="spoken", **options), others(put, draws, study.parameters["seed"])]
+        shown = [*views(put, CHANNELS, further="spoken", **options), others(put, draws, study.parameters["seed"])]
         rows[regime] = study.measure(shown, images=put, models=[study.name], keep=False)
     wanted = [
         ("ctx_open", "open", "drift"), ("ctx_mcq", "mcq", "drift"), ("ans_open", "open", "drift_said"),
@@ -185,11 +188,12 @@ def channels(study: Study, questions: Questions, draws: int, **options) -> pd.Da
         other = part[part.condition == "other_picture"].groupby("sample_id").drift.mean()
         part = part[part.family.notna()]
         same = part.same_said.astype(bool) if column == "drift_said" else part.prediction == part.clean_prediction
-        for answers, kept in (("all", part), ("same", part[same])):
+        for family, (answers, kept) in product(("any", *CHANNELS), (("all", part), ("same", part[same]))):
+            kept = kept if family == "any" else kept[kept.family == family]
             both = pd.concat([kept.groupby("sample_id").drift.mean(), other], axis=1, join="inner").to_numpy().T
             for quantity, statistic, unit in (("ratio", _ratio, "fraction"), ("cohens_d", cohens_d, "1")):
-                estimate = scores.bootstrap(statistic, *both, unit=unit)
-                found.append({"channel": channel, "answers": answers, "quantity": quantity, **vars(estimate)})
+                what = {"family": family, "channel": channel, "answers": answers, "quantity": quantity}
+                found.append(what | vars(scores.bootstrap(statistic, *both, unit=unit)))
     return pd.DataFrame(found)
 
 
@@ -222,8 +226,8 @@ def yes_no_scores(rows: pd.DataFrame) -> pd.DataFrame:
     """POPE's numbers, yes being positive, of original pictures and of views: columns `quantity`, `pictures`."""
     statistics = {
         "accuracy": lambda s, t: (s == t).mean(), "precision": lambda s, t: t[s].mean() if s.any() else np.nan,
-        "recall": lambda s, t: s[t].mean(), "f1": lambda s, t: 2 * (s & t).sum() / max(1, s.sum() + t.sum()),
-        "false_positives": lambda s, t: s[~t].mean(), "yes_rate": lambda s, t: s.mean(),
+        "recall": lambda s, t: s[t].mean() if t.any() else np.nan, "f1": lambda s, t: 2 * (s & t).sum() / max(1, s.sum() + t.sum()),
+        "false_positives": lambda s, t: s[~t].mean() if not t.all() else np.nan, "yes_rate": lambda s, t: s.mean(),
     }  # fmt: skip
     found = []
     for pictures, part in (("original", rows[rows.condition == "original"]), ("views", rows[rows.family.notna()])):
@@ -309,7 +313,7 @@ def agreement(table: pd.DataFrame) -> scores.Estimate:
 def beside(rows: pd.DataFrame, column: str, own: str) -> pd.DataFrame:
     """Accuracy and flip rate less those of one value of a column, on the same views, by `quantity` and that column."""
     found = []
-    hits = {"accuracy": rows.prediction == rows.label, "ifr": rows.prediction != rows.clean_prediction}
+    hits = {"accuracy": rows.prediction == rows.label, "flips": rows.prediction != rows.clean_prediction}
     for quantity, hit in hits.items():
         table = rows.assign(value=hit.astype(float), quantity=quantity)
         mine, rest = table[table[column] == own], table[table[column] != own]
@@ -328,14 +332,14 @@ def in_regimes(study: Study, questions: Questions, rows: pd.DataFrame, **options
     return every[every.family.isin(FEW)]
 
 
-def in_words(table: pd.DataFrame, more: str, less: str) -> str:
+def in_words(table: pd.DataFrame, more: str, less: str, none: str = "none") -> str:
     """The lines of a table of paired changes by what is decided of them."""
     said = []
     for verdict, words in (("more", more), ("less", less), ("undecided", "not decided")):
         part = table[table.verdict == verdict]
         lines = [f"{row.label} ({scores.estimate_of(row):points})" for row in part.itertuples()]
         said += [f"{words}: {', '.join(lines)}"] if lines else []
-    return "; ".join(said) or "nothing was compared"
+    return "; ".join(said) or none
 
 
 def examples(*sets: Questions, number: int = 3) -> tuple[list[Image.Image], list[str]]:
