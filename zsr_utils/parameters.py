@@ -15,14 +15,15 @@ DEFAULTS = {
 RULES = (
     ("0 or more", lambda v: v >= 0, "annotated budget_pairs budgets classes few_pairs limit number seed split_seed"),
     ("1 or more", lambda v: v >= 1,
-     "adaptive_draws adaptive_pairs anchors answers asked_images attack_steps attacked_images band_images batch_size "
-     "border_images budget_steps candidates copies corruption_images descent_steps draws family_images family_scenes "
-     "few_classes filters fitted max_steps model_pairs noisy_images observed ordinary outside_images pairs patterns "
-     "per_class per_image per_pair pool queries resamples scenes searches sequence_images shift_images shown spectra "
-     "starts steps targets test_images training_images variant_images views"),
+     "adaptive_draws adaptive_pairs anchors answers asked_images attack_steps attacked_images band_images "
+     "batch_size border_images budget_steps candidates copies corruption_images descent_steps draws family_images "
+     "family_scenes few_classes filters fitted max_steps model_pairs noisy_images observed orders ordinary "
+     "outside_images pairs patterns per_class per_image per_pair pool queries resamples scenes searches "
+     "sequence_images shift_images shown spectra starts steps targets test_images training_images variant_images "
+     "views"),
     ("above 1", lambda v: v > 1, "numbers_of_classes resolutions tiles"),
     ("0 to below 1", lambda v: 0 <= v < 1, "momentum surface"),
-    ("3 or more", lambda v: v >= 3, "cloud cloud_images compared fewest probes strongest"),
+    ("3 or more", lambda v: v >= 3, "channel_images cloud cloud_images compared fewest probes strongest"),
     ("above 0", lambda v: v > 0,
      "adaptive_times attack_rms blurs descent_step sigma sigmas sizes temperature temperatures"),
     ("above 0 and below 1", lambda v: 0 < v < 1,

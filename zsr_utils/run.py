@@ -96,7 +96,7 @@ def check_addresses(given: Iterable[dict]) -> None:
     for dataset, split in {(p["dataset"], p.get("split", "validation")) for p in given if p["dataset"] != "tabletop"}:
         from zsr_utils.datasets import load_dataset
 
-        load_dataset(dataset, split)
+        load_dataset(dataset, split, limit=1)
 
 
 def from_here(parameters: dict) -> dict:

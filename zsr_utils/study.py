@@ -29,8 +29,9 @@ OWN_PROMPTS = "own prompts of the data set"
 class Study:
     """Models, images and prompts of one notebook, and the numbers that it makes of them.
 
-    `nets` are model handles by name, the chapter's own first, and `heads` by the same names who answers; generative
-    models have none before they are asked something.
+    `nets` are model handles by name, the chapter's own first, and `heads` by the same names who answers. A generative
+    study is of its `language_models`, which have no head before they are asked something; its results lie where those
+    of the book's model do.
     """
 
     def __init__(self, notebook: str, given: Mapping, *, images: int = 2, generative: bool = False, **least: float):
@@ -40,6 +41,7 @@ class Study:
         seed_everything(p["seed"])
         own = f"{p['model']}@{p['pretrained']}" if p["pretrained"] else p["model"]
         wanted = {own: (p["model"], p["pretrained"])} | {name: name.partition("@")[::2] for name in p["models"]}
+        wanted = dict.fromkeys(p["language_models"], ("", "")) if generative else wanted
         self.images: Dataset = load_dataset(
             p["dataset"], split=p["split"], classes=p["classes"], ids=p["ids"], limit=p["limit"], seed=p["seed"]
         )
@@ -47,8 +49,6 @@ class Study:
             if n < least:
                 raise ValueError(f"{self.images.name} has {n} of the {least} {what} that {notebook} needs at least.")
         options = {"device": p["device"], "precision": p["precision"]}
-        if generative and (tagged := [name for name, (_, tag) in wanted.items() if tag]):
-            raise ValueError(f"{tagged[0]!r} names weights, but generative models bring their own: allowed is a name.")
         self.nets: dict[str, Model] = {
             name: load_vlm(name, **options) if generative else load_model(*address, **options)
             for name, address in wanted.items()
@@ -251,7 +251,8 @@ def open_study(
     """Open the study of a notebook: `study = zsr.open_study("01-zero-shot-baseline", globals())`.
 
     The notebook's variables are checked before anything is loaded; `images` and `least` are how many images the chapter
-    needs, and the least value of single parameters. With `generative`, models are those that `load_vlm` takes.
+    needs, and the least value of single parameters. With `generative`, its models are `language_models`, by the names
+    that `load_vlm` takes, in place of `model`.
 
     Raises: ValueError for a parameter outside its range, and for a data set with fewer images or classes than needed.
     """

@@ -67,7 +67,7 @@ def test_only_the_registries_of_models_and_data_sets_reach_into_tabletop():
         for path in (ROOT / "zsr_utils").rglob("*.py")
         if any(m.split(".")[0] == "tabletop" for m in imports(path))
     }
-    scenes = {"zsr_utils/datasets/_rendered.py", "zsr_utils/datasets/_scenes.py"}
+    scenes = {f"zsr_utils/datasets/_{name}.py" for name in ("rendered", "scenes", "questions")}
     assert users == {"zsr_utils/models/_tabletop.py", *scenes}
 
 

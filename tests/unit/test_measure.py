@@ -32,6 +32,7 @@ from zsr_utils.conditions.alignment import Settings
 from zsr_utils.datasets import Dataset, Sample
 from zsr_utils.experiments import (
     adversarial_attacks,
+    answer_stability,
     calibration,
     distribution_shifts,
     language_interplay,
@@ -87,6 +88,7 @@ CONTRACT = {
         {p: Head(net.classifier(images.class_names, [p]), images.class_names) for p in ("{}", "a {}")}).facts)],
     "language_interplay": lambda net, images: [Condition("silhouette", 1, language_interplay.as_they_are,
         language_interplay.Asked(Speaker(), {"another": (net, head_of(net, images))}).facts)],
+    "answer_stability": lambda net, images: answer_stability.blanks(net, images),
     "data_overlap": lambda net, images: [ORIGINAL, *corruptions(["contrast"], [2])],
     "adaptive_alignment": lambda net, images: [aligned(net, images, noise=8 / 255)],
 }  # fmt: skip

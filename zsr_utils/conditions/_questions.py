@@ -82,7 +82,7 @@ class Spoken:
     max_new_tokens: int = 32
 
     @torch.no_grad()
-    def facts(self, batch: Batch, seen: Seen) -> dict:
+    def facts(self, batch: Batch, seen: Seen, *_) -> dict:
         if "spoken" not in batch.memo:
             batch.memo["spoken"] = self._heard(batch, batch.pixels)
         clean, state = batch.memo["spoken"]

@@ -10,7 +10,9 @@ from zsr_utils.datasets._imagenet import FACTORS, imagenet_templates, imagenet_x
 from zsr_utils.datasets._names import imagenet_classes
 from zsr_utils.datasets._pairs import Pair, pairs_of
 from zsr_utils.datasets._published import PUBLISHED_IMAGES, published, published_accuracy
-from zsr_utils.datasets._questions import Question, Questions
+from zsr_utils.datasets._questions import (
+    YES_NO, Question, Questions, choices, prior_questions, question_file, yes_or_no,
+)  # fmt: skip
 from zsr_utils.datasets._rendered import blank_cards, rendered, tabletop_scenes
 from zsr_utils.datasets._scenes import (
     alike_views, asked_scenes, captioned_scenes, changed_words, hard_scenes, near_duplicates, pretraining_part,

@@ -14,6 +14,7 @@ from zsr_utils.datasets._embedded import tabletop
 from zsr_utils.datasets._folders import folder_dataset, readable
 from zsr_utils.datasets._imagenet import imagenet, objectnet
 from zsr_utils.datasets._names import read_lines
+from zsr_utils.datasets._questions import FILES, question_file
 from zsr_utils.datasets._webdataset import is_webdataset, webdataset
 
 
@@ -35,7 +36,8 @@ def load_dataset(
               in the layout of CLIP_benchmark;
             - a folder with one sub-folder of images a class (a WordNet id is translated), such folders in a folder
               a split, or `labels.csv` (columns `file` and `label`, a name or an index) beside the images, or a
-              webdataset. `classes.txt`, a name a line, sets the order of the classes, also of ones without images.
+              webdataset. `classes.txt`, a name a line, sets the order of the classes, also of ones without images;
+            - a file of questions about pictures (`question_file`), of which `limit` takes the first ones.
         split: `validation`, whatever the authors call the images to evaluate on, or `train` where a data set has
             it; folders and webdatasets with splits also take the name on disk, such as `test`. For `imagenet-c` a
             corruption and a severity, such as `gaussian_noise/3`; for `tabletop` also `tabletop_splits()`.
@@ -45,6 +47,8 @@ def load_dataset(
 
     Raises: ValueError for an unknown name, split, class, id or layout; FileNotFoundError where files are not there.
     """
+    if (path := Path(name_or_folder)).suffix in FILES and path.is_file():
+        return question_file(path, limit or 0)
     dataset = _whole(str(name_or_folder), split, () if isinstance(classes, int) else classes)
     if ids:
         dataset = dataset.only(_listed(ids))

@@ -49,11 +49,11 @@ def views(names: Sequence[str] | None = None, *, detail: str = "layers", **optio
 def token_facts(batch: Batch, seen: Seen, shown: list[View], perturbation: Perturbation, *, layers: bool) -> dict:
     """Energies and spectra of the token grid of some views; see `views`."""
     before, after = batch.clean.grids[-1].numpy(), seen.grids[-1].numpy()
-    size = after.shape[1:3]
+    size, was = after.shape[1:3], before.shape[1:3]
     facts = {
         "clean_energy": scores.dirichlet_energy(before),
         "energy": scores.dirichlet_energy(after),
-        "clean_energy_content": scores.dirichlet_energy(before, _original(batch.net, [v.kept for v in shown], size)),
+        "clean_energy_content": scores.dirichlet_energy(before, _original(batch.net, [v.kept for v in shown], was)),
         "energy_content": scores.dirichlet_energy(after, _original(batch.net, [v.content for v in shown], size)),
     }
     for which, grid in (("clean_energy", before), ("energy", after)):

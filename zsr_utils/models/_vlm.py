@@ -254,7 +254,9 @@ def load_vlm(name: str, device: str = "auto", precision: str = "fp32") -> Vision
         or its processor lacks a package.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     one_of("precision", precision, PRECISIONS)
     where, folder = resolve_device(device), vlm_folder(name)
     if not folder and "/" not in name and not Path(name).is_dir():

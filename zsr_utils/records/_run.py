@@ -35,7 +35,8 @@ class Run:
     def __init__(self, notebook: str, net, images, **parameters):
         self.notebook, self.parameters = notebook, parameters
         self._dataset = parameters.get("dataset") or images.name
-        self.folder = result_folder(net.name, self._dataset, notebook, net.pretrained)
+        model, tag = parameters.get("model", net.name), parameters.get("pretrained", net.pretrained)
+        self.folder = result_folder(model, self._dataset, notebook, tag or None)
         self.metrics: dict[str, Estimate] = {}
         self._net, self._images = net, images
         self.made_of: dict[str, tuple] = {}  # rows and statistic of numbers
