@@ -226,7 +226,8 @@ def yes_no_scores(rows: pd.DataFrame) -> pd.DataFrame:
     """POPE's numbers, yes being positive, of original pictures and of views: columns `quantity`, `pictures`."""
     statistics = {
         "accuracy": lambda s, t: (s == t).mean(), "precision": lambda s, t: t[s].mean() if s.any() else np.nan,
-        "recall": lambda s, t: s[t].mean() if t.any() else np.nan, "f1": lambda s, t: 2 * (s & t).sum() / max(1, s.sum() + t.sum()),
+        "recall": lambda s, t: s[t].mean() if t.any() else np.nan,
+        "f1": lambda s, t: 2 * (s & t).sum() / max(1, s.sum() + t.sum()),
         "false_positives": lambda s, t: s[~t].mean() if not t.all() else np.nan, "yes_rate": lambda s, t: s.mean(),
     }  # fmt: skip
     found = []

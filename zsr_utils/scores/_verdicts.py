@@ -45,9 +45,14 @@ def decide(estimate: Estimate, reference: float = 0.0, *, margin: float | None =
 
 
 def in_words(table: pd.DataFrame, spec: str = "pct", column: str = "model") -> str:
-    """Estimates of a table, each after what a column says of it and, where the table has one, its verdict."""
+    """Estimates of a table, each after what a column says of it and, where the table has one, its verdict.
+
+    Examples:
+        >>> in_words(pd.DataFrame({"model": []}))
+        ''
+    """
     verdicts = table.verdict.map(CHANGES) if "verdict" in table else [""] * len(table)
-    said = zip(table[column].str.replace("_", " "), verdicts, map(estimate_of, table.itertuples()))
+    said = zip(table[column].astype(str).str.replace("_", " "), verdicts, map(estimate_of, table.itertuples()))
     return "; ".join(f"{name}: {verdict}{estimate:{spec}}" for name, verdict, estimate in said)
 
 
