@@ -2,6 +2,7 @@
 
 import csv
 import re
+import runpy
 
 import pandas as pd
 import pytest
@@ -13,7 +14,7 @@ import zsr_utils as zsr
 from tabletop import train
 from zsr_utils import scores
 from zsr_utils.conditions import ORIGINAL, Head
-from zsr_utils.experiments import model_trends, typographic_attacks
+from zsr_utils.experiments import model_trends
 from zsr_utils.measure import measure
 from zsr_utils.models import _tabletop
 
@@ -121,7 +122,8 @@ def test_fare_withstands_an_attack_that_base_does_not_and_keeps_its_accuracy(ima
 
 @pytest.mark.slow
 def test_the_reader_reads_cards_that_stand_alone_and_names_clean_pictures(images):
-    found = typographic_attacks.dose(_tabletop.FOLDER / "tabletop-reader", images.subset(200)).set_index("quantity")
+    dose = runpy.run_path(str(_tabletop.FOLDER.parent / "tabletop" / "reading_doses.py"))["dose"]
+    found = dose(_tabletop.FOLDER / "tabletop-reader", images.subset(200)).set_index("quantity")
     assert found.value["read/alone"] >= 0.95 and found.value["accuracy/original"] >= 0.99
     assert found.value["named/other_name"] > 0.6 > found.value["named/scrambled"]
 

@@ -1,24 +1,20 @@
 """Chapter 09: what a word in the picture does to an answer, what it does beyond its card, and what taught the model."""
 
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from zsr_utils import scores
-from zsr_utils.conditions import ORIGINAL, Batch, Condition, Head, Seen
-from zsr_utils.datasets import Dataset, card, load_dataset, random_of, rendered, scam, scattered, tabletop_scenes
-from zsr_utils.measure import measure
-from zsr_utils.models import load_model
+from zsr_utils.conditions import ORIGINAL, Batch, Condition, Seen
+from zsr_utils.datasets import Dataset, card, random_of, rendered, scam, scattered, tabletop_scenes
 from zsr_utils.study import Study
 
 
@@ -168,21 +164,6 @@ def confusion(table: pd.DataFrame) -> dict:
     return {"values": values, "rows": [", ".join(line) for line in lines], "columns": what}
 
 
-def dose(folder: Path | str, images: Dataset) -> pd.DataFrame:
-    """What a fine-tuned model answers, a row a quantity, beside `dose`: the share of captions about a card's word."""
-    net = load_model(f"local-dir:{Path(folder).resolve()}", device="cpu")
-    plain, quote = (Head(net.classifier(images.class_names, t), images.class_names) for t in (images.templates, QUOTE))
-    rows, quoted = (measure(net, images, head, cards(images)).groupby("condition") for head in (plain, quote))
-    found = {f"named/{c}": scores.share_of("named")(rows.get_group(c)) for c in ("letters", "scrambled", "other_name")}
-    found |= {f"accuracy/{c}": scores.accuracy(rows.get_group(c)) for c in ("original", "other_name")}
-    found["read/other_name"] = scores.share_of("named")(quoted.get_group("other_name"))
-    alone = {i: replace(s, kind=None, card=s.kind, card_width=WIDTH) for i, s in tabletop_scenes().items()}
-    further = {"read/alone": rendered("cards alone", alone), "accuracy/sketch": load_dataset("tabletop", "sketch")}
-    found |= {q: scores.accuracy(measure(net, pictures, plain, [ORIGINAL])) for q, pictures in further.items()}
-    share = yaml.safe_load((Path(folder) / "training.yaml").read_text())["finetune"]["about_word"]
-    return pd.DataFrame([{"dose": float(share), "quantity": q, **asdict(e)} for q, e in found.items()])
-
-
 def trend(table: pd.DataFrame, quantity: str = "named/other_name") -> dict:
     """A quantity over the doses, one run each: its ends, Kendall's rank correlation, its exact p, and a verdict."""
     rows = table[table.quantity == quantity].sort_values("dose")
@@ -193,8 +174,3 @@ def trend(table: pd.DataFrame, quantity: str = "named/other_name") -> dict:
     ends = {end: scores.estimate_of(rows.iloc[k]) for end, k in (("first", 0), ("last", -1))}
     doses = {"least": rows.dose.min(), "most": rows.dose.max(), "runs": len(rows)}
     return ends | doses | {"tau": tau, "p": p, "verdict": verdict}
-
-
-if __name__ == "__main__":  # FOLDER... > data/tabletop/reading_doses.csv
-    tables = [dose(folder, load_dataset("tabletop", limit=400)) for folder in sys.argv[1:]]
-    pd.concat(tables).sort_values(["quantity", "dose"]).round(6).to_csv(sys.stdout, index=False)
