@@ -33,21 +33,17 @@ def rows_of(speaker: Speaker, **options) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("said", "truth", "confuser", "mark"),
     [
-        ("A Mug.", ["mug"], ["lamp"], "truth"),
-        ("a lamp", ["mug"], ["lamp"], "confuser"),
-        ("a mug beside a lamp", ["mug"], ["lamp"], "unclear"),
-        ("a duck", ["mug"], ["lamp"], "unclear"),
-        ("it is a can opener", ["pen"], ["can opener"], "confuser"),
-        ("a pen, not a can opener", ["pen"], ["can opener"], "unclear"),
-        ("the television", ["tv", "television"], ["monitor"], "truth"),
+        ("A Mug.", "mug", "lamp", "truth"), ("a lamp", "mug", "lamp", "confuser"), ("a duck", "mug", "lamp", "unclear"),
+        ("a mug beside a lamp", "mug", "lamp", "unclear"), ("it is a can opener", "pen", "can opener", "confuser"),
+        ("a pen, not a can opener", "pen", "can opener", "unclear"), ("the Television", "tv", "monitor", "truth"),
     ],
-)
+)  # fmt: skip
 def test_an_answer_is_graded_by_whose_words_it_holds(said, truth, confuser, mark):
-    assert interplay.graded(said.lower(), truth, confuser) == mark
+    assert interplay.graded(said, truth, confuser, {"tv": ["television"]}) == mark
 
 
 def test_who_takes_whatever_is_listed_first_is_right_in_one_order_of_two():
-    first = Speaker(lambda image, prompt, option: -float(prompt.find(option + (", " if ", " in prompt else ""))))
+    first = Speaker(lambda image, prompt, option: -float(prompt.rfind(option)))
     rows = rows_of(first)
     right = interplay.answers(rows).groupby("protocol").value.mean()
     assert right["likelihood (truth first)"] == 1 and right["likelihood (truth second)"] == 0
@@ -66,14 +62,15 @@ def test_a_language_model_that_repeats_its_encoder_gains_nothing_and_takes_over_
     net = token_model()
     head = Head(net.classifier(NAMES, ["{}"]), NAMES)
     logits = lambda image: head.scores(net, net.encode_image(image[None]))[0]  # noqa: E731
-    rows = rows_of(Speaker(lambda image, prompt, option: float(logits(image)[NAMES.index(option)])))
+    repeats = Speaker(lambda image, prompt, option: float(logits(image)[NAMES.index(option)]))
+    rows = rows_of(repeats, others={"same": (net, head)})
     assert 0 < (rows.prediction == rows.label).sum() < len(rows)
     answered = interplay.answers(rows)
     gains = interplay.gains(answered, ["protocol"]).set_index("protocol").value
-    assert gains[interplay.BOTH] == gains[interplay.OPEN] == gains[interplay.SAME_TWO] == 0
+    assert (gains.drop(gains.filter(like="greedy").index) == 0).all() and interplay.ANOTHER in gains
     taken = interplay.taken_over(interplay.fooled(answered))
     assert taken.value == 1 and taken.low < 0.95
-    assert interplay.beyond_another(interplay.fooled(answered)).empty
+    assert interplay.beyond_another(interplay.fooled(answered)).value.tolist() == [0]
 
 
 def test_two_models_of_one_accuracy_differ_between_options_that_one_of_them_chose():
@@ -95,13 +92,6 @@ def test_two_models_of_one_accuracy_differ_between_options_that_one_of_them_chos
     assert "greedy (unclear left out)" not in gains.index and interplay.ANOTHER not in gains.index
     steps = interplay.by_step(answered.assign(value=answered.value - answered.encoder), "protocol", bound=2.0)
     assert steps.set_index("step").verdict["the encoder chooses the wrong option"] == "more"
-
-
-def test_another_encoder_is_asked_about_the_same_pair():
-    net = token_model()
-    same = (net, Head(net.classifier(NAMES, ["{}"]), NAMES))
-    rows = rows_of(Speaker(), others={"same": same})
-    np.testing.assert_allclose(rows.beside_same, rows.margin, atol=1e-4)
 
 
 def test_synonyms_fit_names_but_for_signs(tmp_path):

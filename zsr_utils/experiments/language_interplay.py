@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -39,11 +40,6 @@ QUESTIONS = {
     "count": "how many objects are on the table?", "word": "what does the card say?", "class": QUESTION,
 }  # fmt: skip
 MOST_ASKED = 20  # different answers: beyond, the language model is not asked
-TAKEN_OVER = {
-    "more": "it errs more often where its encoder does",
-    "less": "it errs less often where its encoder does",
-    "undecided": "whether the two err together is not decided",
-}
 CHANGED = {  # steps of the protocol, and of a picture on its way to an answer
     "the encoder chooses the wrong option": (OPEN, SAME_TWO), "the two are listed": (SAME_TWO, BOTH),
     "projector": ("tower", "projector"), "answer": ("projector", "answer"),
@@ -57,8 +53,7 @@ class Asked:
     `confuser`, the encoder's best wrong class; log-likelihoods of both names where the truth is listed `first_` and
     `second_`; what is `said` where it is first, and `graded`; the scores `open_0`, … of the candidates where none is
     listed, the truth's margin among them, `open`, the encoder's, `encoder_open`, and the truth's score less the
-    confuser's, `open_beside`, where that is among them. Of every other encoder the same difference of logits,
-    `beside_<name>`.
+    confuser's, `open_beside`, infinite where that is none of them. Of every other encoder, in logits, `beside_<name>`.
 
     Source: The question and the grading of ImageNet-D (Zhang et al. 2024), as Tu et al. (2024) use them; both orders,
         likelihoods and candidates that no encoder chose are ours.
@@ -75,23 +70,21 @@ class Asked:
         options = [(names[truth], names[other]) for truth, other in pairs.tolist()]
         first, second = ([LISTED.format(*pair[::step]) for pair in options] for step in (1, -1))
         given = torch.stack(self.vlm.score(images * 2, first + second, options * 2)[0]).double().view(2, n, 2)
-        said = self.vlm.answer(images, first)
-        found = {"confuser": pairs[:, 1].numpy(), "said": said}
-        found["graded"] = [graded(t, *(self.words(o) for o in pair)) for t, pair in zip(said, options)]
+        found = {"confuser": pairs[:, 1].numpy(), "said": self.vlm.answer(images, first)}
+        found["graded"] = [graded(said, *pair, self.synonyms) for said, pair in zip(found["said"], options)]
         for order, of in zip(("first", "second"), given.numpy()):
             found |= {f"{order}_truth": of[:, 0], f"{order}_confuser": of[:, 1]}
         listed = torch.tensor([self.candidates(i, k, len(names)) for i, k in zip(batch.sample_ids, labels.tolist())])
         given, _ = self.vlm.score(images, [QUESTION] * n, [[names[k] for k in own] for own in listed])
-        given, own = torch.stack(given).double(), listed == labels[:, None]
+        given, own, rest = torch.stack(given).double(), listed == labels[:, None], listed != pairs[:, 1:]
         found |= {f"open_{k}": column for k, column in enumerate(given.T.numpy())}
-        for name, of in {"open": given, "encoder_open": seen.logits.gather(1, listed)}.items():
-            found[name] = (of[own] - of.masked_fill(own, -torch.inf).amax(1)).numpy()
-        rival = listed == pairs[:, 1:]
-        found["open_beside"] = (
-            (given[own] - given.masked_fill(~rival, torch.nan).nansum(1)).where(rival.any(1), torch.nan).numpy()
-        )
+        margins = {"open": (given, own), "open_beside": (given, rest)}
+        margins["encoder_open"] = seen.logits.gather(1, listed), own
+        for name, (of, hidden) in margins.items():
+            found[name] = (of[own] - of.masked_fill(hidden, -torch.inf).amax(1)).numpy()
         for name, (net, head) in self.others.items():
-            logits = head.scores(net, net.encode_image(_at_size(seen.pixels, net).to(net.device)))
+            shown = F.interpolate(seen.pixels, size=net.image_size, mode="bicubic", antialias=True).clamp(0, 1)
+            logits = head.scores(net, net.encode_image(shown.to(net.device)))
             found[f"beside_{name}"] = logits.gather(1, pairs).diff(dim=1)[:, 0].neg().numpy()
         return found
 
@@ -100,32 +93,23 @@ class Asked:
         others = generator(sample_id, (self.seed, "candidates")).permutation([k for k in range(classes) if k != label])
         return sorted([label, *others[: CANDIDATES - 1].tolist()])
 
-    def words(self, name: str) -> list[str]:
-        """What counts as a name, in small letters."""
-        return [word.lower() for word in (name, *self.synonyms.get(name, ()))]
-
 
 def as_they_are(batch: Batch) -> Tensor:
     """Images as they are, decoded: of `unchanged` ones nobody is expected to look at the pixels."""
     return batch.pixels
 
 
-def _at_size(pixels: Tensor, net: Model) -> Tensor:
-    if pixels.shape[-1] == net.image_size:
-        return pixels
-    return F.interpolate(pixels, size=net.image_size, mode="bicubic", antialias=True).clamp(0, 1)
-
-
-def graded(said: str, truth: Sequence[str], confuser: Sequence[str]) -> str:
+def graded(said: str, truth: str, confuser: str, synonyms: Mapping[str, Sequence[str]] = MappingProxyType({})) -> str:
     """Whose words an answer holds: `truth`, `confuser`, or `unclear` where it is both or neither.
 
     The longest word counts, so that a can opener is no pen.
 
     Examples:
-        >>> graded("A can opener.", ["pen"], ["can opener"]), graded("a mug", ["mug"], ["lamp"])
+        >>> graded("A can opener.", "pen", "can opener"), graded("a mug", "mug", "lamp")
         ('confuser', 'truth')
     """
-    owner = {word: who for who, words in (("confuser", confuser), ("truth", truth)) for word in words}
+    names = {"confuser": confuser, "truth": truth}
+    owner = {word.lower(): who for who, name in names.items() for word in (name, *synonyms.get(name, ()))}
     longest_first = sorted(owner, key=len, reverse=True)
     found = {owner[word] for word in re.findall("|".join(map(re.escape, longest_first)), said.lower())}
     return found.pop() if len(found) == 1 else "unclear"
@@ -139,10 +123,9 @@ def synonyms_in(path: str, names: Sequence[str]) -> dict[str, list[str]]:
     if not path:
         return {}
     table = read_yaml(Path(path))
-    lists = table.values() if isinstance(table, dict) else [None]
-    if not all(isinstance(words, list) and all(isinstance(w, str) and w.strip() for w in words) for words in lists):
+    if not isinstance(table, dict) or not all(isinstance(words, list) for words in table.values()):
         raise ValueError(f"synonyms: {path!r} is no table of lists of words, allowed is such as 'tv: [television]'.")
-    plain = {_plain(name): words for name, words in table.items()}
+    plain = {_plain(name): [str(word) for word in words] for name, words in table.items()}
     found = {name: plain[_plain(name)] for name in names if _plain(name) in plain}
     if not found:
         raise ValueError(f"synonyms: {path!r} has none of the {len(names)} classes, such as {names[0]!r}.")
@@ -218,9 +201,8 @@ def measured(study: Study, speakers: Mapping, sets: Mapping, synonyms: Mapping) 
     frames = []
     for name, (vlm, tower) in speakers.items():
         for images, condition in (s for n, s in sets.items() if n != "aligned" or tower == study.name):
-            others = {
-                n: (net, study.head(net, names=images.class_names)) for n, net in study.nets.items() if n != tower
-            }
+            rest = {n: net for n, net in study.nets.items() if n != tower}
+            others = {n: (net, study.head(net, names=images.class_names)) for n, net in rest.items()}
             asked = replace(condition, facts=Asked(vlm, others, synonyms, study.parameters["seed"]).facts)
             frames.append(study.measure([asked], images=images, models=[tower], keep=False).assign(language_model=name))
     return study.keep_rows(pd.concat(frames, ignore_index=True))
@@ -239,16 +221,11 @@ def answers(rows: pd.DataFrame) -> pd.DataFrame:
         "greedy (unclear is wrong)": mark == "truth", "likelihood (truth first)": first,
         "likelihood (truth second)": second, BOTH: (first * 1.0 + second) / 2,
         ANOTHER: (others > 0).where(others.notna()).mean(axis=1),
-        SAME_TWO: (rows.open_beside > 0).where(rows.open_beside.notna()), OPEN: rows.open > 0,
+        SAME_TWO: (rows.open_beside > 0).where(np.isfinite(rows.open_beside)), OPEN: rows.open > 0,
     }  # fmt: skip
     every = [rows.assign(protocol=n, value=np.asarray(v, float), encoder=right) for n, v in by.items()]
     every[-1]["encoder"] = (rows.encoder_open > 0).astype(float)
     return pd.concat(every, ignore_index=True).dropna(subset="value")
-
-
-def share(rows: pd.DataFrame) -> scores.Estimate:
-    """Mean of `value` over rows of different images."""
-    return scores.proportion(rows.value.sum(), len(rows))
 
 
 def shifted(table: pd.DataFrame) -> pd.DataFrame:
