@@ -164,10 +164,8 @@ def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
         if working.is_file():
             write_whole(failed, lambda p: p.write_bytes(working.read_bytes()))
         if isinstance(error, DeadKernelError):
-            killed = (
-                "its process was killed, as happens when memory runs out; finished batches are kept, so run it again"
-            )
-            raise NotebookFailed(f"{notebook.stem} stopped: {killed}.") from error
+            killed = f"{notebook.stem} stopped: its process was killed, as happens when memory runs out"
+            raise NotebookFailed(f"{killed}; finished batches are kept, so run it again.") from error
         reason = f"{error.ename}: {' '.join(str(error.evalue).split())}"
         raise NotebookFailed(f"{notebook.stem} failed in cell {error.exec_count}: {reason}") from error
     except OSError as error:

@@ -194,7 +194,7 @@ def unchanged(image, *_):
     return View(image, whole, whole)
 
 
-SAME = Perturbation("same", "0", 0, 0, in_place=True, keeps_size=True, change=unchanged)
+SAME = Perturbation("same", "0", 0, 0, keeps_size=True, change=unchanged)
 FOR_VIT = [*families([*PAPER, *VARIANTS], phrase="Answer is {}", text_height=1 / 16), SAME]
 FOR_SQUEEZENET = families(units="pixels", phrase="Answer is {}")
 

@@ -30,7 +30,7 @@ def net():
 def perturbation(change, **fields) -> Perturbation:
     """A perturbation of the whole picture without masks."""
     whole = Image.new("L", (8, 8), 255)
-    options = {"family": "own", "instance": "1", "severity": 1, "number": 0, "in_place": True, "keeps_size": True}
+    options = {"family": "own", "instance": "1", "severity": 1, "number": 0, "keeps_size": True}
     return Perturbation(**(options | fields), change=lambda image, *_: View(change(image), whole, whole))
 
 

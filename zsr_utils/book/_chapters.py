@@ -128,9 +128,8 @@ class Chapter:
 def chapters(folder: str, root: Path, known: Mapping[str, Mapping]) -> list[Chapter]:
     """The chapters of one folder of results, in the order of their entries; those that have not been run are said."""
     found = [Chapter(f"{folder}/{name}", root, entry) for name, entry in known.items()]
-    there = [
-        c for c in found if all(path.is_file() for path in (c.files[0], *c.files[-2:])) and c.headlines and c.answer
-    ]
+    ran = [c for c in found if all(path.is_file() for path in (c.files[0], *c.files[-2:]))]
+    there = [chapter for chapter in ran if chapter.headlines and chapter.answer]
     if not there:
         raise ValueError(f"There are no results in {folder!r}: run `make book`, or a notebook, first.")
     if left := [chapter.name for chapter in found if chapter not in there]:

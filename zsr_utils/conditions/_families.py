@@ -20,8 +20,7 @@ PAPER = ("translation", "pad_crop", "scale", "scale_pad", "rotation", "text_sema
 VARIANTS = ("scale_restored", "pad_crop_mean", "scale_pad_mean", "rotation_mean", "rotation_content")
 
 WORDS = 3  # that one overlay writes or hides
-IN_PLACE = (*OVERLAYS, "scale_restored")
-KEEP_SIZE = (*IN_PLACE, "translation", "scale_pad", "scale_pad_mean")
+KEEP_SIZE = (*OVERLAYS, "scale_restored", "translation", "scale_pad", "scale_pad_mean")
 
 
 def families(
@@ -73,8 +72,7 @@ def families(
     for family in PAPER if names is None else names:
         one_of("perturbation family", family, (*PAPER, *VARIANTS))
         for number, (instance, severity, change) in enumerate(known[family]):
-            kind = {"in_place": family in IN_PLACE, "keeps_size": family in KEEP_SIZE}
-            found.append(Perturbation(family, instance, severity, number, **kind, change=change))
+            found.append(Perturbation(family, instance, severity, number, family in KEEP_SIZE, change))
     return found
 
 

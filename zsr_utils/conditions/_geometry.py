@@ -39,7 +39,6 @@ class Perturbation:
     instance: str  # such as `+4/64`; unique within the family
     severity: float
     number: int  # position within the family; text overlays write the class name of this position
-    in_place: bool  # whether every pixel that is kept stays where it was
     keeps_size: bool  # whether the view always has the size of the original
     change: Callable[[Image.Image, str, Sequence[str]], View] = field(repr=False, compare=False)
 

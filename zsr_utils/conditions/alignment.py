@@ -260,10 +260,8 @@ def closeness(sources: Float[Tensor, "n 3 h w"], pixels: Float[Tensor, "n 3 h w"
 
     rms = 255 * (pixels - sources).flatten(1).double().square().mean(1).sqrt()
     both = list(zip(pixels.split(256), sources.split(256)))
-    found = {
-        "psnr": 20 * torch.log10(255 / rms),
-        "ssim": torch.cat([ssim(a, b, data_range=1.0, reduction="none").reshape(-1) for a, b in both]),
-    }
+    alike = [ssim(a, b, data_range=1.0, reduction="none").reshape(-1) for a, b in both]
+    found = {"psnr": 20 * torch.log10(255 / rms), "ssim": torch.cat(alike)}
     if (lpips := _lpips()) is not None:
         with torch.no_grad():
             found["lpips"] = torch.cat([lpips(a, b, normalize=True).reshape(-1) for a, b in both])
@@ -301,7 +299,5 @@ def _check(net, sources, goal, until, settings: Settings, names: Sequence[str], 
         empty = (low > high).flatten(1).any(1)
         if empty.any():
             pair = names[int(empty.nonzero()[0])]
-            raise ValueError(
-                f"eps is {np.min(settings.eps):.2g}: no 8-bit image lies in the ball of pair {pair}, whose source lies "
-                "between grey levels."
-            )
+            lost = f"no 8-bit image lies in the ball of pair {pair}, whose source lies between grey levels"
+            raise ValueError(f"eps is {np.min(settings.eps):.2g}: {lost}.")

@@ -109,10 +109,10 @@ def shares(study, originals: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
         "random_direction": ("named_as_source/random", "random direction, as far"),
         "blended": ("named_as_source/blended", "blended, as near the target"),
     }
-    return pd.concat(
-        study.estimate(of[way], f"alignment/{name}", share_of("as_source")).assign(label=label)
-        for way, (name, label) in lines.items()
+    named = (
+        (study.estimate(of[way], f"alignment/{n}", share_of("as_source")), label) for way, (n, label) in lines.items()
     )
+    return pd.concat(table.assign(label=label) for table, label in named)
 
 
 def costs(study, rows: pd.DataFrame) -> pd.DataFrame:

@@ -207,9 +207,8 @@ def by_words(words: Mapping[str, str]) -> str:
         >>> by_words({"ObjectNet": "off it", "ImageNet-V2": "along it", "ImageNet-R": "off it"})
         'off it on ObjectNet and ImageNet-R; along it on ImageNet-V2'
     """
-    return "; ".join(
-        f"{w} on {' and '.join(k for k, v in words.items() if v == w)}" for w in dict.fromkeys(words.values())
-    )
+    of = {w: " and ".join(k for k, v in words.items() if v == w) for w in words.values()}
+    return "; ".join(f"{w} on {those}" for w, those in of.items())
 
 
 def shifted_sets(limit: int, seed: int) -> dict[str, Dataset]:

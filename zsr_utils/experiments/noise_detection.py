@@ -212,9 +212,8 @@ def derivatives(study: Study, images: Dataset, probes: int) -> pd.DataFrame:
 def as_files(study: Study, images: Dataset, sigmas: Sequence[float], draws: int) -> pd.DataFrame:
     """Rows of noisy images of the chapter's own model, by what becomes of the noise in a file, `conversion`."""
     options = {"images": images, "models": [study.name], "draws": draws, "keep": False}
-    return concat(
-        study.measure(gaussian_noise(sigmas, conversion=how), **options).assign(conversion=how) for how in CONVERSIONS
-    )
+    rows = ((how, study.measure(gaussian_noise(sigmas, conversion=how), **options)) for how in CONVERSIONS)
+    return concat(part.assign(conversion=how) for how, part in rows)
 
 
 def agreement_in_words(whole: pd.DataFrame) -> Markup:

@@ -98,9 +98,8 @@ def captioned(images: Dataset, rows: pd.DataFrame) -> tuple[list[Image.Image], l
     names, captions = images.class_names, []
     for row in rows.itertuples():
         called = "" if row.prediction == row.label else f", called {names[row.prediction]}"
-        captions.append(
-            f"{names[row.label]}{called}\nconfidence {row.confidence:.2f}, margin {row.margin:.1f}\n{row.sample_id}"
-        )
+        sure = f"confidence {row.confidence:.2f}, margin {row.margin:.1f}"
+        captions.append(f"{names[row.label]}{called}\n{sure}\n{row.sample_id}")
     return [images.image(sample_id) for sample_id in rows.sample_id], captions
 
 

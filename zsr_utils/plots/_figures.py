@@ -66,10 +66,8 @@ def forest(
         figure.update_xaxes(range=[-reach, reach])
         reference = reference or (0, "no change")
     if reference:
-        at, text = reference
-        figure.add_vline(
-            at, line={"dash": "dot", "color": GREY}, annotation_text=as_html(text), annotation_position="top"
-        )
+        named = {"annotation_text": as_html(reference[1]), "annotation_position": "top"}
+        figure.add_vline(reference[0], line={"dash": "dot", "color": GREY}, **named)
     lines = list(dict.fromkeys(table["line"]))
     figure.update_yaxes(type="category", autorange="reversed", categoryorder="array", categoryarray=lines)
     line = 22 + 12 * table.groupby("line").size().max()
@@ -131,9 +129,8 @@ def agreement(
     figure = go.Figure()
     both = table[[x, y]].to_numpy()
     low, high = np.nanmin(both[both > 0] if log else both), np.nanmax(both)
-    figure.add_scatter(
-        x=[low, high], y=[low, high], mode="lines", line={"dash": "dot", "color": GREY}, name="equal", hoverinfo="skip"
-    )
+    dotted = {"mode": "lines", "line": {"dash": "dot", "color": GREY}, "hoverinfo": "skip"}
+    figure.add_scatter(x=[low, high], y=[low, high], name="equal", **dotted)
     for (name, part), (color, symbol, _) in zip(table.groupby(group, sort=False), SERIES):
         name = as_html(name)
         figure.add_scatter(

@@ -57,10 +57,8 @@ def results(*folders: Path | str, notebook: str = "", mixed: bool = False) -> Fo
                 continue
             other = kept.setdefault(tuple(found[1].get(name) for name in (*WHOSE, "dataset_fingerprint")), found)
             if other[1] != found[1] or len({(p / "metrics.json").read_bytes() for p, _ in (other, found)}) > 1:
-                raise ValueError(
-                    f"{str(other[0])!r} and {str(found[0])!r} hold different results of the same model, data, notebook "
-                    "and precision: take one of them."
-                )
+                differ = f"{str(other[0])!r} and {str(found[0])!r} hold different results of the same"
+                raise ValueError(f"{differ} model, data, notebook and precision: take one of them.")
     if not kept:
         where, what = ", ".join(repr(str(folder)) for folder in folders), f" of {notebook!r}" if notebook else ""
         raise FileNotFoundError(f"No finished result{what} in {where}: run the notebook first.")
@@ -109,6 +107,5 @@ def _same(found: Iterable[tuple[Path, dict]]) -> None:
             other, known = first.setdefault(key, (path, value))
             if known != value:
                 short = f" ({known[:12]!r} and {value[:12]!r})" if isinstance(value, str) else ""
-                raise ValueError(
-                    f"{str(other)!r} and {str(path)!r} differ in {field}{short}, and are mixed only with mixed=True."
-                )
+                differ = f"{str(other)!r} and {str(path)!r} differ in {field}{short}"
+                raise ValueError(f"{differ}, and are mixed only with mixed=True.")

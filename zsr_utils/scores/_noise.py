@@ -94,9 +94,8 @@ def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "
     """
     samples, directions = np.asarray(samples, dtype=float), np.asarray(directions, dtype=float)
     if samples.ndim != 2 or directions.ndim != 2 or samples.shape[1] != directions.shape[1] or len(directions) == 0:
-        raise ValueError(
-            f"samples and directions have shapes {samples.shape} and {directions.shape}, allowed are (N, D) and (M, D)."
-        )
+        shapes = f"{samples.shape} and {directions.shape}"
+        raise ValueError(f"samples and directions have shapes {shapes}, allowed are (N, D) and (M, D).")
     if not 3 <= len(samples) <= 5000:
         raise ValueError(f"{len(samples)} samples given, allowed are 3 to 5000.")
     values = (samples - samples.mean(0)) @ directions.T

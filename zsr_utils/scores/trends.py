@@ -80,10 +80,9 @@ def fit_line(
     for number, side in enumerate([~above, above] if np.isfinite(pivot) else [~above]):
         if side.sum() < FEWEST or np.ptp(u[side]) == 0:
             where = f" on one side of the pivot {pivot:g}" if np.isfinite(pivot) else ""
-            raise ValueError(
-                f"{side.sum()} models{where} with {len(set(u[side]))} different x given, "
-                f"allowed is {FEWEST} models or more with 2 or more different x to fit a line."
-            )
+            allowed = f"{FEWEST} models or more with 2 or more different x to fit a line"
+            given = f"{side.sum()} models{where} with {len(set(u[side]))} different x given"
+            raise ValueError(f"{given}, allowed is {allowed}.")
         index = redrawn(side.sum(), resamples, seed, number)
         pieces.append(_fits(u[side][index], v[side][index], method))
     return Line(*(np.stack(parts, axis=1) for parts in zip(*pieces)), scale, pivot, len(u))
