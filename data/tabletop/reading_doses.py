@@ -26,10 +26,11 @@ def dose(folder: Path | str, images: Dataset) -> pd.DataFrame:
     alone = {i: replace(s, kind=None, card=s.kind, card_width=WIDTH) for i, s in tabletop_scenes().items()}
     further = {"read/alone": rendered("cards alone", alone), "accuracy/sketch": load_dataset("tabletop", "sketch")}
     found |= {q: scores.accuracy(measure(net, pictures, plain, [ORIGINAL])) for q, pictures in further.items()}
-    share = yaml.safe_load((Path(folder) / "training.yaml").read_text())["finetune"]["about_word"]
-    return pd.DataFrame([{"dose": float(share), "quantity": q, **asdict(e)} for q, e in found.items()])
+    how = yaml.safe_load((Path(folder) / "training.yaml").read_text())["finetune"]
+    run = {"dose": float(how["about_word"]), "seed": how.get("seed", 0)}
+    return pd.DataFrame([{**run, "quantity": q, **asdict(e)} for q, e in found.items()])
 
 
 if __name__ == "__main__":
     tables = [dose(folder, load_dataset("tabletop", limit=400)) for folder in sys.argv[1:]]
-    pd.concat(tables).sort_values(["quantity", "dose"]).round(6).to_csv(sys.stdout, index=False)
+    pd.concat(tables).sort_values(["quantity", "dose", "seed"]).round(6).to_csv(sys.stdout, index=False)

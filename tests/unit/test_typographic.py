@@ -152,9 +152,12 @@ def test_nothing_is_lost_to_a_word_where_word_and_blank_card_give_the_same_logit
     assert table.verdict.tolist() == ["less" if value else "undecided" for value in lost.values()]
 
 
-def test_a_trend_needs_five_runs_to_be_decided():
+def test_a_trend_is_over_training_runs_and_needs_five():
     table = pd.DataFrame({"dose": [0, 0.2, 0.35, 0.5, 0.7], "value": [0, 0.1, 0.3, 0.5, 0.8], "quantity": "q"})
-    table = table.assign(low=0, high=1, interval="", n=9, unit="fraction")
     found, fewer = (attacks.trend(table[:n], "q") for n in (5, 4))
     assert found["p"] == pytest.approx(2 / 120) and found["verdict"].startswith("it grows")
     assert fewer["verdict"] == "not decided"
+    again = pd.concat([table, table.assign(value=table.value + 0.1), table.assign(value=table.value + 0.2)])
+    last = attacks.trend(again, "q")["last"]
+    assert (last.value, last.n) == (pytest.approx(0.9), 3) and last.high == 1  # shares end there
+    assert last.low == pytest.approx(0.9 - 4.3027 * 0.1 / 3**0.5, abs=1e-4)

@@ -47,7 +47,7 @@ def tabletop_factors(split: str = "validation") -> pd.DataFrame:
 
 
 def reading_doses() -> pd.DataFrame:
-    """What fine-tunings answer that differ in how many captions are about a card's word: a row a dose and quantity."""
+    """What fine-tunings answer that differ in how many captions are about a card's word: a row a run and quantity."""
     return pd.read_csv(EMBEDDED / "tabletop" / "reading_doses.csv")
 
 
