@@ -249,11 +249,9 @@ def test_corruptions_without_depth_follow_their_formulas():
 
     assert made("color_quant", X, 1).unique().tolist() == pytest.approx([0, 128 / 255])
     assert len(made("color_quant", X, 5).unique()) == 32
-    grey, slope = torch.full((1, 3, 64, 64), 0.5), torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
+    grey = torch.full((1, 3, 64, 64), 0.5)
     assert made("iso_noise", grey, 0.1).std() == pytest.approx(np.sqrt(0.5 / 25 + 0.01), rel=0.05)
     assert made("low_light", X, 0.3).mean() == pytest.approx(0.3 * X.square().mean().item(), abs=0.01)
-    whole, damaged = ((made("bit_error", slope, c) - slope).abs().mean() for c in (0, 0.02))
-    assert whole < 0.01 < damaged
     assert [c.name for c in without_depth([2])] == list(WITHOUT_DEPTH)
 
 

@@ -33,12 +33,11 @@ MILD = {
     64: (0.025, 500, (14, 3, 5), (0.05, 0.28, 2, 0.5, 10, 2.5, 0.85)),
     224: (0.03, 300, (10, 3, 4), (0.05, 0.3, 3, 0.5, 14, 4, 0.85)),
 }
-# of 3DCC's corruptions without depth, by severity: bits a colour, noise, brightest level, damaged bytes of a JPEG file
+# of 3DCC's corruptions without depth, by severity: bits a colour, noise, brightest level
 WITHOUT_DEPTH = {
     "color_quant": (5, 4, 3, 2, 1),
     "iso_noise": (0.056, 0.084, 0.126, 0.182, 0.266),
     "low_light": (0.6, 0.5, 0.4, 0.3, 0.2),
-    "bit_error": (0.0005, 0.001, 0.002, 0.004, 0.008),
 }
 BOX = Image.Resampling.BOX
 
@@ -73,10 +72,9 @@ def corruptions(
 
 
 def without_depth(severities: Sequence[int] = SEVERITIES) -> list[Condition]:
-    """Those of 3DCC that need no depth, but for H.265, which needs a library for videos.
+    """Those of 3DCC that need neither depth nor a video: formulas and parameters of its authors' `create_non3d`.
 
-    Source: Kar et al. (2022), formulas and parameters of their `create_non3d`. Theirs is bit error in a video; here it
-        is in a JPEG file of quality 75, at rates of this project.
+    Source: Kar et al. (2022).
     """
     found = []
     for name, k in product(WITHOUT_DEPTH, severities):
@@ -232,21 +230,6 @@ def low_light(x, c, chance):
     return CHANGES["gaussian_noise"](CHANGES["shot_noise"](dark, 120, chance).clamp(0, 1), 0.018, chance)
 
 
-def bit_error(x, c, chance):
-    def damaged(one):
-        levels, g = one
-        Image.fromarray(levels).save(file := io.BytesIO(), "JPEG")
-        stream = bytearray(file.getvalue())
-        first = stream.index(b"\xff\xda") + 14  # what comes before are no pixels
-        for at in first + np.flatnonzero(g.random(len(stream) - first - 2) < c):
-            byte = stream[at] ^ 1 << int(g.integers(8))
-            if 255 not in (stream[at - 1], stream[at], byte):  # 255 begins a marker
-                stream[at] = byte
-        return np.asarray(Image.open(io.BytesIO(stream)).convert("RGB")).transpose(2, 0, 1) / np.float32(255)
-
-    return _drawn(x, zip((255 * x).round().byte().permute(0, 2, 3, 1).cpu().numpy(), chance), damaged)
-
-
 CHANGES = {  # of images, with parameters and a generator for every image
     "gaussian_noise": lambda x, c, g: x + c * _random(x, g, "standard_normal", *x.shape[1:]),
     "shot_noise": lambda x, c, g: _drawn(x, zip(g, c * x.cpu().double().numpy()), lambda g: g[0].poisson(g[1])) / c,
@@ -266,7 +249,6 @@ CHANGES = {  # of images, with parameters and a generator for every image
     "color_quant": lambda x, c, _: ((255 * x).round() / 2 ** (8 - c)).floor() * 2 ** (8 - c) / 255,
     "iso_noise": lambda x, c, g: CHANGES["gaussian_noise"](CHANGES["shot_noise"](x, 25, g).clamp(0, 1), c, g),
     "low_light": low_light,
-    "bit_error": bit_error,
 }
 
 

@@ -83,13 +83,11 @@ def seen_by(one: Frame, other: Frame, scene: str) -> Pair:
 def pairs_of(folder: str | Path, number: int = 0, seed: int = 0, left: Counter | None = None) -> Iterator[Pair]:
     """Pairs of a folder, `number` of them drawn by `seed` (0 is all), in one of four layouts.
 
-    They are: SPair-71k (`PairAnnotation/test`), cut to the objects' boxes; the 1,500 pairs of ScanNet's test scenes
-    (`test.npz`); NAVI (`<object>/<scene>/annotations.json`); and `color/<frame>`, `depth/<frame>.png` in thousandths of
-    a metre, with a camera-to-world matrix in `pose/<frame>.txt` or one after the other in `trajectory.log`, and
-    `intrinsic.txt` unless the camera is a PrimeSense. Of a picture with depth the square in its middle is taken.
-
-    Args:
-        left: Counts pairs that show no common point, and pixels (of second pictures) that have no depth.
+    They are: SPair-71k (`PairAnnotation/test`), cut to the objects' boxes; ScanNet's 1,500 pairs (`test.npz`); NAVI
+    (`<object>/<scene>/annotations.json`); and `color/<frame>`, `depth/<frame>.png` in thousandths of a metre, with a
+    camera-to-world matrix in `pose/<frame>.txt` or one after the other in `trajectory.log`, and `intrinsic.txt` unless
+    the camera is a PrimeSense. Of a picture with depth the square in its middle is taken. `left` counts pairs that show
+    no common point, and pixels (of second pictures) that have no depth.
 
     Raises: ValueError for another layout, a frame without a pose, a depth of another size, or no common points at all.
     """

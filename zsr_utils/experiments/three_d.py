@@ -15,9 +15,8 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import to_tensor
 
 from zsr_utils import scores
-from zsr_utils.conditions import ORIGINAL, WITHOUT_DEPTH, Condition, as_seen, in_depth, unchanged, without_depth
+from zsr_utils.conditions import WITHOUT_DEPTH, Condition, as_seen, in_depth, unchanged, without_depth
 from zsr_utils.datasets import Dataset, Pair, load_dataset, pairs_of, tabletop_surfaces
-from zsr_utils.experiments.distribution_shifts import changed
 from zsr_utils.models import Model
 from zsr_utils.study import Study
 
@@ -37,15 +36,11 @@ def conditions(images: Dataset, split: str, severities: Sequence[int], depth: di
     """
     if depth is None:
         if images.name != "tabletop":
-            raise ValueError(f"The depth of {images.name!r} is not known, allowed is the data set 'tabletop'.")
+            way = "photographs are taken by `frames` and `corrupted`"
+            raise ValueError(f"The depth of {images.name!r} is not known, allowed is the data set 'tabletop': {way}.")
         ids = [s.sample_id for s in images.samples]
         depth = dict(zip(ids, tabletop_surfaces(ids, split)["depth"]))
     return [*in_depth(depth, severities), *in_depth(depth, severities, flat=True), *without_depth(severities)]
-
-
-def examples(study: Study, shown: Sequence[Condition]) -> tuple[list, list[str]]:
-    """The first picture as it is and under every corruption in its largest severity."""
-    return changed(study, [ORIGINAL, *{c.name: c for c in shown}.values()])
 
 
 def labelled(rows: pd.DataFrame) -> pd.DataFrame:
