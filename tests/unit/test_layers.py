@@ -30,7 +30,8 @@ ALLOWED = {
     "doctor": ("models", "datasets", "prompts", "conditions", "measure", "scores"),
     "fetch": ("datasets",),
     "run": ("models", "datasets", "records"),
-    "book": ("records",),
+    "receipts": ("datasets", "scores"),
+    "book": ("records", "receipts"),
 }  # fmt: skip
 
 

@@ -5,21 +5,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from tabletop import Scene
 from tabletop.views import project, seen_in, views
-from zsr_utils import scores
 from zsr_utils.conditions import STRENGTHS, corrupted, in_depth, transmission
 from zsr_utils.datasets import load_dataset
 from zsr_utils.experiments import three_d
 
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-LOG = DATA / "logs" / "robustbench" / "unaggregated_results_3d.csv"
 X = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 FLAT, SLOPE = torch.full((2, 1, 32, 32), 4.0), torch.linspace(2, 8, 32)[:, None].expand(2, 1, 32, 32)
 
@@ -116,15 +113,6 @@ def test_a_probe_reads_what_tokens_and_places_tell_together(monkeypatch):
     error = three_d.probed(study, "validation", 40).groupby("reader").value.mean()
     assert error["both"] < 0.05 and error["token"] == pytest.approx(place.std(), rel=0.1)
     assert error["place"] == pytest.approx(np.sqrt(5.25), rel=0.15)
-
-
-@pytest.mark.skipif(not LOG.is_file(), reason="../shared/data is absent")
-def test_receipt_the_mean_corruption_error_of_resnet_50_on_3dcc():
-    table = pd.read_csv(LOG, header=[0, 1], index_col=0)
-    alexnet, resnet = (1 - table.loc[m].unstack().to_numpy(float)[None] for m in ("AlexNet", "Standard_R50"))
-    assert alexnet.shape == (1, 12, 5) and scores.relative_errors(resnet, alexnet).value == pytest.approx(
-        73.16, abs=0.01
-    )
 
 
 @pytest.mark.skipif(not (DATA / "rgbd").exists(), reason="../shared/data is absent")

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from zsr_utils._text import markdown
 from zsr_utils.book._chapters import Chapter
 from zsr_utils.book.contents import own
+from zsr_utils.receipts import receipts
 
 
 def value(metric: dict) -> str:
@@ -48,14 +49,14 @@ def rendered(template: str, **content) -> str:
 
 
 def generated(books: Sequence[Sequence[Chapter]], pictured: dict[str, object]) -> dict[str, str]:
-    """The pages that records make, by file name: headline numbers, figures, every number, and a comparison.
+    """The pages that records make, by file name: headline numbers, figures, every number, receipts, a comparison.
 
     Args:
         books: The chapters of each folder of results.
         pictured: Digests of the figures that have a picture.
     """
-    content = {"books": books, "pictured": pictured}
-    names = ["headline.md", "figures.md", "every-number.md", *(["front.md"] if own(books) else [])]
+    content = {"books": books, "pictured": pictured, "receipts": receipts()}
+    names = ["headline.md", "figures.md", "every-number.md", "receipts.md", *(["front.md"] if own(books) else [])]
     if len(books) > 1:
         content |= {"runs": [book[0].run for book in books], "compared": list(compared(books))}
         names.append("side-by-side.md")
