@@ -1,6 +1,5 @@
-"""Calibration: published logs, libraries, closed forms, and what must not be mixed."""
+"""Calibration: libraries, closed forms, and what must not be mixed."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +14,6 @@ from zsr_utils.datasets import load_dataset
 from zsr_utils.experiments import calibration as cal
 
 
-LOGS = Path(__file__).resolve().parents[3] / "shared" / "data" / "logs" / "imagenetx"
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 2, (400, 5))
 LABELS = np.array([RNG.choice(5, p=p) for p in special.softmax(LOGITS, axis=1)])
@@ -23,18 +21,6 @@ LABELS = np.array([RNG.choice(5, p=p) for p in special.softmax(LOGITS, axis=1)])
 
 def ece(confidence, correct, **options) -> float:
     return scores.calibration_error(np.array(confidence), np.array(correct), resamples=2, **options).value
-
-
-@pytest.mark.skipif(not LOGS.is_dir(), reason="../shared/data is absent")
-@pytest.mark.parametrize(("log", "accuracy", "expected"), [("ResNet50", 0.7613, {15: 0.03731, 10: 0.03667}),
-                                                           ("SimCLR", 0.68142, {15: 0.04935})])  # fmt: skip
-def test_published_logs_have_their_errors(log, accuracy, expected):
-    rows = pd.read_csv(LOGS / f"{log}.csv.gz")
-    truth = np.arange(50_000) // 50  # the log goes through the folders of the classes
-    right, confidence = (truth == rows.predicted_class).to_numpy(), rows.predicted_probability.to_numpy()
-    assert right.mean() == pytest.approx(accuracy, abs=5e-6)
-    for bins, value in expected.items():
-        assert ece(confidence, right, bins=bins) == pytest.approx(value, abs=5e-6)
 
 
 def test_a_confidence_of_one_has_no_bin_of_its_own_and_empty_bins_count_nothing():

@@ -13,11 +13,10 @@ from zsr_utils import doctor
 from zsr_utils.conditions import ORIGINAL, Head
 from zsr_utils.datasets import Dataset, Sample
 from zsr_utils.measure import measure
-from zsr_utils.models import register_model
 from zsr_utils.prompts import TEMPLATES
 
 
-NAMES, N, RIGHT = ("a", "bb", "ccc", "dddd"), 200, 0.9
+NAMES, N, RIGHT = ("a", "bb", "ccc", "dddd"), 120, 0.9
 DIFFERENCES = [
     "prompts: seven templates", "prompts: eighty templates", "activation: quickgelu", "resize: bilinear",
     "resize: bicubic, no antialiasing", "precision: fp16", "precision: bf16",
@@ -105,7 +104,7 @@ def test_an_exchanged_activation_is_what_open_clip_builds():
 
 
 def test_the_command_names_what_it_needs(capsys, monkeypatch, answers):
-    register_model("sensitive")(sensitive)
+    monkeypatch.setattr(doctor, "load_model", sensitive)
     monkeypatch.setattr(doctor, "load_dataset", lambda *_, **__: planted(answers["resize: bilinear"]))
     assert doctor.main(["sensitive", "noise", "--published", str(RIGHT)]) == 0
     assert capsys.readouterr().out.endswith("One difference explains it alone: resize: bilinear (0.9000).\n")

@@ -30,7 +30,8 @@ ALLOWED = {
     "doctor": ("models", "datasets", "prompts", "conditions", "measure", "scores"),
     "fetch": ("datasets",),
     "run": ("models", "datasets", "records"),
-    "book": ("scores", "records"),
+    "receipts": ("datasets", "scores"),
+    "book": ("scores", "records", "receipts"),
 }  # fmt: skip
 
 

@@ -16,7 +16,6 @@ from zsr_utils.experiments import shape_bias as cue
 
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-PEOPLE = sorted((DATA / "logs" / "model-vs-human").glob("subject-*.csv"))
 NAMES = ("cat", "dog", "owl")
 
 
@@ -39,24 +38,6 @@ def test_the_bias_is_one_by_shape_zero_by_surface_and_a_half_by_chance():
     assert (half.low, half.high) == pytest.approx(scores.wilson(0.5, 100), abs=0.01)
     assert cue.share("either")(rows_of(3, 1, 5)).value == pytest.approx(4 / 9)
     assert np.isnan(cue.shape_bias(rows_of(0, 0, 5)).value)
-
-
-@pytest.mark.skipif(not PEOPLE, reason="the published decisions are not on this machine")
-def test_ten_people_have_the_published_bias():
-    people = pd.concat([pd.read_csv(file) for file in PEOPLE], ignore_index=True)
-    answered = people.object_response.notna() & (people.object_response != "na")  # the others ran out of time
-    people = people[answered].reset_index(drop=True)
-    named = pd.DataFrame([cues(i.rpartition("_")[2]) for i in people.imagename], columns=["shape", "texture", "source"])
-    answers = people.object_response.to_numpy()
-    words = np.select([answers == named["shape"], answers == named["texture"]], ["shape", "texture"], "other")
-    rows = named.assign(decision=words, person=people.subj)[named["shape"] != named["texture"]]
-    each = rows.groupby("person").apply(lambda part: cue.shape_bias(part).value, include_groups=False)
-    either = rows[rows.decision != "other"]
-    assert (len(each), len(rows)) == (10, 11_882)
-    assert ((either.decision == "shape").sum(), (either.decision == "texture").sum()) == (9_236, 398)
-    assert each.mean() == pytest.approx(0.9576, abs=5e-5)
-    assert cue.shape_bias(rows).value == pytest.approx(0.9587, abs=5e-5)
-    assert cue.share("either")(rows).value == pytest.approx(0.811, abs=5e-4)
 
 
 def test_stimuli_that_agree_are_left_out_and_wrong_names_are_refused():

@@ -8,14 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from tabletop import Scene, render
 from tabletop.views import project, seen_in, views
-from zsr_utils import load_model, scores
+from zsr_utils import load_model
 from zsr_utils.conditions import STRENGTHS, WITHOUT_DEPTH, as_seen, corrupted, in_depth, transmission, without_depth
 from zsr_utils.conditions._corruptions import CHANGES
 from zsr_utils.datasets import Pair, alike_views, load_dataset, pairs_of, turned_views
@@ -23,7 +22,6 @@ from zsr_utils.experiments import three_d
 
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-LOG = DATA / "logs" / "robustbench" / "unaggregated_results_3d.csv"
 X = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 FLAT, SLOPE = torch.full((2, 1, 32, 32), 4.0), torch.linspace(2, 8, 32)[:, None].expand(2, 1, 32, 32)
 
@@ -142,15 +140,6 @@ def test_a_probe_reads_what_tokens_and_places_tell_together(monkeypatch):
     assert normals["both"] < 0.5 and normals["place"] > 10 and normals["token"] > 10
     study.estimate, study.keep = (lambda rows, *_: rows), (lambda table, _: table)
     assert three_d.errors_of(study, found)[1].verdict.tolist() == ["less", "less"]
-
-
-@pytest.mark.skipif(not LOG.is_file(), reason="../shared/data is absent")
-def test_receipt_the_mean_corruption_error_of_resnet_50_on_3dcc():
-    table = pd.read_csv(LOG, header=[0, 1], index_col=0)
-    alexnet, resnet = (1 - table.loc[m].unstack().to_numpy(float)[None] for m in ("AlexNet", "Standard_R50"))
-    assert alexnet.shape == (1, 12, 5) and scores.relative_errors(resnet, alexnet).value == pytest.approx(
-        73.16, abs=0.01
-    )
 
 
 def test_the_room_has_the_depth_and_the_normals_of_its_planes():

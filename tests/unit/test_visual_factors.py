@@ -1,7 +1,5 @@
 """Chapter 12 beyond the contract: closed forms of its statistics, and which picture is changed how."""
 
-import importlib.util
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,12 +9,10 @@ from test_sources import annotated
 from tiny import token_pictures
 
 from zsr_utils import plots, scores
-from zsr_utils.datasets import FACTORS, imagenet_classes, imagenet_x, load_dataset, tabletop_scenes
+from zsr_utils.datasets import imagenet_x, load_dataset, tabletop_scenes
 from zsr_utils.experiments import visual_factors as factors
 
 
-LOG = Path(__file__).resolve().parents[3] / "shared" / "data" / "logs" / "imagenetx" / "ResNet50.csv.gz"
-WHEEL = importlib.util.find_spec("imagenet_x")  # its annotations; its code is not imported
 KNOWN = [f.name for f in factors.picture_factors()]
 
 
@@ -137,17 +133,3 @@ def test_annotations_of_another_version_are_named(tmp_path):
     path.write_text(path.read_text().replace('"texture"', '"material"'))
     with pytest.raises(ValueError, match="has no 'texture': it is not the ImageNet-X of 16 factors"):
         imagenet_x(tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not (WHEEL and LOG.is_file()), reason="the wheel imagenet-x or ../shared/data is absent")
-def test_published_error_ratios_of_resnet_50_come_back():
-    folder = Path(WHEEL.submodule_search_locations[0]) / "annotations"
-    labels, log = imagenet_x(folder), pd.read_csv(LOG).set_index("file_name").predicted_class
-    assert len(labels) == 46_110
-    assert labels.top.isna().sum() == 2 and labels.top.value_counts()[["pose", "larger"]].tolist() == [15_064, 150]
-    place, names = {wnid: k for k, wnid in enumerate(imagenet_classes())}, labels.index.str.split("/")
-    wrong = pd.Series([float(log[file] != place[wnid]) for wnid, file in names], labels.index)
-    table = factors.error_ratios(wrong, labels, FACTORS).query("labels == 'top'")
-    expected = [0.695, 1.142, 0.771, 1.189, 1.497, 1.744, 1.132, 2.105, 2.394, 1.316]
-    assert table.value.head(10).round(3).tolist() == expected and len(table) == 16

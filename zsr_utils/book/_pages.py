@@ -12,6 +12,7 @@ from zsr_utils._text import markdown
 from zsr_utils.book import card as cards
 from zsr_utils.book._chapters import Chapter
 from zsr_utils.book.contents import own
+from zsr_utils.receipts import receipts
 
 
 def value(metric: dict) -> str:
@@ -52,8 +53,10 @@ def generated(
         pictured: Digests of the figures that have a picture.
         known: The chapters that were asked for, so that the card says which of them failed; else those of the books.
     """
-    content = {"books": books, "pictured": pictured, "runs": [book[0].run for book in books]} | carded(books, known)
-    names = ["headline.md", "card.md", "figures.md", "every-number.md", *(["front.md"] if own(books) else [])]
+    content = {"books": books, "pictured": pictured, "runs": [book[0].run for book in books], "receipts": receipts()}
+    content |= carded(books, known)
+    names = ["headline.md", "card.md", "figures.md", "every-number.md", "receipts.md"]
+    names += ["front.md"] if own(books) else []
     if len(books) > 1:
         names.append("side-by-side.md")
         content["sides"] = list(compared(books))

@@ -14,8 +14,9 @@ from zsr_utils._text import read_yaml, unknown
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = Path(__file__).with_name("chapters.schema.yaml")
 FIRST, OWN, SECOND = "book/preface", "book/_generated/front", "book/how-to-read"
-REFERENCE = "own-model tabletop-data tabletop-model _generated/figures _generated/every-number glossary references"
-LAST = ("Reference", [f"book/{page}" for page in REFERENCE.split()])
+REFERENCE = "own-model tabletop-data tabletop-model"
+GENERATED = "_generated/figures _generated/every-number _generated/receipts"
+LAST = ("Reference", [f"book/{page}" for page in f"{REFERENCE} {GENERATED} glossary references".split()])
 
 
 def read_chapters(root: Path = ROOT) -> dict[str, dict]:
