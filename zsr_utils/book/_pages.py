@@ -77,7 +77,7 @@ def carded(books: Sequence[Sequence[Chapter]], known: Mapping[str, Mapping] | No
         table = cards.compare(own, others[0])
     except ValueError as error:
         return found | {"refused": str(error)}
-    units = {n["name"]: n["unit"] for n in own["numbers"]}
+    units = {cards.key_of(n): n["unit"] for n in own["numbers"]}
     rows = {}
     for r in table.to_dict("records"):
         bounds = {k: None if r[k] != r[k] else r[k] for k in ("low", "high")}
@@ -88,13 +88,15 @@ def carded(books: Sequence[Sequence[Chapter]], known: Mapping[str, Mapping] | No
             if r["needed"] < cards.MANY
             else "over a million"
         )
-        shown = {"value": r["difference"], "unit": units[r["name"]], **bounds}
-        rows[r["name"]] = r | {"shown": shown, "needed": needed}
+        shown = {"value": r["difference"], "unit": units[cards.key_of(r)], **bounds}
+        rows[cards.key_of(r)] = r | {"shown": shown, "needed": needed}
     tally = ", ".join(f"{n} {what}" for what, n in cards.summary(table).items())
-    return found | {"compared": rows, "tally": tally, "others": {n["name"]: n for n in others[0]["numbers"]}}
+    return found | {"compared": rows, "tally": tally, "others": {cards.key_of(n): n for n in others[0]["numbers"]}}
 
 
-def _small(books: Sequence[Sequence[Chapter]], known: Mapping[str, Mapping]) -> Iterator[tuple[str, dict, list]]:
+def _small(
+    books: Sequence[Sequence[Chapter]], known: Mapping[str, Mapping]
+) -> Iterator[tuple[tuple[str, str], dict, list]]:
     """The first headline number of every chapter, of each folder of results."""
     for name in known:
         having = [next((c for c in book if c.name == name), None) for book in books]
@@ -102,7 +104,7 @@ def _small(books: Sequence[Sequence[Chapter]], known: Mapping[str, Mapping]) -> 
         if first:
             number, says = first.headlines[0]
             page = {"docname": first.docname, "says": says}
-            yield number["name"], page, [c.headlines[0][0] if c else None for c in having]
+            yield (name, number["name"]), page, [c.headlines[0][0] if c else None for c in having]
 
 
 def _bound(number: dict, which: str) -> str:

@@ -93,40 +93,47 @@ def name_of(card: Mapping) -> str:
     return " ".join(filter(None, (of["model"], of["pretrained"]))) + f" on {of['dataset']}"
 
 
+def key_of(number: Mapping) -> tuple[str, str]:
+    """Chapter and name: two chapters may give a number the same name."""
+    return number["chapter"], number["name"]
+
+
 def compare(card: Mapping, other: Mapping) -> pd.DataFrame:
     """One checkpoint against another: a row a number that both have and that depends on them, in the order of the card.
 
     The difference is that of the card less the other. Where both left their sums over groups of images, it is paired;
     else its interval comes from both intervals as if their images were different ones, and is wider than it need be.
 
-    Returns: `name`, `value` and `against` (the numbers), `difference`, `low`, `high`, `how`, `p`, `p_holm` over the
-        whole card, `decision` and `needed`: images in all with which a difference of this size would be decided in
-        four of five repetitions, before the correction; missing where it is decided.
+    Returns: `chapter`, `name`, `value` and `against` (the numbers), `difference`, `low`, `high`, `how`, `p`, `p_holm`
+        over the whole card, `decision` and `needed`: images in all with which a difference of this size would be
+        decided in four of five repetitions, before the correction; missing where it is decided.
 
     Raises: ValueError where the cards are of one run, or of other images, prompts or settings.
 
     Source: Holm (1979); Zou & Donner (2008) for two intervals; Schuirmann (1987) for "the same".
     """
-    ours, theirs = ({n["name"]: n for n in c["numbers"]} for c in (card, other))
+    ours, theirs = ({key_of(n): n for n in c["numbers"]} for c in (card, other))
     facts = ("model", "pretrained", "fingerprint", "precision", "seed", "device", "git")
     whose = [{key: c["of"].get(key) for key in facts} for c in (card, other)]
     if whose[0] == whose[1]:
         raise ValueError(
             f"Both cards are of the same run, of {name_of(card)}: another checkpoint, seed or precision is needed."
         )
-    common = [name for name in ours if name in theirs and ours[name].get("model", True)]
+    common = [key for key in ours if key in theirs and ours[key].get("model", True)]
     again = card["of"]["fingerprint"] == other["of"]["fingerprint"]  # another seed may draw other images
-    for name in common:
-        one, two = ours[name]["made_of"], theirs[name]["made_of"]
+    for key in common:
+        one, two = ours[key]["made_of"], theirs[key]["made_of"]
         if differ := [what for what in one if one[what] != two.get(what) and not (again and what == "images")]:
             both = f"{name_of(card)} and {name_of(other)} cannot be compared"
-            raise ValueError(f"{both}: {name} of {ours[name]['chapter']} has other {' and '.join(differ)}.")
+            raise ValueError(f"{both}: {key[1]} of {key[0]} has other {' and '.join(differ)}.")
     if not common:
         raise ValueError(f"{name_of(card)} and {name_of(other)} have no headline number in common.")
-    table = pd.DataFrame([_difference(ours[name], theirs[name]) for name in common])
+    table = pd.DataFrame([_difference(ours[key], theirs[key]) for key in common])
     table["p_holm"] = holm(table.p)
-    table["decision"] = [decision(ours[r.name], theirs[r.name], r._asdict()) for r in table.itertuples(index=False)]
-    table["needed"] = [_needed(r, ours[r.name]["n"]) for r in table.itertuples(index=False)]
+    rows = list(zip(common, table.to_dict("records")))
+    table["decision"] = [decision(ours[key], theirs[key], row) for key, row in rows]
+    rows = list(zip(common, table.itertuples(index=False)))
+    table["needed"] = [_needed(row, ours[key]["n"]) for key, row in rows]
     return table
 
 
@@ -140,10 +147,8 @@ def _difference(one: Mapping, other: Mapping) -> dict:
         found, how = unpaired_difference(*(Estimate(*b, "", one["n"], unit) for b in bounds)), APART
         reach = found.value - found.low if found.value > 0 else found.high - found.value
         p = 2 * stats.norm.sf(abs(found.value) / reach * stats.norm.ppf(0.975)) if reach > 0 else np.nan
-    return {
-        "name": one["name"], "value": one["value"], "against": other["value"], "difference": found.value,
-        "low": found.low, "high": found.high, "how": how, "p": float(p),
-    }  # fmt: skip
+    numbers = {"chapter": one["chapter"], "name": one["name"], "value": one["value"], "against": other["value"]}
+    return numbers | {"difference": found.value, "low": found.low, "high": found.high, "how": how, "p": float(p)}
 
 
 def _sizes(number: Mapping) -> list[int]:
@@ -190,7 +195,7 @@ def flat(card: Mapping, table: pd.DataFrame | None = None) -> pd.DataFrame:
     if table is None:
         return rows
     beside = table.drop(columns="value").rename(columns={"low": "difference_low", "high": "difference_high"})
-    return rows.merge(beside, on="name", how="left")
+    return rows.merge(beside, on=["chapter", "name"], how="left")
 
 
 def model_card(card: Mapping) -> str:
