@@ -163,3 +163,17 @@ def test_a_card_goes_round_as_a_file_and_a_broken_one_is_one_sentence(tmp_path, 
         assert card.main([str(tmp_path / "x.json")]) == 2 and words in capsys.readouterr().err
     (tmp_path / "x.json").write_text("{")
     assert card.main([str(tmp_path / "x.json")]) == 2 and "is no card" in capsys.readouterr().err
+
+
+def test_who_looks_after_every_image_waits_longer(tmp_path):
+    rng = np.random.default_rng(4)
+    for name, share in (("one", 0.9), ("other", 0.5)):
+        (folder := tmp_path / name / "01-zero-shot-baseline").mkdir(parents=True)
+        right = rng.random(400) < share
+        ids = [str(i) for i in range(400)]
+        rows = pd.DataFrame({"sample_id": ids, "label": 0, "prediction": np.where(right, 0, 1)})
+        rows.assign(condition="original").to_parquet(folder / "samples.parquet")
+    found = card.watched(tmp_path / "one", tmp_path / "other")
+    assert found["low"] > 0 and 1 < found["first"] < 400 and found["price"] > 1 and found["n"] == 400
+    assert card.watched(tmp_path / "one", tmp_path / "one")["first"] == 0
+    assert card.watched(tmp_path / "one", tmp_path) is None

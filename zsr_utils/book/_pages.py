@@ -68,7 +68,7 @@ def carded(books: Sequence[Sequence[Chapter]], known: Mapping[str, Mapping] | No
     known = known or {chapter.name: chapter.entry for book in books for chapter in book}
     own, *others = (cards.card_of(book[0].path.parent, known) for book in books)
     pages = {c.name: c for book in reversed(books) for c in book}
-    found = {"card": own, "compared": None, "refused": "", "tally": "", "others": {}, "bound": _bound}
+    found = {"card": own, "compared": None, "refused": "", "tally": "", "others": {}, "watched": None, "bound": _bound}
     found |= {"pages": {n: c.docname for n, c in pages.items()}, "titles": {n: c.title for n, c in pages.items()}}
     found["small"] = list(_small(books, known))
     if len(others) != 1:
@@ -77,6 +77,7 @@ def carded(books: Sequence[Sequence[Chapter]], known: Mapping[str, Mapping] | No
         table = cards.compare(own, others[0])
     except ValueError as error:
         return found | {"refused": str(error)}
+    found["watched"] = cards.watched(*(book[0].path.parent for book in books))
     units = {cards.key_of(n): n["unit"] for n in own["numbers"]}
     rows = {}
     for r in table.to_dict("records"):

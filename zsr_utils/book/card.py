@@ -18,7 +18,7 @@ from zsr_utils._cache import digest
 from zsr_utils.book.contents import read_chapters, valid
 from zsr_utils.records import read_numbers, read_provenance
 from zsr_utils.records._files import write_json, write_whole
-from zsr_utils.scores import Estimate, grouped_difference, holm, unpaired_difference
+from zsr_utils.scores import Estimate, confidence_sequence, grouped_difference, holm, price, unpaired_difference
 
 
 PROTOCOL = 1  # goes up when the definition of a headline number changes: cards of two protocols are not compared
@@ -181,6 +181,28 @@ def _needed(row, n: int) -> float:
         return float("nan")
     error = (row.high - row.low) / 2 / stats.norm.ppf(0.975)
     return float(np.ceil(n * max(1, ((stats.norm.ppf(0.975) + POWER) * error / abs(row.difference)) ** 2)))
+
+
+def watched(one: Path, other: Path) -> dict | None:
+    """Accuracy of one folder's model less that of another's, as somebody sees it who looks after every image.
+
+    Returns: The difference on all images, the bounds of `confidence_sequence` after the last one, after how many images
+        they left zero first (0 where they never did), and the `price`; None without rows of chapter 01 in both.
+    """
+    rows = [folder / "01-zero-shot-baseline" / "samples.parquet" for folder in (one, other)]
+    if not all(path.is_file() for path in rows):
+        return None
+    columns, clean = ["sample_id", "label", "prediction"], [("condition", "==", "original")]
+    one, other = (pd.read_parquet(path, columns=columns, filters=clean) for path in rows)
+    both = one.merge(other, on=["sample_id", "label"], suffixes=("", "_other"))
+    both = both.loc[both.sample_id.map(digest).sort_values().index]  # an order that no answer chose
+    d = (both.prediction == both.label).to_numpy(float) - (both.prediction_other == both.label).to_numpy(float)
+    if not len(d):
+        return None
+    low, high = (2 * bound - 1 for bound in confidence_sequence((d + 1) / 2))
+    left = np.flatnonzero((low > 0) | (high < 0))
+    ends = {"value": float(d.mean()), "low": float(low[-1]), "high": float(high[-1]), "unit": "fraction"}
+    return ends | {"n": len(d), "first": int(left[0]) + 1 if len(left) else 0, "price": price((d + 1) / 2)}
 
 
 def summary(table: pd.DataFrame) -> dict[str, int]:
