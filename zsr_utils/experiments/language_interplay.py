@@ -22,6 +22,7 @@ from zsr_utils.conditions import Batch, Condition, Head, Seen, generator
 from zsr_utils.datasets import Dataset, asked_scenes, natural_shifts
 from zsr_utils.experiments import distribution_shifts, shape_bias, typographic_attacks
 from zsr_utils.experiments.pairs import aligned_pairs, settings_of
+from zsr_utils.measure import embed
 from zsr_utils.models import Model, VisionLanguageModel, load_vlm
 from zsr_utils.study import Study
 
@@ -186,10 +187,9 @@ def examples(study: Study, sets: Mapping, rows: pd.DataFrame) -> tuple[list, lis
     """The first picture of every set as the encoder sees it, with its class and what the language model says of it."""
     pictures, captions = [], []
     for name, (images, condition) in sets.items():
-        sample = images.samples[0]
-        pictures += distribution_shifts.changed(study, [condition], images)[0]
-        said = rows[(rows.condition == name) & (rows.sample_id == sample.sample_id)].said.iloc[0]
-        captions.append(f"{name.replace('_', ' ')}\n{images.class_names[sample.label]}: “{said}”")
+        row = rows[rows.condition == name].iloc[0]
+        pictures += distribution_shifts.changed(study, [condition], images.only([row.sample_id]))[0]
+        captions.append(f"{name.replace('_', ' ')}\n{images.class_names[row.label]}: “{row.said}”")
     return pictures, captions
 
 
@@ -281,17 +281,18 @@ def to_probe(study: Study, *, training: int, test: int) -> tuple[list[Dataset], 
         parts = facts.iloc[:training], facts.iloc[training:]
     else:
         images = study.images.subset(number, seed)
-        facts = pd.DataFrame({"class": {s.sample_id: images.class_names[s.label] for s in images.samples}})
+        read = embed(study.net, images, batch_size=study.parameters["batch_size"])  # without what is not readable
+        facts = pd.DataFrame({"class": {i: images.class_names[k] for i, k in zip(read.sample_ids, read.labels)}})
         odd = facts.groupby("class").cumcount() % 2 == 1
         parts = facts[~odd], facts[odd]
     return [images.only(part.index) for part in parts], list(parts)
 
 
 @torch.no_grad()
-def on_the_way(vlm: VisionLanguageModel, net: Model, images: Dataset) -> dict[str, np.ndarray]:
+def on_the_way(vlm: VisionLanguageModel, net: Model, images: Dataset, batch_size: int) -> dict[str, np.ndarray]:
     """What a picture has become (n, numbers): tokens of the tower, after the projector, and the state that answers."""
     found: dict[str, list] = {"tower": [], "projector": [], "state": []}
-    for _, pixels, _ in images.batches(net.from_pil, 32):
+    for _, pixels, _ in images.batches(net.from_pil, batch_size):
         grids = net.encode_tokens(pixels.to(net.device)).cpu(), torch.stack(vlm.image_tokens(list(pixels))).cpu()
         for name, grid in zip(found, grids):
             size = [min(PLACES, side) for side in grid.shape[1:3]]
@@ -301,8 +302,9 @@ def on_the_way(vlm: VisionLanguageModel, net: Model, images: Dataset) -> dict[st
 
 
 def probed(
-    vlm: VisionLanguageModel, net: Model, images: Sequence[Dataset], facts: Sequence[pd.DataFrame]
-) -> pd.DataFrame:
+    vlm: VisionLanguageModel, net: Model, images: Sequence[Dataset], facts: Sequence[pd.DataFrame], *,
+    batch_size: int = 64,
+) -> pd.DataFrame:  # fmt: skip
     """Which facts a linear reader finds, and what the model answers: `value` by `attribute`, `seen` and sample.
 
     Ridge classifiers, their penalty by leave-one-out on the pictures that they are fitted on. `most common` always says
@@ -314,28 +316,27 @@ def probed(
 
     (fit, test), found = facts, [pd.DataFrame(columns=["sample_id", "attribute", "seen", "value"])]
     asked = [attribute for attribute in fit if len(test) and fit[attribute].nunique() > 1]
-    fitted, tested = (on_the_way(vlm, net, part) if asked else {} for part in images)
+    fitted, tested = (on_the_way(vlm, net, part, batch_size) if asked else {} for part in images)
     for attribute in asked:
         right = {"most common": test[attribute] == fit[attribute].mode()[0]}
         for place, values in fitted.items():
             probe = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(0, 6, 7)))
             right[place] = probe.fit(values, fit[attribute]).predict(tested[place]) == test[attribute]
-        right["answer"] = told(vlm, net, images[1], test, attribute, set(fit[attribute]))
+        right["answer"] = told(vlm, net, images[1], test, attribute, set(fit[attribute]), batch_size)
         same = {"sample_id": test.index, "attribute": attribute}
         found += [pd.DataFrame({**same, "seen": s, "value": np.asarray(v, float)}) for s, v in right.items() if len(v)]
     return pd.concat(found[1:] or found, ignore_index=True)
 
 
 @torch.no_grad()
-def told(vlm, net: Model, images: Dataset, facts: pd.DataFrame, attribute: str, known: set) -> np.ndarray:
-    """Whether the likeliest of all answers is right; empty where there are too many to ask."""
-    options = sorted(known | set(facts[attribute]))
-    if len(options) > MOST_ASKED:
-        return np.empty(0)
-    pixels = list(images.pixels(facts.index, net.from_pil))
-    prompts = [QUESTIONS[attribute].format(**row) for row in facts.to_dict("records")]
-    given, _ = vlm.score(pixels, prompts, [options] * len(pixels))
-    return np.array([options[int(s.argmax())] for s in given]) == facts[attribute].to_numpy()
+def told(vlm, net: Model, images: Dataset, facts: pd.DataFrame, attribute: str, known: set, batch_size: int):
+    """Whether the likeliest of all answers is right (n,); empty where there are too many to ask."""
+    options, found = sorted(known | set(facts[attribute])), []
+    for ids, pixels, _ in images.batches(net.from_pil, batch_size) if len(options) <= MOST_ASKED else ():
+        prompts = [QUESTIONS[attribute].format(**row) for row in facts.loc[ids].to_dict("records")]
+        given, _ = vlm.score(list(pixels), prompts, [options] * len(ids))
+        found += [options[int(s.argmax())] == right for s, right in zip(given, facts.loc[ids, attribute])]
+    return np.array(found, float)
 
 
 def compared(
@@ -344,8 +345,10 @@ def compared(
     """Right answers of other language models less those of the first, where nothing is listed, and of a card's word."""
     table = answered[answered.protocol == OPEN]
     for name, (vlm, tower) in speakers.items() if "word" in facts[1] and len(speakers) > 1 else ():
-        read = told(vlm, study.nets[tower], images[1], facts[1], "word", set(facts[0].word))
-        own = {"sample_id": facts[1].index, "condition": "the card's word", "language_model": name, "value": read * 1.0}
+        read = told(
+            vlm, study.nets[tower], images[1], facts[1], "word", set(facts[0].word), study.parameters["batch_size"]
+        )
+        own = {"sample_id": facts[1].index, "condition": "the card's word", "language_model": name, "value": read}
         table = pd.concat([table, pd.DataFrame(own)])
     mine = table.language_model == next(iter(speakers))
     base = [table[mine].assign(language_model=name) for name in list(speakers)[1:]]
