@@ -167,7 +167,7 @@ def test_tables_of_seedbench_are_read_in_their_order(tmp_path):
     assert first.options == ("a 0", "b 0", "c 0") and first.written == tuple("ABC") and whole.samples[1].label == 1
     assert last.sample_id == "1/6" and last.image().size == (64, 64) and whole.fingerprint != questions.fingerprint
     assert "Options:\nA. a 0\nB. b 0" in first.prompt and "Options" not in whole.put("open").asked["0/0"].prompt
-    derived = yes_or_no(whole).asked["0/a 0"]
+    derived = yes_or_no(whole).asked["0/0/a 0"]
     assert derived.text == "what is it? Is it a 0?" and derived.options == ("Yes", "No")
 
 

@@ -204,7 +204,7 @@ def _ratio(drift: np.ndarray, distance: np.ndarray, axis: int = -1) -> np.ndarra
 def cohens_d(one: np.ndarray, other: np.ndarray, axis: int = -1) -> np.ndarray:
     """Difference of two means over their pooled standard deviation (ddof 1)."""
     pooled = np.sqrt((one.var(axis, ddof=1) + other.var(axis, ddof=1)) / 2)
-    return (one.mean(axis) - other.mean(axis)) / pooled
+    return (one.mean(axis) - other.mean(axis)) / np.maximum(pooled, 1e-12)
 
 
 def predicts(rows: pd.DataFrame) -> scores.Estimate:
@@ -224,17 +224,17 @@ def quadrants(rows: pd.DataFrame) -> pd.DataFrame:
 
 def yes_no_scores(rows: pd.DataFrame) -> pd.DataFrame:
     """POPE's numbers, yes being positive, of original pictures and of views: columns `quantity`, `pictures`."""
-    statistics = {
-        "accuracy": lambda s, t: (s == t).mean(), "precision": lambda s, t: t[s].mean() if s.any() else np.nan,
-        "recall": lambda s, t: s[t].mean() if t.any() else np.nan,
-        "f1": lambda s, t: 2 * (s & t).sum() / max(1, s.sum() + t.sum()),
-        "false_positives": lambda s, t: s[~t].mean() if not t.all() else np.nan, "yes_rate": lambda s, t: s.mean(),
-    }  # fmt: skip
     found = []
     for pictures, part in (("original", rows[rows.condition == "original"]), ("views", rows[rows.family.notna()])):
-        said, truth = (part[c].to_numpy() == 0 for c in ("prediction", "label"))
-        for quantity, statistic in statistics.items():
-            estimate = scores.bootstrap(statistic, said, truth, groups=part.sample_id, resamples=200)
+        yes, there = (part[c].to_numpy() == 0 for c in ("prediction", "label"))
+        hits, every = yes & there, np.arange(len(part))
+        twice = np.concatenate([np.flatnonzero(yes | there), np.flatnonzero(hits)])  # F1 counts what is found twice
+        shares = {
+            "accuracy": (yes == there, every), "precision": (there, yes), "recall": (yes, there), "f1": (hits, twice),
+            "false_positives": (yes, ~there), "yes_rate": (yes, every),
+        }  # fmt: skip
+        for quantity, (hit, of) in shares.items():
+            estimate = scores.grouped_proportion(hit[of], part.sample_id.to_numpy()[of])
             found.append({"quantity": quantity, "pictures": pictures, **vars(estimate)})
     return pd.DataFrame(found)
 

@@ -64,7 +64,8 @@ def token_facts(batch: Batch, seen: Seen, shown: list[View], perturbation: Pertu
         shares = coherence = np.full((len(after), BANDS), np.nan)
     for k in range(BANDS):
         facts |= {f"share_{k + 1}": shares[:, k], f"coherence_{k + 1}": coherence[:, k]}
-    _, relative = scores.power_change(batch.pixels.cpu().numpy(), seen.pixels.cpu().numpy(), len(POWER_BANDS))
+    shown = F.interpolate(seen.pixels, batch.pixels.shape[2:], mode="bilinear")  # of a model that takes any size
+    _, relative = scores.power_change(batch.pixels.cpu().numpy(), shown.cpu().numpy(), len(POWER_BANDS))
     facts |= {f"power_{name}": relative[:, k] for k, name in enumerate(POWER_BANDS)}
     for layer, grids in enumerate(zip(batch.clean.grids, seen.grids) if layers else (), start=1):
         facts[f"drift_layer_{layer}"] = drift_between(*(grid.mean((1, 2)) for grid in grids)).numpy()
