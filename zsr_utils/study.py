@@ -117,6 +117,7 @@ class Study:
             conditions: Or a function that makes them for a model, such as those of its own aligned images.
             images, prompts: In place of the chapter's data set and prompt set (or `OWN_PROMPTS`, or templates). The
                 classes of such images are the answers then.
+            merged: As for `head`.
             keep: Whether the rows are among those that the chapter leaves behind.
             options: `draws` and `detail`, as `measure.measure` takes them.
         """
@@ -235,8 +236,10 @@ class _Recorded(dict):
 def open_study(notebook: str, namespace: Mapping, *, images: int = 2, **least: float) -> Study:
     """Open the study of a notebook: `study = zsr.open_study("01-zero-shot-baseline", globals())`.
 
-    The notebook's variables are checked before anything is loaded; `images` and `least` are how many images the chapter
-    needs, and the least value of single parameters.
+    Args:
+        namespace: Holds the notebook's variables after the `parameters` cell, which are checked before anything is
+            loaded.
+        images, least: How many images the chapter needs, and the least value of single parameters.
 
     Raises: ValueError for a parameter outside its range, and for a data set with fewer images or classes than needed.
     """
