@@ -23,6 +23,10 @@ from zsr_utils.datasets import Dataset
 from zsr_utils.models import Model
 
 
+COLUMNS = (
+    "sample_id", "label", "condition", "severity", "draw", "prediction", "confidence", "margin",
+    "clean_prediction", "clean_margin", "drift",
+)  # fmt: skip
 DETAILS = ("answers", "tokens", "layers")  # what `facts` get to see; each holds the ones before it
 ENCODES = ("models", "datasets", "measure")  # layers that embeddings depend on
 ANSWERS = (*ENCODES, "conditions", "prompts", "jacobian", "scores", "experiments")  # and rows

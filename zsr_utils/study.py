@@ -250,9 +250,11 @@ def open_study(
 ) -> Study:
     """Open the study of a notebook: `study = zsr.open_study("01-zero-shot-baseline", globals())`.
 
-    The notebook's variables are checked before anything is loaded; `images` and `least` are how many images the chapter
-    needs, and the least value of single parameters. With `generative`, its models are `language_models`, by the names
-    that `load_vlm` takes, in place of `model`.
+    Args:
+        namespace: Holds the notebook's variables after the `parameters` cell, which are checked before anything is
+            loaded.
+        generative: Whether its models are `language_models`, by the names that `load_vlm` takes, in place of `model`.
+        images, least: How many images the chapter needs, and the least value of single parameters.
 
     Raises: ValueError for a parameter outside its range, and for a data set with fewer images or classes than needed.
     """

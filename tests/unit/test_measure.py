@@ -45,7 +45,7 @@ from zsr_utils.experiments import (
     visual_factors,
 )  # fmt: skip
 from zsr_utils.experiments.shape_bias import Surface
-from zsr_utils.measure import Pixels, embed, measure
+from zsr_utils.measure import COLUMNS, Pixels, embed, measure
 
 
 SHARED = {"pairs"}  # modules that several chapters use
@@ -152,12 +152,11 @@ def test_rows_keep_the_contract(experiment, net):
     images = token_pictures(9)
     shown, options = CONTRACT[experiment](net, images), {"detail": DETAIL.get(experiment, "answers")}
     rows = rows_of(net, images, shown, **options)
-    columns = "sample_id label condition severity draw prediction confidence margin clean_prediction clean_margin drift"
-    assert rows.columns[:11].tolist() == columns.split()
+    assert tuple(rows.columns[: len(COLUMNS)]) == COLUMNS
     types = {"sample_id": "str", "condition": "str", "severity": "float64", "draw": "int64", "label": "int64"}
     for column, kind in (types | dict.fromkeys(["margin", "clean_margin", "confidence", "drift"], "float64")).items():
         assert rows[column].dtype == kind, column
-    assert not rows[columns.split()].isna().any(axis=None)
+    assert not rows[list(COLUMNS)].isna().any(axis=None)
     assert not rows.duplicated(["sample_id", "condition", "severity", "draw"]).any()
     assert rows.drift.between(0, 2).all() and rows.confidence.between(0, 1).all()
     right = rows.prediction == rows.label

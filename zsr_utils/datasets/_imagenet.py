@@ -106,10 +106,15 @@ def as_objectnet(images: Dataset) -> Dataset:
 
 
 def imagenet_x(path: str | Path | None = None) -> pd.DataFrame:
-    """ImageNet-X: how each ImageNet validation image differs from typical images of its class, by `sample_id`.
+    """ImageNet-X: how each ImageNet validation image differs from typical images of its class.
 
-    A column of 0 and 1 for each of the 16 `FACTORS`, and `top`, the one that differs most (missing if none does). The
-    typical images that annotators saw are left out, as the authors do, if `prototypical_paths.csv` is there.
+    Args:
+        path: Folder with the authors' files; None is `imagenet-x` in the data folder. Typical images that annotators
+            saw for comparison are left out, as the authors do, if `prototypical_paths.csv` is there.
+
+    Returns:
+        A frame indexed by `sample_id`, as in the data set `imagenet`: a column of 0 and 1 for each of the 16 `FACTORS`,
+        and `top`, the one factor that the annotators found to differ most (missing if none does).
 
     Source: Idrissi et al. (2023), and their `load_annotations`.
     """

@@ -27,6 +27,11 @@ CONTROLS = ("any", "same class", "other class")
 WHOLE = 0.999  # of a token's picture that must be original content
 SHOWN = ("translation", "scale", "scale_pad", "rotation", "text_semantic", "text_empty")  # families, block by block
 READINGS = {"raw": "energy", "per squared length": "energy_normalised", "original content": "energy_content"}
+BAND_VERDICTS = {
+    "more": "the high band is the more dangerous one",
+    "less": "the low band is the more dangerous one",
+    "undecided": "which band is the more dangerous one is not decided",
+}
 
 
 def views(names: Sequence[str] | None = None, *, detail: str = "layers", **options) -> list[Condition]:
