@@ -208,10 +208,10 @@ def cohens_d(one: np.ndarray, other: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def predicts(rows: pd.DataFrame) -> scores.Estimate:
-    """AUROC of telling right from wrong answers by the share of views that keep them."""
+    """AUROC of telling right from wrong answers by the share of views that keep them, where there are six of each."""
     kept = rows.assign(kept=rows.prediction == rows.clean_prediction).groupby("sample_id").kept.mean()
     right = rows.groupby("sample_id").apply(lambda r: (r.clean_prediction == r.label).all(), include_groups=False)
-    if right.all() or not right.any():
+    if not 6 <= right.sum() <= len(right) - 6:
         return scores.not_measured()
     return scores.separation(kept[right].to_numpy(), kept[~right].to_numpy())["auroc"]
 
