@@ -177,7 +177,7 @@ def image_sets(
         every = typographic_attacks.cards(few, split=p["split"], seed=p["seed"])
         sets["cards"] = few, replace(next(c for c in every if c.name == "other_name"), name="cards")
     if "aligned" in wanted:
-        options = {"number": pairs, "one_a_source": True, "cosine": cosine, "seed": p["seed"]}
+        options = {"number": pairs, "per_class": number, "one_a_source": True, "cosine": cosine, "seed": p["seed"]}
         made = aligned_pairs(study.net, few, settings_of(study), batch_size=p["batch_size"], **options)
         sets["aligned"] = few.only(made.table.sample_id.tolist()), made.condition("aligned")
     return sets
