@@ -103,8 +103,9 @@ def of_profile(profile: str = "", chapters: str = "", model: str = "", dataset: 
     if whose != ([(usual["model"], usual.get("pretrained", ""))], usual["dataset"]):
         common = {"models": []} | common
     named, dataset = whose
-    if not chapters:  # of what nobody asked for by name, what the data set has pictures for
+    if not chapters:  # of what nobody asked for by name, what the data set and the first model have an answer to
         own = {name: its for name, its in own.items() if dataset in known[name].get("datasets", [dataset])}
+        own = {name: its for name, its in own.items() if named[0][0] in known[name].get("models", [named[0][0]])}
     grid = {
         "models": [{"name": model, "pretrained": tag} for model, tag in named],
         "datasets": [dataset],
@@ -120,7 +121,7 @@ def of_profile(profile: str = "", chapters: str = "", model: str = "", dataset: 
 
 
 def not_for(profile: str = "", chapters: str = "", model: str = "", dataset: str = "", against: str = "") -> list[str]:
-    """Chapters that `of_profile` leaves out because their question has no pictures in the data set."""
+    """Chapters that `of_profile` leaves out because they have no answer for the data set or the model."""
     own = of_profile(profile, chapters, model, dataset, against)["chapters"]
     return [name for name in chosen(chapters, read_chapters()) if name not in own]
 

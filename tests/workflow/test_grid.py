@@ -291,4 +291,8 @@ def test_a_chapter_without_pictures_for_its_question_is_left_out_but_for_those_w
     shape = "13-shape-bias"
     assert shape in run() and shape not in run(dataset="imagenet-v2") and shape not in run(profile="imagenette")
     assert shape in grid.not_for(dataset="imagenet-v2") and not grid.not_for()
+    assert grid.not_for(model="tabletop-conv") == ["18-language-interplay"]  # whose language model sees by another
+    assert not grid.not_for(model="tabletop-base tabletop-conv") and not grid.not_for(against="tabletop-conv")
+    with pytest.raises(ValueError, match="AGAINST is 'tabletop-base', the model itself: allowed is another checkpoint"):
+        grid.of_profile(against="tabletop-base")
     assert run(dataset="imagenet-v2", chapters="13") == [shape]
