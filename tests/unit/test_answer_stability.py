@@ -132,6 +132,15 @@ def test_statistics_of_stability_have_their_closed_forms():
     assert stability.agreement(known).value == pytest.approx(1)
 
 
+def test_another_model_is_compared_on_the_same_views():
+    own = rows(label=[0] * 9, clean_prediction=[0] * 9, prediction=[0] * 9)
+    every = pd.concat([own.assign(model="a"), own.assign(model="b", prediction=[1] * 8 + [0])])
+    found = stability.beside(every, "model", "a").set_index("quantity")
+    assert found.value.to_dict() == pytest.approx({"accuracy": -8 / 9, "flips": 8 / 9})
+    assert found.verdict.to_dict() == {"accuracy": "less", "flips": "more"}
+    assert stability.in_words(stability.beside(own.assign(model="a"), "model", "a"), "more", "less") == "none"
+
+
 def test_what_a_model_was_taught_of_blank_pictures_is_asked_of_every_kind():
     images = load_dataset("tabletop", limit=4)
     questions, usual = prior_questions(images)

@@ -116,10 +116,10 @@ def on_blanks(rows: pd.DataFrame, questions: Questions) -> pd.DataFrame:
     return rows.assign(yes=rows.prediction == 0, sample_id=[questions.asked[i].text for i in rows.asked])
 
 
-def accuracy_changes(rows: pd.DataFrame, by: str = "family") -> pd.DataFrame:
+def accuracy_changes(rows: pd.DataFrame) -> pd.DataFrame:
     """What views do to the share of right answers, family by family: R→W and W→R may cancel."""
     was, now = (rows.assign(value=(c == rows.label).astype(float)) for c in (rows.clean_prediction, rows.prediction))
-    return scores.paired_changes(was, now, by, bounds=1.0)
+    return scores.paired_changes(was, now, "family", bounds=1.0)
 
 
 def beyond_box(rows: pd.DataFrame) -> pd.DataFrame:
