@@ -252,7 +252,7 @@ def reduced_in_words(table: pd.DataFrame) -> str:
     most = of[of.condition.isin(REDUCED)].sort_values("severity").groupby("condition").tail(1)
     how = [REDUCED[kind].format(severity) for kind, severity in zip(most.condition, most.severity)]
     most = most.assign(how=how, verdict=np.where(most.high < half, "less", "undecided"))
-    words = {"less": "less than half of the answers by shape are left", "undecided": "not so or not decided is this"}
+    words = {"less": "less than half of the answers by shape are left", "undecided": "this is not so, or not decided,"}
     return f"At the most that was tried, {scores.by_verdict(most, 'how', words, 'pct')}."
 
 
