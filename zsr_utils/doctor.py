@@ -20,10 +20,11 @@ from zsr_utils.conditions import ORIGINAL, Head
 from zsr_utils.datasets import Dataset, load_dataset, published_accuracy
 from zsr_utils.measure import measure
 from zsr_utils.models import PRECISIONS, Model, ModelUnavailable, Preprocess, load_model
-from zsr_utils.prompts import PROMPT_SETS, TEMPLATES, prompt_set
+from zsr_utils.prompts import PROMPT_SETS, TEMPLATES
 
 
 AS_IT_IS = "as it is"
+KINDS = ("prompts", "activation", "resize", "precision")
 CHANGE = ("change", "change_low", "change_high", "p_holm", "verdict")
 GELU = {"gelu": nn.GELU, "quickgelu": QuickGELU}
 FILTERS = (InterpolationMode.BICUBIC, InterpolationMode.BILINEAR)
@@ -120,13 +121,14 @@ def in_words(table: pd.DataFrame) -> str:
     if own.covered:
         return f"{said}, which the interval of {own.n} images holds: nothing is left to explain at this number."
     ranked = table.iloc[1:].assign(off=table.difference.abs()).sort_values("off", kind="stable")
-    nearest = ranked.iloc[0]
+    left = [kind for kind in KINDS if not table.run.str.startswith(kind).any()]
+    left = f" Not tried, as the model offers none to exchange: {', '.join(left)}." if left else ""
     if found.empty:
-        return f"{said}. None of the {len(ranked)} differences explains it alone; nearest comes {nearest.run}."
+        return f"{said}. None of the {len(ranked)} differences that were tried explains it alone.{left}"
     named = [f"{r.run} ({r.value:.4f})" for r in ranked[ranked.explains].itertuples()]
     if len(named) == 1:
-        return f"{said}. One difference explains it alone: {named[0]}."
-    return f"{said}. {len(named)} differences would explain it, each alone, nearest first: {', '.join(named)}."
+        return f"{said}. One difference explains it alone: {named[0]}.{left}"
+    return f"{said}. {len(named)} differences would explain it, each alone, nearest first: {', '.join(named)}.{left}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -137,7 +139,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--published", type=float, help="accuracy as a fraction (default: what is known of the model)")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--limit", type=int, default=0, help="images at most (default: all)")
-    parser.add_argument("--prompts", help="prompt set of the run as it is (default: the data set's own)")
     given = parser.parse_args(arguments)
     try:
         known = published_accuracy(given.model, given.tag, given.dataset)
@@ -145,16 +146,12 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"No accuracy of {given.model} on {given.dataset} is known: --published has to name it.")
         published = known.accuracy if given.published is None else given.published
         images = load_dataset(given.dataset, split=given.split, limit=given.limit)
-        templates = prompt_set(given.prompts) if given.prompts else None
-        table = examine(load_model(given.model, given.tag), images, published, templates=templates)
+        table = examine(load_model(given.model, given.tag), images, published)
     except (ValueError, ModelUnavailable) as error:
         print(error, file=sys.stderr)
         return 2
-    print(
-        table[["run", "value", "low", "high", *CHANGE, "covered"]].round(4).to_string(index=False),
-        in_words(table),
-        sep="\n\n",
-    )
+    shown = table[["run", "value", "low", "high", *CHANGE, "covered"]].round(4)
+    print(shown.to_string(index=False), in_words(table), sep="\n\n")
     return 0
 
 

@@ -19,6 +19,7 @@ from zsr_utils.scores import trends
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 LOGS = DATA / "logs"
+MODELS = ("AlexNet", "Standard_R50")
 WHEEL = importlib.util.find_spec("imagenet_x")  # its annotations; its code is not imported
 
 
@@ -34,23 +35,16 @@ def lines_of_imagenet_v2() -> dict:
     return found | {"R² of the logit line": straight["r2"].value, "rank correlation": straight["spearman"].value}
 
 
-def _corruption_errors(log: str, cells: tuple) -> tuple:
-    table = pd.read_csv(LOGS / "robustbench" / log, header=[0, 1], index_col=0)
-    names = sorted(table.columns.levels[0])
-    found = [1 - table.loc[m].unstack().loc[names].to_numpy(float)[None] for m in ("AlexNet", "Standard_R50")]
-    assert found[0].shape == (1, *cells)
-    return names, *found
-
-
 def corruption_errors() -> dict:
-    names, alexnet, resnet = _corruption_errors("unaggregated_results.csv", (15, 5))
-    assert np.abs(alexnet.mean((0, 2)) - [dist.ALEXNET[name] for name in names]).max() < 0.02
-    return {"mean corruption error of ResNet-50": scores.relative_errors(resnet, alexnet).value}
-
-
-def corruption_errors_in_3d() -> dict:
-    _, alexnet, resnet = _corruption_errors("unaggregated_results_3d.csv", (12, 5))
-    return {"mean corruption error of ResNet-50 on 3DCC": scores.relative_errors(resnet, alexnet).value}
+    found = {}
+    for name, log, number in (("", "unaggregated_results.csv", 15), (" on 3DCC", "unaggregated_results_3d.csv", 12)):
+        table = pd.read_csv(LOGS / "robustbench" / log, header=[0, 1], index_col=0)
+        names = sorted(table.columns.levels[0])
+        alexnet, resnet = (1 - table.loc[m].unstack().loc[names].to_numpy(float)[None] for m in MODELS)
+        assert alexnet.shape == (1, number, 5)
+        assert number == 12 or np.abs(alexnet.mean((0, 2)) - [dist.ALEXNET[n] for n in names]).max() < 0.02
+        found[f"mean corruption error of ResNet-50{name}"] = scores.relative_errors(resnet, alexnet).value
+    return found
 
 
 def anchors() -> dict:
@@ -113,8 +107,7 @@ def probabilities() -> dict:
 
 SLOW = pytest.param(error_ratios, marks=[pytest.mark.slow, pytest.mark.skipif(not WHEEL, reason="no wheel imagenet-x")])
 QUICK = [
-    lines_of_imagenet_v2, corruption_errors, corruption_errors_in_3d, anchors, decisions_of_people, calibration,
-    probabilities,
+    lines_of_imagenet_v2, corruption_errors, anchors, decisions_of_people, calibration, probabilities,
 ]  # fmt: skip
 
 
