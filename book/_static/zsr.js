@@ -50,7 +50,7 @@ function searchable(box) {
   search();
 }
 
-for (const box of document.querySelectorAll(".zsr-numbers")) {
+for (const box of document.querySelectorAll(".zsr-numbers:not(.zsr-card)")) {
   sortable(box.querySelector("table"));
   searchable(box);
 }

@@ -256,7 +256,8 @@ def beside_the_paper(numbers: pd.DataFrame) -> pd.DataFrame:
     paper = published("wani-2026").set_index("family")
     own = pd.DataFrame({k: {f: value.get(f"{name}/{f}") for f in paper.index} for k, name in wanted.items()})
     table = own.join(paper.add_prefix("paper: ")).astype(float)
-    return table.mul(100).round(1).astype(str).replace("nan", "").rename(index=lambda f: f.replace("_", " "))
+    shown = table.mul(100).map(lambda share: "" if np.isnan(share) else f"{share:.1f}")
+    return shown.rename(index=lambda f: f.replace("_", " "))
 
 
 def depth_in_words(table: pd.DataFrame) -> str:
