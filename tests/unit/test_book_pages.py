@@ -195,7 +195,10 @@ def test_the_card_holds_every_headline_number_and_says_what_is_missing(tmp_path)
     numbers = {"shift/accuracy": {"says": f"of {EVIL}", "best": 1, "chance": 0.1}}
     found = chapter(tmp_path, metrics=[metric("shift/accuracy", 0.25)], numbers=numbers)
     text = generated([[found]], {}, {"07-shift": found.entry, "08-other": ENTRY})["card.md"]
-    assert "<td>25.0 % <span>[15.0, 35.0]</span></td>" in text and "<td>10.0 %</td><td>100.0 %</td>" in text
+    assert (
+        "<td>25.0 % <span>[15.0, 35.0]</span></td>" in text
+        and "<td>10\N{NO-BREAK SPACE}%</td><td>100\N{NO-BREAK SPACE}%</td>" in text
+    )
     assert EVIL not in text and "- `08-other`: it has no result" in text
     assert "\n\n" not in text[text.index("<div") : text.index("</div>")], "Markdown would end the table there"
 
@@ -208,7 +211,7 @@ def test_the_card_of_two_models_says_what_is_decided(tmp_path):
     one.entry["numbers"]["shift/accuracy"]["better"] = "more"
     pages = generated([[one], [other]], {})
     assert "of 1 numbers, 1 better." in pages["card.md"] and '<td class="zsr-better">better</td>' in pages["card.md"]
-    assert "<td>20.0 % <span>[18.6, 21.4]</span>" in pages["card.md"] and "  - better" in pages["headline.md"]
+    assert "<td>+20.0 points <span>[18.6, 21.4]</span>" in pages["card.md"] and "  - better" in pages["headline.md"]
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,8 @@ def test_a_difference_that_is_there_is_decided_and_pairing_sees_it_with_fewer_im
         card_with([number("a/b", worse, ids, better="less")]), card_with([number("a/b", hits, ids)], "b")
     )
     assert flipped.decision[0] == "better" and flipped.difference[0] < 0
+    neither = card_with([number("a/b", worse, ids, better=None)])
+    assert card.compare(neither, card_with([number("a/b", hits, ids)], "b")).decision[0] == "lower"
 
 
 def test_so_many_more_images_would_decide_as_the_normal_approximation_says():

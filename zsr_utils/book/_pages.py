@@ -36,7 +36,6 @@ PAGES = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True, undefined=StrictUndefined,
     trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
 )  # fmt: skip
-PAGES.filters |= {"plain": markdown, "value": value, "interval": interval}
 
 
 def rendered(template: str, **content) -> str:
@@ -110,7 +109,19 @@ def _small(
 
 def _bound(number: dict, which: str) -> str:
     """Chance or the best possible, as a reader sees it."""
-    return "–" if number.get(which) is None else value(number | {"value": number[which]})
+    bound, share = number.get(which), number["unit"] == "fraction"
+    return "–" if bound is None else f"{100 * bound:.3g}\N{NO-BREAK SPACE}%" if share else f"{bound:.3g}"
+
+
+def difference(row: dict) -> str:
+    """A difference as a reader sees it, of fractions in points.
+
+    Examples:
+        >>> difference({"value": -0.25, "unit": "fraction"}), difference({"value": 6.156, "unit": "rank"})
+        ('−25.0 points', '+6.16')
+    """
+    share = row["unit"] == "fraction"
+    return (f"{100 * row['value']:+.1f} points" if share else f"{row['value']:+.3g}").replace("-", "−")
 
 
 def compared(books: Sequence[Sequence[Chapter]]) -> Iterator[tuple[str, list[str], dict[str, list], int]]:
@@ -122,3 +133,6 @@ def compared(books: Sequence[Sequence[Chapter]]) -> Iterator[tuple[str, list[str
         common = {number: metrics for number, metrics in every.items() if sum(map(bool, metrics)) > 1}
         lacking = [book[0].run for book, chapter in zip(books, having) if not chapter]
         yield next(c.title for c in having if c), lacking, common, len(every) - len(common)
+
+
+PAGES.filters |= {"plain": markdown, "value": value, "interval": interval, "difference": difference}

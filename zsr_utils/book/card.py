@@ -27,7 +27,10 @@ OTHERWISE = ("model", "pretrained", "models", "device", "precision", "batch_size
 POWER = float(stats.norm.ppf(0.8))
 MARGINS = {"fraction": 0.02}  # within which two numbers count as the same, where chapters.yaml names none
 MANY = 1_000_000
-WORDS = {"more": {"more": "better", "less": "worse"}, "less": {"more": "worse", "less": "better"}}
+WORDS = {  # by which way is better
+    "more": {"more": "better", "less": "worse"}, "less": {"more": "worse", "less": "better"},
+    None: {"more": "higher", "less": "lower"},
+}  # fmt: skip
 PAIRED, APART = "image by image", "from both intervals"
 
 
@@ -158,7 +161,7 @@ def _sizes(number: Mapping) -> list[int]:
 def decision(one: Mapping, other: Mapping, row: Mapping) -> str:
     """What a difference and its corrected p decide, in words.
 
-    `better` or `worse` (`more` or `less` where neither is better) need the p and the interval; `same` needs the whole
+    `better` or `worse` (`higher` or `lower` where neither is) need the p and the interval; `same` needs the whole
     interval within the margin stated before. Nothing is decided where both are as good as can be, for there no
     difference could show.
     """
@@ -169,7 +172,7 @@ def decision(one: Mapping, other: Mapping, row: Mapping) -> str:
         return "both at the best possible"
     if row["p_holm"] < 0.05 and (row["low"] > 0 or row["high"] < 0):
         way = "more" if row["difference"] > 0 else "less"
-        return WORDS.get(one.get("better"), {}).get(way, way)
+        return WORDS[one.get("better")][way]
     margin = one.get("margin", MARGINS.get(one["unit"]))
     if margin and -margin <= row["low"] and row["high"] <= margin:
         return f"same within {margin:g}"
