@@ -432,6 +432,9 @@ def test_what_was_not_measured_and_what_has_no_interval_is_said(tmp_path):
     found.provenance["dataset"] = "tabletop"
     with pytest.raises(ValueError, match="recorded no number 'shift/none'"):
         found.headlines  # noqa: B018
+    found.entry["numbers"]["shift/none"]["model"] = False  # of models that this run did not compare
+    assert found.headlines[0][0]["value"] is None
+    del found.entry["numbers"]["shift/none"]["model"]
     found.provenance["not_measured"] = ["shift/none"]
     pages = generated([[found]], {})
     assert "not measured" in pages["headline.md"] and "`shift/none`: it was not measured" in pages["card.md"]

@@ -108,8 +108,9 @@ class Chapter:
         none = dict.fromkeys(("value", "low", "high")) | {"n": 0, "unit": "fraction"}
         recorded = {name: {"name": name, **none} for name in self.provenance.get("not_measured", ())}
         recorded |= {metric["name"]: metric for metric in self.metrics}
-        for name in self.entry["numbers"]:
-            if name not in recorded and self.provenance.get("dataset", "tabletop") != "tabletop":
+        elsewhere = self.provenance.get("dataset", "tabletop") != "tabletop"
+        for name, about in self.entry["numbers"].items():
+            if name not in recorded and (elsewhere or not about.get("model", True)):
                 recorded[name] = {"name": name, **none}
             if name not in recorded:
                 close = ", ".join(nearest(name, recorded) or sorted(recorded)[:5])
