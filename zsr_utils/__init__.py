@@ -2,7 +2,8 @@
 
 Layers, imports point downwards only::
 
-    run  book             execute notebooks, render the report
+    run  book             execute notebooks, render the report and its card
+    doctor  receipts      why a published accuracy is missed; published numbers and ours
     plots                 tables -> plotly figures
     experiments           one module a chapter: its conditions and statistics
     study                 what every chapter opens with
