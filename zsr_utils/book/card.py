@@ -133,10 +133,8 @@ def compare(card: Mapping, other: Mapping) -> pd.DataFrame:
         raise ValueError(f"{name_of(card)} and {name_of(other)} have no headline number in common.")
     table = pd.DataFrame([_difference(ours[key], theirs[key]) for key in common])
     table["p_holm"] = holm(table.p)
-    rows = list(zip(common, table.to_dict("records")))
-    table["decision"] = [decision(ours[key], theirs[key], row) for key, row in rows]
-    rows = list(zip(common, table.itertuples(index=False)))
-    table["needed"] = [_needed(row, ours[key]["n"]) for key, row in rows]
+    table["decision"] = [decision(ours[k], theirs[k], row) for k, row in zip(common, table.to_dict("records"))]
+    table["needed"] = [_needed(row, ours[key]["n"]) for key, row in zip(common, table.to_dict("records"))]
     return table
 
 
@@ -179,11 +177,11 @@ def decision(one: Mapping, other: Mapping, row: Mapping) -> str:
     return "not decided"
 
 
-def _needed(row, n: int) -> float:
-    if row.decision != "not decided" or not row.difference or not np.isfinite(row.low):
+def _needed(row: Mapping, n: int) -> float:
+    if row["decision"] != "not decided" or not row["difference"] or not np.isfinite(row["low"]):
         return float("nan")
-    error = (row.high - row.low) / 2 / stats.norm.ppf(0.975)
-    return float(np.ceil(n * max(1, ((stats.norm.ppf(0.975) + POWER) * error / abs(row.difference)) ** 2)))
+    error = (row["high"] - row["low"]) / 2 / stats.norm.ppf(0.975)
+    return float(np.ceil(n * max(1, ((stats.norm.ppf(0.975) + POWER) * error / abs(row["difference"])) ** 2)))
 
 
 def watched(one: Path, other: Path) -> dict | None:

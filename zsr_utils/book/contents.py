@@ -55,8 +55,8 @@ def own(books: Sequence[Sequence]) -> bool:
 def table_of_contents(books: Sequence[Sequence]) -> dict:
     """What Jupyter Book takes for one; several folders of chapters get a part each, after one that compares them."""
     parts = [(book[0].run if len(books) > 1 else "Chapters", [chapter.docname for chapter in book]) for book in books]
-    first = ["book/_generated/card", *(["book/_generated/side-by-side"] if len(books) > 1 else [])]
-    parts = [("In short", first), *parts, LAST]
+    short = ["book/_generated/card", *(["book/_generated/side-by-side"] if len(books) > 1 else [])]
+    parts = [("In short", short), *parts, LAST]
     listed = [{"caption": caption, "chapters": [{"file": page} for page in pages]} for caption, pages in parts]
     first = OWN if own(books) else FIRST
     return {"format": "jb-book", "root": first, "parts": [{"chapters": [{"file": SECOND}]}, *listed]}
