@@ -85,6 +85,7 @@ def test_a_caption_is_plain_text():
 
 def test_of_a_profile_that_is_not_the_default_a_chapter_says_so(tmp_path):
     assert chapter(tmp_path, folder="tabletop-full/m@d").run == "m on d (tabletop-full)"
+    assert chapter(tmp_path, folder="d/m@d").run == "m on d"  # a profile that is called as its data set
 
 
 def test_links_and_cost_stand_below_the_title_and_the_rest_is_kept(tmp_path):

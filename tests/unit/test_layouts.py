@@ -15,7 +15,7 @@ from tiny import tiny_model
 
 from zsr_utils.datasets import Dataset, Sample, UnreadableImages, _digests, load_dataset
 from zsr_utils.datasets._folders import EXTENSIONS
-from zsr_utils.datasets._names import class_names, no_words
+from zsr_utils.datasets._names import class_names, imagenet_classes, no_words
 from zsr_utils.measure import embed
 
 
@@ -287,6 +287,12 @@ def test_names_that_are_no_words_are_told(name):
 @pytest.mark.parametrize("name", ["cat", "café", "猫", "Boeing 707", "great white shark", "F-16 Falcon", "ox"])
 def test_words_are_words(name):
     assert not no_words(class_names([name], "list"))
+
+
+def test_imagenets_own_two_names_of_two_classes_are_no_caution():
+    names = list(imagenet_classes().values())
+    assert len(set(names)) == 998 and not no_words(names)
+    assert no_words(names[::-1]).startswith("two classes each are called")
 
 
 NAMES = ["cat", "dog", "race_car", "é", "a b", "n02084071", "1", "#2", "race car", "Train", "train", "val", "test", "_",

@@ -101,6 +101,14 @@ def test_bad_prompts_and_models_are_told_in_a_sentence(toy):
         asking.training_pictures(study, 4, "x")
 
 
+def test_without_the_training_images_nothing_is_searched_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ZSR_DATA", str(tmp_path))
+    (tmp_path / "imagenet" / "val" / "n01440764").mkdir(parents=True)  # what the instructions to get it leave
+    study = SimpleNamespace(parameters={"dataset": "imagenet", "split": "validation", "seed": 0}, names=NAMES)
+    assert asking.training_pictures(study, 4, "imagenet") is None
+    assert "No search for words: imagenet in" in capsys.readouterr().out
+
+
 def test_wordings_say_the_same_otherwise():
     words = {"dog": {"synonym": "hound"}, "box": {"synonym": "case"}}
     said = asking.wordings(["dog", "box"], words)

@@ -93,7 +93,7 @@ class Chapter:
         """The model and the data set, and the profile where it is not the default, as a reader says them."""
         known, profile = self.provenance, self.folder.split("/")[1:-2] if self.folder.startswith("results/") else ()
         model = " ".join(filter(None, (known["model"], known["pretrained"])))
-        return f"{model} on {known['dataset']}" + "".join(f" ({name})" for name in profile)
+        return f"{model} on {known['dataset']}" + "".join(f" ({n})" for n in profile if n != known["dataset"])
 
     @property
     def cost(self) -> str:

@@ -50,7 +50,10 @@ def imagenet(name: str, split: str) -> Dataset:
         folder = _corrupted(split)
     elif ten or name in ("imagenet", "stylized-imagenet"):
         one_of("split", split, ["validation", "train"])
-        folder = split_folder(folder_of(name), split)
+        folder = folder_of(name)
+        if split == "train" and not any(folder.glob("[tT]rain*/")):
+            raise FileNotFoundError(f"{name} in {str(folder)!r} has no training images: put them there, in 'train'.")
+        folder = split_folder(folder, split)
     else:
         one_of("split", split, ["validation"])
         folder = folder_of(name, name, "sketch", *V2_FOLDERS)

@@ -98,12 +98,16 @@ def class_names(raw: Sequence[str], where: str) -> list[str]:
 
 
 def no_words(names: Sequence[str]) -> str:
-    """What is to be said of names that are numbers or ids, or that stand for two classes; empty if all is well."""
+    """What is to be said of names that are numbers or ids, or that stand for two classes; empty if all is well.
+
+    That two of ImageNet's own names stand for two classes each is part of every published accuracy, and not said.
+    """
     said = []
     if odd := [name for name in names if not A_WORD.search(name) or AN_ID.fullmatch(name)]:
         few = f"{len(odd)} of {len(names)} class names are numbers or ids and no words, such as {odd[0]!r}"
         said.append(f"{few}: a model that answers by name can hardly know them")
-    if double := [name for name, count in Counter(map(str.casefold, names)).items() if count > 1]:
+    double = [name for name, count in Counter(map(str.casefold, names)).items() if count > 1]
+    if double and list(names) != list(imagenet_classes().values()):
         said.append(f"two classes each are called {', '.join(double)}, and the first gets the answers of both")
     return "; ".join(said)
 

@@ -230,7 +230,11 @@ def training_pictures(study: Study, number: int, folder: str = "") -> Dataset | 
         split = "validation" if Path(folder).is_dir() else "train"
         if (folder, split) == (p["dataset"], p["split"]):
             raise ValueError(f"training is {folder!r}, which is the test set: allowed are other pictures.")
-        found = datasets.load_dataset(folder, split=split, classes=list(study.names), limit=number, seed=p["seed"])
+        try:
+            found = datasets.load_dataset(folder, split=split, classes=list(study.names), limit=number, seed=p["seed"])
+        except FileNotFoundError as error:
+            print(f"No search for words: {error}")
+            return None
         if found.class_names != study.names:
             raise ValueError(f"training is {folder!r}, whose classes stand in another order than {p['dataset']!r}'s.")
         return found
