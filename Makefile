@@ -45,10 +45,10 @@ sweep: install  ## run the grid CONFIG (default workflow/sweep.yaml), then write
 	@$(RUN)/python workflow/grid.py $(or $(CONFIG),workflow/sweep.yaml) > /dev/null
 	$(SNAKEMAKE) --configfile $(or $(CONFIG),workflow/sweep.yaml)
 
-test: install lint  ## everything: the book on an empty cache, notebooks on what it left, the rest (CI runs this)
+test: install lint  ## everything: the book on an empty cache, its pages and its notebooks, the rest (CI runs this)
 	rm -rf _build/cache
-	ZSR_CACHE=$(CURDIR)/_build/cache $(RUN)/python -m pytest tests/book
-	ZSR_CACHE=$(CURDIR)/_build/cache $(RUN)/python -m pytest -n 2 tests/notebooks
+	ZSR_CACHE=$(CURDIR)/_build/cache $(RUN)/python -m pytest tests/book/test_book.py
+	ZSR_CACHE=$(CURDIR)/_build/cache ZSR_BOOK_BUILT=1 $(RUN)/python -m pytest -n 2 tests/book/test_browser.py tests/notebooks
 	$(RUN)/python -m pytest -n 2 --doctest-modules zsr_utils tabletop tests/unit tests/embedded tests/workflow
 
 test-fast: install  ## unit tests and doctests, no trained model

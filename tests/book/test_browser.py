@@ -38,15 +38,16 @@ Promise.allSettled([...document.images].map(i => i.decode())).then(() => done([.
   i => !i.naturalWidth || !(i.alt || i.closest('a')?.textContent.trim())).map(i => i.src)));
 """
 AXE = """
-const done = arguments[0];
+const [rules, done] = arguments;
 document.querySelectorAll('.zsr-numbers tbody tr:nth-child(n+20)').forEach(r => r.remove());  // they are all alike
 // inside a drawing are thousands of marks; its text is dark grey on white, and the caption below says what it shows
-const rules = {runOnly: ['wcag2a', 'wcag2aa', 'best-practice']};
-axe.run({exclude: ['.main-svg']}, rules).then(result => done(result.violations.map(
+axe.run({exclude: ['.main-svg']}, {runOnly: rules}).then(result => done(result.violations.map(
   v => v.id + ': ' + v.nodes.length + ' times, ' + v.nodes[0].target.join(' ') +
     ' ' + (v.nodes[0].any[0]?.message ?? '')
 )));
 """
+THEMES = {"light": ["wcag2a", "wcag2aa", "best-practice"], "dark": ["color-contrast"]}  # rules that may differ
+THEME = "return document.documentElement.dataset.theme"
 COLOUR = "return document.querySelector('.zsr-figure .plotly-graph-div')._fullLayout.font.color"
 POINT = """
 // the middle of a point that stands for a sample, and the picture that is shown for it
@@ -81,8 +82,11 @@ def wait_for(driver, wanted: int) -> list[dict]:
 
 
 @pytest.mark.parametrize("width", [1400, 390])
-def test_every_page_is_whole(book, site, browser, width):
+def test_every_page_is_whole_and_accessible(book, site, browser, width):
+    """Wide pages are checked for accessibility, too: by all rules as they open, and for contrast in the dark."""
+    axe, found = axe_script() if width > 500 else "", {}
     with browser(width) as driver:
+        driver.set_script_timeout(240)
         for page in pages(book):
             wanted = page.read_text().count('<figure class="zsr-figure"')
             driver.get(f"{site}/{page.relative_to(book).as_posix()}")
@@ -102,6 +106,8 @@ def test_every_page_is_whole(book, site, browser, width):
             assert not broken, f"{page.name}: pictures that do not show or have no alternative text {broken[:3]}"
             errors = [e for e in driver.get_log("browser") if e["level"] == "SEVERE" and "favicon" not in e["message"]]
             assert not errors, f"{page.name}: {errors[:3]}"
+            if axe and (violations := violated(driver, axe)):
+                found[page.stem] = violations
         requests = [
             message["params"]["request"]["url"]
             for message in (json.loads(e["message"])["message"] for e in driver.get_log("performance"))
@@ -111,26 +117,31 @@ def test_every_page_is_whole(book, site, browser, width):
         known = (site, "data:", "blob:", "chrome:", "about:")
         outside = [u for u in requests if not u.startswith(known) and not u.endswith("/favicon.ico")]
         assert not outside, f"requests that leave the book: {outside[:3]}"
+    assert not found, json.dumps(found, indent=1)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_every_page_is_accessible(book, site, browser, theme):
+def axe_script() -> str:
     package = importlib.util.find_spec("axe_playwright_python")  # found, not imported: only its script is used
     if package is None:
         pytest.skip("axe-playwright-python is not installed")
-    script = (Path(package.submodule_search_locations[0]) / "axe.min.js").read_text(encoding="utf-8")
-    found = {}
-    with browser(1400, theme) as driver:
-        driver.set_script_timeout(240)
-        for page in pages(book):
-            driver.get(f"{site}/{page.relative_to(book).as_posix()}")
-            wait_for(driver, page.read_text().count('<figure class="zsr-figure"'))
-            assert driver.execute_script("return document.documentElement.dataset.theme") == theme
-            driver.execute_script(script)
-            violations = [v for v in driver.execute_async_script(AXE) if v.split(":")[0] not in LEFT]
-            if violations:
-                found[page.stem] = violations
-    assert not found, json.dumps(found, indent=1)
+    return (Path(package.submodule_search_locations[0]) / "axe.min.js").read_text(encoding="utf-8")
+
+
+def violated(driver, axe: str) -> list[str]:
+    """What the page that is open violates, light by all rules and dark by those of colours."""
+    driver.execute_script(axe)
+    violations = []
+    for theme, rules in THEMES.items():
+        features = [{"name": "prefers-color-scheme", "value": theme}]
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        deadline = time.monotonic() + 30
+        while (shown := driver.execute_script(THEME)) != theme and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert shown == theme
+        violations += [f"{theme}: {v}" for v in driver.execute_async_script(AXE, rules) if v.split(":")[0] not in LEFT]
+    features = [{"name": "prefers-color-scheme", "value": "light"}]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    return violations
 
 
 def test_without_javascript_pictures_stand_for_the_figures(book, site, browser):

@@ -19,6 +19,8 @@ from zsr_utils.measure import measure
 from zsr_utils.models import _tabletop
 
 
+pytestmark = pytest.mark.usefixtures("module_cache")  # pictures are decoded once for all models
+
 NAMES = sorted(p.name for p in _tabletop.FOLDER.iterdir() if p.is_dir())
 ACCURACY = re.compile(r"\| ([\d.]+) % \(95 % Wilson interval ([\d.]+) to ([\d.]+)\) \|")
 SEEN = re.compile(r"\| (?:Image-caption pairs|Images) seen(?: in fine-tuning)? \| ([\d,]+) \|")
@@ -28,11 +30,6 @@ MINUTES = re.compile(r"\| Training time \| (\d+) minutes ")
 @pytest.fixture(scope="module")
 def images():
     return zsr.load_dataset("tabletop")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ZSR_CACHE", str(tmp_path))
 
 
 def card_of(name):

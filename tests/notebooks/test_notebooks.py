@@ -61,7 +61,7 @@ def cache(tmp_path_factory) -> Path:
 
 
 def nbval(path, tmp_path, cache) -> subprocess.CompletedProcess:
-    environment = os.environ | {
+    environment = run.ENVIRONMENT | os.environ | {
         "ZSR_PROGRESS": "0", "ZSR_RESULTS": str(tmp_path / "results"), "ZSR_CACHE": str(cache),
         "PYTHONPATH": str(ROOT),
     }  # fmt: skip
