@@ -100,12 +100,16 @@ def of_profile(profile: str = "", chapters: str = "", model: str = "", dataset: 
             raise ValueError(f"AGAINST is {against!r}, the model itself: allowed is another checkpoint.")
         named.append(other)
     whose = (named or [(usual["model"], usual.get("pretrained", ""))], dataset or usual["dataset"])
-    if whose != ([(usual["model"], usual.get("pretrained", ""))], usual["dataset"]):
-        common = {"models": []} | common
+    of_own = whose != ([(usual["model"], usual.get("pretrained", ""))], usual["dataset"])
     named, dataset = whose
     if not chapters:  # of what nobody asked for by name, what the data set and the first model have an answer to
-        own = {name: its for name, its in own.items() if dataset in known[name].get("datasets", [dataset])}
+        if Path(dataset).is_file():  # of questions
+            own = {name: its for name, its in own.items() if known[name].get("questions")}
+        else:
+            own = {name: its for name, its in own.items() if dataset in known[name].get("datasets", [dataset])}
         own = {name: its for name, its in own.items() if named[0][0] in known[name].get("models", [named[0][0]])}
+    if of_own and any("models" in defaults(ROOT / "notebooks" / f"{name}.ipynb") for name in own):
+        common = {"models": []} | common
     grid = {
         "models": [{"name": model, "pretrained": tag} for model, tag in named],
         "datasets": [dataset],

@@ -45,6 +45,8 @@ class Study:
         self.images: Dataset = load_dataset(
             p["dataset"], split=p["split"], classes=p["classes"], ids=p["ids"], limit=p["limit"], seed=p["seed"]
         )
+        if isinstance(self.images, Questions) and not generative:
+            raise ValueError(f"{p['dataset']} holds questions, {notebook} needs images: chapter 06 asks questions.")
         for what, n, least in (("images", len(self.images), images), ("classes", len(self.names), 2)):
             if n < least:
                 raise ValueError(f"{self.images.name} has {n} of the {least} {what} that {notebook} needs at least.")

@@ -305,6 +305,8 @@ def test_a_restricted_class_list_leaves_the_other_names_out(tmp_path):
     drawn, again = (dataset.restricted(3, seed=5) for _ in range(2))
     assert drawn.class_names == again.class_names and len(drawn) == 9 and {s.label for s in drawn.samples} == {0, 1, 2}
     assert dataset.restricted(0) is dataset.restricted(4) is dataset
+    alike = replace(dataset, class_names=("missile", "ant", "missile", "owl"))  # as two of ImageNet's are
+    assert alike.restricted(list(alike.class_names)) is alike
 
 
 def test_a_class_that_is_not_there_is_refused(folder):

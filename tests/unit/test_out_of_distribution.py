@@ -1,9 +1,12 @@
 """Out-of-distribution scores and their numbers: closed forms, conventions, and sets that stand outside."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 from tiny import tiny_model
 
@@ -89,6 +92,24 @@ def test_what_is_outside_is_no_answer(module_cache):
     texts = tiny_model()  # by the length of their words modulo four: all but "1234" are as far from both names
     far = ood.far_words(texts, ["abcd", "efgh"], ["1234", "123", "12", "1"], ["{}"])
     torch.testing.assert_close(far, texts.classifier(["123", "12"], ["{}"]))
+
+
+def test_outside_pictures_lie_as_their_archives_hold_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSR_DATA", str(tmp_path))
+    places = ["sun/images/1.png", "sun/images/2.png", "textures/dtd/images/banded/1.png", "textures/dtd/labels/a.txt",
+              "ninco/classes/amphiuma_means/1.png", "imagenet-o/n01443537/1.png"]  # fmt: skip
+    for k, place in enumerate(places):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (k, 0, 0)).save(tmp_path / place, "PNG")
+    said = []
+    study = SimpleNamespace(parameters={"seed": 0}, images=SimpleNamespace(name="pets"), names=("goldfish", "dog"))
+    study.say = lambda text, **words: said.append(text.format(**words))
+    sets = ood.outside_sets(study, ["sun", "textures", "ninco", "imagenet-o", "places"], 10)
+    classes = {"sun": ("sun",), "textures": ("banded",), "ninco": ("amphiuma means",)}
+    assert {name: images.class_names for name, images in sets.items()} == {
+        **classes, "imagenet-o": ("taken for goldfish",)
+    }  # fmt: skip
+    assert len(sets["sun"]) == 2 and said == ["places is not here, and left out."]
 
 
 def test_a_comparison_is_of_one_set_at_a_time():

@@ -3,11 +3,13 @@
 import sys
 
 import pytest
+from torchvision.models import get_model_weights
 
 from zsr_utils import run
 from zsr_utils.datasets._sources import NAMES
 from zsr_utils.models import embedded_models
 from zsr_utils.models._openclip import _check
+from zsr_utils.models._supervised import _find
 
 
 sys.path.insert(0, str(run.ROOT / "workflow"))
@@ -23,10 +25,18 @@ def test_a_profile_fits_every_notebook(profile):
         parameters = run.check(job.notebook, job.parameters)
         assert parameters["dataset"] in NAMES
         models = [(parameters["model"], parameters.get("pretrained") or None)]
-        models += [tuple(f"{name}@".split("@")[:2]) for name in parameters.get("models", [])]
+        named = [
+            *parameters.get("models", []),
+            *(parameters[key] for key in ("judge", "substitute") if key in parameters),
+        ]
+        models += [tuple(f"{name}@".split("@")[:2]) for name in named]
         for name, tag in models:
             if name not in embedded_models():
                 assert tag, f"{name} would have random weights"
+                if name.startswith("supervised:"):
+                    library, architecture = _find(name)
+                    assert library == "torchvision" and tag in get_model_weights(architecture).__members__
+                    continue
                 _check(name, tag)  # refuses a tag that is unknown, or was trained with another activation
 
 

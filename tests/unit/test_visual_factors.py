@@ -127,6 +127,12 @@ def test_a_scene_is_changed_in_one_thing_and_surfaces_by_halves(module_cache):
         factors.conditions(load_dataset("tabletop", split="sketch", limit=10))
 
 
+def test_without_annotations_there_is_a_sentence_at_the_chapters_end(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSR_DATA", str(tmp_path))
+    study = SimpleNamespace(parameters={"dataset": "imagenet", "seed": 0})
+    assert "No error ratios of photographs: ImageNet-X needs" in factors.imagenet_x_ratios(study, 0)
+
+
 def test_annotations_of_another_version_are_named(tmp_path):
     annotated(tmp_path, "multi", ("000.JPEG", 0, ("pose",)))
     path = tmp_path / "imagenet_x_val_multi_factor.jsonl"

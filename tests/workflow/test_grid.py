@@ -284,7 +284,7 @@ def test_results_of_other_parameters_are_kept_and_run_again(small, tmp_path, mon
     assert len(list(job.folder.glob("earlier/*/provenance.json"))) == 1 and (other.folder / "provenance.json").is_file()
 
 
-def test_a_chapter_without_pictures_for_its_question_is_left_out_but_for_those_who_name_it():
+def test_a_chapter_without_pictures_for_its_question_is_left_out_but_for_those_who_name_it(tmp_path):
     def run(**words):
         return [job.chapter for job in grid.jobs(grid.of_profile(**words))]
 
@@ -296,3 +296,5 @@ def test_a_chapter_without_pictures_for_its_question_is_left_out_but_for_those_w
     with pytest.raises(ValueError, match="AGAINST is 'tabletop-base', the model itself: allowed is another checkpoint"):
         grid.of_profile(against="tabletop-base")
     assert run(dataset="imagenet-v2", chapters="13") == [shape]
+    (questions := tmp_path / "SEEDBench_IMG.tsv").touch()
+    assert run(dataset=str(questions), profile="questions") == ["06-answer-stability"]

@@ -6,6 +6,7 @@ from zsr_utils.datasets._cue_conflict import cues
 from zsr_utils.datasets._dataset import Dataset, Sample, UnreadableImages
 from zsr_utils.datasets._download import DownloadError, download
 from zsr_utils.datasets._embedded import reading_doses, tabletop_factors, tabletop_splits, tabletop_words
+from zsr_utils.datasets._folders import any_pictures
 from zsr_utils.datasets._imagenet import FACTORS, imagenet_templates, imagenet_x
 from zsr_utils.datasets._names import imagenet_classes
 from zsr_utils.datasets._pairs import Pair, pairs_of
@@ -23,3 +24,4 @@ from zsr_utils.datasets._shifts import Shift, natural_shifts, pm_sets, video_fra
 from zsr_utils.datasets._twins import TWINS, planted
 from zsr_utils.datasets._typographic import card, one_words, printed, random_of, scam, scattered, typographic
 from zsr_utils.datasets._sources import load_dataset
+from zsr_utils.datasets._webdataset import is_webdataset

@@ -86,6 +86,22 @@ def class_folders(
     return made(samples, left, content=f"border {border}" if border else "", **attributes)
 
 
+def any_pictures(folder: Path) -> Dataset:
+    """Every picture below a folder, in whatever folders: the one that it lies in is its class, if that names something.
+
+    For pictures that are to show none of the answers: their archives hold folders a class, below others or not, or all
+    pictures in one folder `images`, which is of one class then, called as the whole.
+    """
+    left, name = LeftOut(), readable(folder.resolve().name)
+    found = [(*pair, Path(pair[0]).parent.name) for pair in _images(folder, ".", left)]
+    if not found:
+        raise ValueError(f"The folder {str(folder)!r} holds no images.")
+    called = {f: name if f.lower() in {"", *NO_CLASS} or SPLIT.fullmatch(f) else f for f in {f for *_, f in found}}
+    names = sorted(set(called.values()))
+    samples = [Sample(i, names.index(called[f]), partial(open_file, path), (path, 0, -1)) for i, path, f in found]
+    return made(samples, left, name=name, class_names=class_names(names, str(folder)))
+
+
 def known_folders(folder: Path, known: Iterable[str], what: str) -> None:
     """Raise a ValueError unless every sub-folder is one of the classes that the data set is known to have."""
     if new := sorted(set(_folders(folder)).difference(known)):

@@ -24,6 +24,7 @@ SCORES = {
     "mcm": "MCM", "msp": "MSP", "max_logit": "MaxLogit", "energy": "energy", "negative_words": "negative words",
 }  # fmt: skip
 LENGTHS = {"max_cosine": "largest cosine", "max_dot": "without L2 norm", "norm": "the norm alone"}
+TAKEN_FOR = ("imagenet-o", "imagenet_o")  # whose folders are called as what their pictures are taken for
 KEPT = 0.95  # share of clean inside pictures that a threshold keeps
 
 
@@ -74,7 +75,12 @@ def outside_sets(study: Study, named: Sequence[str], number: int) -> dict[str, D
     found = datasets.tabletop_outside(number, seed) if study.images.name == "tabletop" else {}
     for name in named:
         if folder := next((f for f in (Path(name), home / name) if f.is_dir()), None):
-            found[folder.name] = load_dataset(str(folder), limit=number, seed=seed)
+            labelled = datasets.is_webdataset(folder) or (folder / "labels.csv").is_file()
+            images = load_dataset(str(folder)) if labelled else datasets.any_pictures(folder)
+            found[folder.name] = images.subset(number, seed)
+            if folder.name in TAKEN_FOR:
+                names = [f"taken for {name}" for name in images.class_names]
+                found[folder.name] = replace(found[folder.name], class_names=names)
         else:
             study.say("{name} is not here, and left out.", name=name)
     for name, images in found.items():

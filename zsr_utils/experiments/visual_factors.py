@@ -275,7 +275,10 @@ def imagenet_x_ratios(study: Study, number: int) -> pd.DataFrame | str:
     """Error ratios by the labels of ImageNet-X where the data set is ImageNet; for others, why there are none."""
     if study.parameters["dataset"] != "imagenet":
         return f"ImageNet-X labels images of ImageNet, and this run saw {study.images.name}."
-    labels, images = imagenet_x(), load_dataset("imagenet")
+    try:
+        labels, images = imagenet_x(), load_dataset("imagenet")
+    except FileNotFoundError as error:
+        return f"No error ratios of photographs: {error}"
     there = labels.index.intersection([s.sample_id for s in images.samples])
     images = images.only(there).subset(number, study.parameters["seed"])
     rows = study.measure([replace(ORIGINAL, name="annotated")], images=images, models=[study.name])

@@ -54,18 +54,14 @@ def detection(
     negative = np.sort(negative)
     # negatives below each positive, counted by weight: the start and the end of a tie give its two halves
     start, end = (np.searchsorted(negative, positive, side=side) for side in ("left", "right"))
-    draws = np.empty((resamples, 4))
-    for i in range(resamples):
-        w = np.bincount(groups_rng.integers(n_groups, size=n_groups), minlength=n_groups)[members]
-        v = np.bincount(negative_rng.integers(len(negative), size=len(negative)), minlength=len(negative))
-        below = np.concatenate([[0], np.cumsum(v)])
-        limit = clean_limit(held_out_rng.choice(held_out, len(held_out)), false_alarm)
-        draws[i] = (
-            w @ (below[start] + below[end]) / (2 * w.sum() * v.sum()),
-            limit,
-            w @ (positive > limit) / w.sum(),
-            v @ (negative > limit) / v.sum(),
-        )
+    draws, step = [], max(1, AT_ONCE // max(len(positive), len(negative), len(held_out)))
+    for r in (min(step, resamples - i) for i in range(0, resamples, step)):
+        w, v = _times(groups_rng, n_groups, r)[:, members], _times(negative_rng, len(negative), r)
+        limits = np.quantile(held_out_rng.choice(held_out, (r, len(held_out))), 1 - false_alarm, 1, method="weibull")
+        below, above = np.pad(v.cumsum(1), ((0, 0), (1, 0))), limits[:, None]
+        won = (w * (below[:, start] + below[:, end])).sum(1) / (2 * w.sum(1) * len(negative))
+        flagged = (w * (positive > above)).sum(1) / w.sum(1), (v * (negative > above)).mean(1)
+        draws.append(np.stack([won, limits, *flagged], axis=1))
     limit = clean_limit(held_out, false_alarm)
     drawn = "positives" if groups is None else f"{n_groups} groups"
     columns = [
@@ -74,8 +70,8 @@ def detection(
         ("tpr", float(np.mean(positive > limit)), f"{drawn}, held-out", len(positive), n_groups),
         ("fpr", float(np.mean(negative > limit)), "negatives, held-out", len(negative), len(negative)),
     ]
-    found = {}
-    for (name, value, what, n, trials), (low, high) in zip(columns, np.quantile(draws, [0.025, 0.975], axis=0).T):
+    found, ends = {}, np.quantile(np.concatenate(draws), [0.025, 0.975], axis=0).T
+    for (name, value, what, n, trials), (low, high) in zip(columns, ends):
         label, unit = f"bootstrap 95 % ({what}, {resamples})", "score" if trials is None else "fraction"
         if trials and (value in (0, 1) or low == high):
             wide = wilson(value, trials)
@@ -166,6 +162,12 @@ def auroc_parts(inside: pd.Series, outside: pd.Series) -> pd.DataFrame:
 def clean_limit(held_out: np.ndarray, false_alarm: float = 0.05) -> float:
     """The threshold that held-out clean images set: a new one is above it with probability `false_alarm`."""
     return float(np.quantile(held_out, 1 - false_alarm, method="weibull"))
+
+
+def _times(rng: np.random.Generator, n: int, draws: int) -> np.ndarray:
+    """How often each of n is among n drawn with replacement, (draws, n)."""
+    index = rng.integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
+    return np.bincount(index.ravel(), minlength=draws * n).reshape(draws, n)
 
 
 def _scores(**columns: np.ndarray) -> list[np.ndarray]:
