@@ -20,7 +20,12 @@ from zsr_utils.measure import Embedded
 from zsr_utils.models import Model
 from zsr_utils.prompts import PROMPT_SETS
 from zsr_utils.scores import (
-    accuracy, against_published, estimate_of, overlap_coefficient, pair_estimates, pair_similarities,
+    accuracy,
+    against_published,
+    estimate_of,
+    overlap_coefficient,
+    pair_estimates,
+    pair_similarities,
 )  # fmt: skip
 from zsr_utils.study import OWN_PROMPTS, Study
 
