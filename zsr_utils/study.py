@@ -163,17 +163,23 @@ class Study:
         table = self.keep(table, "/".join([name, *(["_".join(f"{{{column}}}" for column in by)] if by else [])]), by)
         if "sample_id" in rows:
             parts = rows.groupby(keys, sort=False, observed=True) if keys else [((), rows)]
-            self.run.made_of |= {number: (part, statistic) for number, (_, part) in zip(table.name, parts)}
+            for number, (_, part) in zip(table.name, parts):
+                self.run.made_of([number], part, lambda half: [statistic(half).value])
         return table
 
-    def keep(self, table: pd.DataFrame, name: str, by: Sequence[str] = ()) -> pd.DataFrame:
+    def keep(
+        self, table: pd.DataFrame | Callable[[pd.DataFrame], pd.DataFrame], name: str, by: Sequence[str] = (), *,
+        rows: pd.DataFrame | None = None,
+    ) -> pd.DataFrame:  # fmt: skip
         """Keep a table of estimates, one number a row, and give it back with a `name` and a `label` in words.
 
         Args:
+            table: Or what makes it of these `rows`, so that checkpoints are compared image by image.
             name: Format of the numbers' names over those columns, such as `drift/{quantity}/{family}`; what may not
                 stand in a name becomes `_`. Rows of compared models get the model's name as a further part.
             by: Columns that make the label; those of the format by default.
         """
+        make, table = table, table if rows is None else table(rows)
         by = list(by) or re.findall(r"\{(\w+)", name)
         numbers, labels = [], []
         for row in table.to_dict("records"):
@@ -184,6 +190,8 @@ class Study:
             numbers.append(number)
             words = (_plain(row[c]) if c == "model" else _plain(row[c]).replace("_", " ") for c in by)
             labels.append(", ".join(words) or model)
+        if rows is not None:
+            self.run.made_of(numbers, rows, lambda half: make(half).value.to_numpy())
         return table.assign(name=numbers, label=labels)
 
     def _number(self, name: str) -> str:
@@ -193,9 +201,12 @@ class Study:
             number += f"_{hashlib.sha256(name.encode()).hexdigest()[:6]}"
         return number
 
-    def number(self, name: str, estimate: Estimate) -> Estimate:
-        """Keep one number."""
-        return self.run.metric(name, estimate)
+    def number(self, name: str, estimate: Estimate | Statistic, rows: pd.DataFrame | None = None) -> Estimate:
+        """Keep one number, or a statistic of rows, so that checkpoints are compared image by image."""
+        if rows is None:
+            return self.run.metric(name, estimate)
+        self.run.made_of([name], rows, lambda half: [estimate(half).value])
+        return self.run.metric(name, estimate(rows))
 
     def __getitem__(self, name: str) -> Estimate:
         return _Recorded(self.run.metrics)[name]

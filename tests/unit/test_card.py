@@ -8,20 +8,20 @@ import pytest
 from scipy import stats
 
 from zsr_utils.book import card
-from zsr_utils.scores import group_sums, grouped_difference, mean_of, proportion
+from zsr_utils.scores import halves, halves_difference, in_halves, mean_of, median_of, proportion
 
 
 MADE_OF = {"images": "i", "prompts": "p", "settings": "s"}
 
 
 def number(name: str, hits, ids=None, **more) -> dict:
-    """A share with its interval, and its sums over groups where the images have ids."""
+    """A share with its interval, and what it is on halves of the images where they have ids."""
     e = proportion(int(np.sum(hits)), len(hits))
     own = {"name": name, "chapter": "01-x", "says": "of images", "better": "more", "made_of": MADE_OF}
     own |= {"value": e.value, "low": e.low, "high": e.high, "interval": e.interval, "n": e.n, "unit": "fraction"}
     if ids is not None:
-        group = np.asarray([int(i) % 100 for i in ids])
-        own["groups"] = list(zip(np.bincount(group, np.asarray(hits, float)).tolist(), np.bincount(group).tolist()))
+        inside = in_halves(ids)
+        own["halves"] = {"images": len(ids), "values": (inside @ np.asarray(hits, float) / inside.sum(1)).tolist()}
     return own | more
 
 
@@ -98,23 +98,37 @@ def test_equality_needs_a_margin_and_nothing_is_decided_at_the_best_possible():
     )
 
 
-def test_sums_are_of_means_over_images_alone():
-    rng = np.random.default_rng(2)
-    rows = pd.DataFrame({"sample_id": [str(i // 2) for i in range(400)], "x": rng.normal(size=400)})
-    sums = np.array(group_sums(rows, mean_of("x", "units")))
-    assert sums[:, 0].sum() / sums[:, 1].sum() == pytest.approx(rows.x.mean()) and sums[:, 1].sum() == 200
-    assert group_sums(rows, lambda part: proportion(int(part.x.median() > 0), 1)) is None
-
-
-def test_a_paired_difference_by_groups_is_that_of_the_images():
+def test_halves_know_the_error_of_means_as_the_t_test_does_and_of_medians_as_a_bootstrap_does():
     rng = np.random.default_rng(3)
-    a, b = rng.random((2, 90))
-    found, p = grouped_difference([(v, 1) for v in a], [(v, 1) for v in b], unit="units")
-    peer = stats.ttest_rel(b, a)
-    assert (found.value, p) == pytest.approx(((b - a).mean(), peer.pvalue))
-    assert [found.low, found.high] == pytest.approx(list(peer.confidence_interval()))
-    with pytest.raises(ValueError, match="sums are of 3 and 4 images, allowed are the same images"):
-        grouped_difference([(1.0, 3)], [(1.0, 4)])
+    rows = pd.DataFrame({"sample_id": [str(i) for i in range(600)], "x": rng.normal(size=600)})
+    other = rows.assign(x=rows.x + rng.normal(0.05, 0.5, 600))
+    for statistic, error in (
+        (mean_of("x", "units"), (other.x - rows.x).std() / 600**0.5),
+        (median_of("x", "units"), np.std([np.subtract(*np.median(both, 1)) for both in drawn(rng, other.x, rows.x)])),
+    ):
+        one, two = (
+            {"images": 600, "values": halves(r, lambda half, of=statistic: [of(half).value])[:, 0]}
+            for r in (rows, other)
+        )
+        values = [statistic(r).value for r in (rows, other)]
+        found, p = halves_difference(one, two, values, unit="units")
+        assert found.value == pytest.approx(values[1] - values[0])
+        assert (found.high - found.low) / 2 / stats.t.ppf(0.975, 50) == pytest.approx(error, rel=0.25)
+        assert p == pytest.approx(2 * stats.t.sf(abs(found.value) / ((found.high - found.low) / 4.017), 50), rel=0.01)
+    assert halves(rows[:3], lambda half: [half.x.mean()]) is None
+
+
+def drawn(rng, one, other):
+    """Bootstrap samples of images, of two columns at once."""
+    both = np.stack([one, other])
+    return (both[:, rng.integers(0, len(one), len(one))] for _ in range(400))
+
+
+def test_the_halves_of_a_source_image_hold_all_that_was_made_of_it():
+    rows = pd.DataFrame({"sample_id": [f"{i}" for i in range(90)], "source_id": [f"{i // 9}" for i in range(90)]})
+    seen = []
+    halves(rows, lambda half: seen.append(half.groupby("source_id").size()) or [1.0])
+    assert all((sizes == 9).all() for sizes in seen) and len({len(sizes) for sizes in seen}) > 1
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def carded(books: Sequence[Sequence[Chapter]], known: Mapping[str, Mapping] | No
         table = cards.compare(own, others[0])
     except ValueError as error:
         return found | {"refused": str(error)}
+    found["again"] = own["of"]["fingerprint"] == others[0]["of"]["fingerprint"]
     found["watched"] = cards.watched(*(book[0].path.parent for book in books))
     units = {cards.key_of(n): n["unit"] for n in own["numbers"]}
     rows = {}

@@ -16,9 +16,10 @@ from scipy import stats
 
 from zsr_utils._cache import digest
 from zsr_utils.book.contents import read_chapters, valid
+from zsr_utils.datasets import published_accuracy
 from zsr_utils.records import read_numbers, read_provenance
 from zsr_utils.records._files import write_json, write_whole
-from zsr_utils.scores import Estimate, confidence_sequence, grouped_difference, holm, price, unpaired_difference
+from zsr_utils.scores import Estimate, confidence_sequence, halves_difference, holm, price, unpaired_difference
 
 
 PROTOCOL = 1  # goes up when the definition of a headline number changes: cards of two protocols are not compared
@@ -50,8 +51,8 @@ def card_of(folder: Path | str, known: Mapping[str, Mapping] | None = None) -> d
             continue
         facts = read_provenance(folder / chapter)
         whose = whose or facts
-        sums = folder / chapter / "groups.json"
-        groups = json.loads(sums.read_text()) if sums.is_file() else {}
+        beside = folder / chapter / "halves.json"
+        halves = json.loads(beside.read_text()) if beside.is_file() else {}
         measured = {m["name"]: m for m in read_numbers(folder / chapter)}
         settings = {k: v for k, v in (facts.get("parameters") or {}).items() if k not in OTHERWISE}
         made_of = {
@@ -65,9 +66,13 @@ def card_of(folder: Path | str, known: Mapping[str, Mapping] | None = None) -> d
                 continue
             number = measured[name] | {"chapter": chapter, "says": about["says"], "made_of": made_of}
             number |= {key: about[key] for key in ("better", "margin", "best", "chance", "model") if key in about}
+            if (reported := about.get("published")) == "table":
+                found = published_accuracy(facts["model"], facts.get("pretrained"), facts["dataset"])
+                reported = found and {"value": found.accuracy, "of": "this checkpoint", "source": found.source}
+            number |= {"published": reported} if reported else {}
             if number.get("chance") == "1/classes":
                 number["chance"] = 1 / len(facts["class_names"])
-            numbers.append(number | ({"groups": groups[name]} if name in groups else {}))
+            numbers.append(number | ({"halves": halves[name]} if name in halves else {}))
     if whose is None:
         raise ValueError(f"There is no result of a chapter in {str(folder)!r}: run `make book` first.")
     facts = ("model", "pretrained", "fingerprint", "precision", "dataset", "git", "versions", "device", "caution")
@@ -104,8 +109,9 @@ def key_of(number: Mapping) -> tuple[str, str]:
 def compare(card: Mapping, other: Mapping) -> pd.DataFrame:
     """One checkpoint against another: a row a number that both have and that depends on them, in the order of the card.
 
-    The difference is that of the card less the other. Where both left their sums over groups of images, it is paired;
-    else its interval comes from both intervals as if their images were different ones, and is wider than it need be.
+    The difference is that of the card less the other. Where both left what they are on the same halves of the images,
+    it is paired; else its interval comes from both intervals as if their images were different ones, and is wider than
+    it need be.
 
     Returns: `chapter`, `name`, `value` and `against` (the numbers), `difference`, `low`, `high`, `how`, `p`, `p_holm`
         over the whole card, `decision` and `needed`: images in all with which a difference of this size would be
@@ -140,20 +146,17 @@ def compare(card: Mapping, other: Mapping) -> pd.DataFrame:
 
 def _difference(one: Mapping, other: Mapping) -> dict:
     unit = one["unit"]
-    if one.get("groups") and other.get("groups") and _sizes(one) == _sizes(other):
-        found, p = grouped_difference(other["groups"], one["groups"], unit)
-        how = PAIRED
-    else:
+    values, same = (other["value"], one["value"]), one["made_of"]["images"] == other["made_of"]["images"]
+    found, how = None, PAIRED
+    if same and one.get("halves") and other.get("halves"):
+        found, p = halves_difference(other["halves"], one["halves"], values, unit)
+    if not found or np.isnan(found.low):
         bounds = ([np.nan if n[k] is None else n[k] for k in ("value", "low", "high")] for n in (other, one))
         found, how = unpaired_difference(*(Estimate(*b, "", one["n"], unit) for b in bounds)), APART
         reach = found.value - found.low if found.value > 0 else found.high - found.value
         p = 2 * stats.norm.sf(abs(found.value) / reach * stats.norm.ppf(0.975)) if reach > 0 else np.nan
     numbers = {"chapter": one["chapter"], "name": one["name"], "value": one["value"], "against": other["value"]}
     return numbers | {"difference": found.value, "low": found.low, "high": found.high, "how": how, "p": float(p)}
-
-
-def _sizes(number: Mapping) -> list[int]:
-    return [images for _, images in number["groups"]]
 
 
 def decision(one: Mapping, other: Mapping, row: Mapping) -> str:

@@ -139,6 +139,13 @@ def sizes(images: pd.DataFrame) -> pd.DataFrame:
     return concat(found).assign(statistic="change", detector="known")
 
 
+def attackers(images: pd.DataFrame, who: Mapping[str, str]) -> pd.DataFrame:
+    """`detect` and `sizes` of some kinds, each under another name in `who`."""
+    images = images[images.kind.isin([*who, CLEAN, HELD_OUT])]
+    table = concat([scores.detect(images, resamples=200), sizes(images)])
+    return table.assign(who=table.kind.map(who))
+
+
 def tradeoff(table: pd.DataFrame) -> pd.DataFrame:
     """Points of a figure from `detect`: the share found over the `extra` change of those who average over noise."""
     keys = ["model", "goal", "kind", "detector", "statistic"]

@@ -183,7 +183,8 @@ def separations(
 
 def told(study: Study, rows: pd.DataFrame, by: Sequence[str], name: str = "ood/{metric}", **options) -> pd.DataFrame:
     """`separations`, kept as numbers."""
-    return study.keep(separations(rows, by, **options), "/".join([name, *(f"{{{column}}}" for column in by)]), by)
+    form = "/".join([name, *(f"{{{column}}}" for column in by)])
+    return study.keep(partial(separations, by=by, **options), form, by, rows=rows)
 
 
 def compared(rows: pd.DataFrame, column: str, base: str) -> pd.DataFrame:

@@ -202,6 +202,12 @@ def compared(rows: pd.DataFrame, *, base: str = PLAIN) -> pd.DataFrame:
     return table.assign(verdict=ways)
 
 
+def reworded(rows: pd.DataFrame) -> pd.DataFrame:
+    """The part of `compared` that accuracy is of."""
+    table = compared(rows)
+    return table[table.quantity == "accuracy"]
+
+
 def in_words(table: pd.DataFrame, model: str, than: str = "the plain prompt") -> str:
     """In what a set does better or worse, after the correction, and how often that is decided for other models."""
     lines = table.assign(what=table.quantity + " (" + table.measurement + ")")

@@ -19,8 +19,27 @@ from zsr_utils.datasets import Dataset, published_accuracy
 from zsr_utils.measure import Embedded
 from zsr_utils.models import Model
 from zsr_utils.prompts import PROMPT_SETS
-from zsr_utils.scores import accuracy, against_published, estimate_of
+from zsr_utils.scores import (
+    accuracy,
+    against_published,
+    estimate_of,
+    overlap_coefficient,
+    pair_estimates,
+    pair_similarities,
+)  # fmt: skip
 from zsr_utils.study import OWN_PROMPTS, Study
+
+
+def similarity(study: Study, some: Embedded, seed: int) -> None:
+    """Keep the numbers of `pair_estimates`."""
+    for name, estimate in pair_estimates(some.features, some.labels, seed=seed).items():
+        study.number(f"similarity/{name}", estimate)
+    rows = pd.DataFrame({"sample_id": some.sample_ids, "at": np.arange(len(some.labels))})
+    study.run.made_of(
+        ["similarity/overlap"],
+        rows,
+        lambda half: [overlap_coefficient(*pair_similarities(some.features[half["at"]], some.labels[half["at"]]))],
+    )
 
 
 def project(

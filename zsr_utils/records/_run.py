@@ -7,15 +7,17 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from zsr_utils._text import as_html, read_yaml
 from zsr_utils.records import _files
 from zsr_utils.records._files import FORMAT, read_provenance, result_folder, write_frame, write_json
-from zsr_utils.scores import Estimate, group_sums
+from zsr_utils.scores import Estimate, halves
 
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "scipy", "pandas", "umap-learn", "plotly")
@@ -39,7 +41,7 @@ class Run:
         self.folder = result_folder(model, self._dataset, notebook, tag or None)
         self.metrics: dict[str, Estimate] = {}
         self._net, self._images = net, images
-        self.made_of: dict[str, tuple] = {}  # rows and statistic of numbers
+        self._halves: dict[str, dict] = {}  # of the numbers that answer the chapter's question
         self._prompts: dict[str, list[str]] = {}
         self._rows: dict[str, pd.DataFrame] = {}
         self._files: dict[str, str] = {}  # digests
@@ -71,6 +73,18 @@ class Run:
         self.metrics[name] = estimate
         return estimate
 
+    def made_of(
+        self, names: Sequence[str], rows: pd.DataFrame, make: Callable[[pd.DataFrame], Sequence[float]]
+    ) -> None:
+        """Keep what numbers are on `halves` of their images, those of them that answer the chapter's question."""
+        known = read_yaml(CHAPTERS) if CHAPTERS.is_file() else {}
+        answers = (known.get(self.notebook) or {}).get("numbers", ())
+        wanted = {name: at for at, name in enumerate(names) if name in answers}
+        if wanted and (found := halves(rows, lambda half: np.asarray(make(half))[[*wanted.values()]])) is not None:
+            images = int(rows["source_id" if "source_id" in rows else "sample_id"].nunique())
+            for name, values in zip(wanted, found.T):
+                self._halves[name] = {"images": images, "values": values.tolist()}
+
     def prompts(self, name: str, templates) -> None:
         """Record a prompt set that was used."""
         self._prompts[name] = list(templates)
@@ -98,17 +112,11 @@ class Run:
         for name, rows in self._rows.items():
             write_frame(self.folder / name, rows)
         write_json(self.folder / "metrics.json", [_record(*number) for number in self._measured().items()])
-        write_json(self.folder / "groups.json", self._groups())
-        names = (*self._rows, "metrics.json", "groups.json")
+        write_json(self.folder / "halves.json", self._halves)
+        names = (*self._rows, "metrics.json", "halves.json")
         self._files = {name: _files.file_digest(self.folder / name) for name in names}
         write_json(self.folder / "provenance.json", self.provenance())
         return self.folder
-
-    def _groups(self) -> dict[str, list]:
-        """Of the numbers that answer the chapter's question, those that are means over images: see `group_sums`."""
-        wanted = (read_yaml(CHAPTERS).get(self.notebook) or {}).get("numbers", ()) if CHAPTERS.is_file() else ()
-        found = {name: group_sums(*self.made_of[name]) for name in wanted if name in self.made_of}
-        return {name: sums for name, sums in found.items() if sums}
 
     def _make_room(self) -> None:
         """Move the result of another checkpoint, of other images or of other parameters aside, and say so."""

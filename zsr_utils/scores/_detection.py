@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from zsr_utils.scores._intervals import AT_ONCE, FEW, Estimate, not_measured, wilson
+from zsr_utils.scores._intervals import AT_ONCE, FEW, Estimate, bare, not_measured, wilson
 from zsr_utils.scores._similarity import auroc
 
 
@@ -48,6 +48,7 @@ def detection(
         raise ValueError(f"false_alarm is {false_alarm}, allowed is between 0 and 1.")
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}, allowed is 1 or more.")
+    resamples = 1 if bare() else resamples
     members = np.arange(len(positive)) if groups is None else np.unique(groups, return_inverse=True)[1]
     n_groups = int(members.max()) + 1
     groups_rng, negative_rng, held_out_rng = np.random.default_rng(seed).spawn(3)

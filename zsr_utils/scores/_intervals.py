@@ -26,6 +26,11 @@ def without_intervals() -> Iterator[None]:
         _BARE.reset(token)
 
 
+def bare() -> bool:
+    """Whether no intervals are wanted."""
+    return _BARE.get()
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A value with its interval and the number of samples behind it.
@@ -132,7 +137,7 @@ def bootstrap(
         raise ValueError(f"columns have lengths {[len(c) for c in columns]}, allowed are equal lengths.")
     if n == 0 or np.isnan(value := float(statistic(*columns))):
         return not_measured(unit)
-    if _BARE.get():
+    if bare():
         return Estimate(value, float("nan"), float("nan"), "none", n, unit)
     rng, draws = np.random.default_rng(seed), np.empty(resamples)
     members = None if groups is None else [np.flatnonzero(np.asarray(groups) == g) for g in np.unique(groups)]
