@@ -1,14 +1,10 @@
 """Results that were computed before, here or elsewhere: found, told apart, and not mixed by accident."""
 
-from collections.abc import Iterable
-from functools import reduce
-from operator import and_
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset as ds
-import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
 from zsr_utils.records._files import EARLIER, concat, read_numbers, read_provenance
@@ -17,12 +13,12 @@ from zsr_utils.records._files import EARLIER, concat, read_numbers, read_provena
 WHOSE = ("model", "pretrained", "fingerprint", "dataset", "notebook", "precision")  # columns from the provenance
 FACTS = ("dataset_fingerprint", "git", "dirty")  # further ones of the numbers
 Found = list[tuple[Path, dict]]  # result folders, each with its provenance
-_OWN = "provenance "  # before the names of `WHOSE`, while they are read beside columns of the rows
 
 
 def read_rows(*folders: Path | str, notebook: str = "", mixed: bool = False) -> pd.DataFrame:
     """Rows of many `results`: of `samples.parquet`, after the columns `WHOSE`; one of their names is `row_<name>`."""
-    return scan(results(*folders, notebook=notebook, mixed=mixed)).to_table().to_pandas()
+    schema, rows = tables(results(*folders, notebook=notebook, mixed=mixed))
+    return pa.concat_tables([schema.empty_table(), *rows]).to_pandas()
 
 
 def read_metrics(*folders: Path | str, notebook: str = "", mixed: bool = False) -> pd.DataFrame:
@@ -67,34 +63,32 @@ def results(*folders: Path | str, notebook: str = "", mixed: bool = False) -> Fo
     return list(kept.values())
 
 
-def scan(found: Found) -> ds.Scanner:
-    """The table of `read_rows`, to be read whole or in batches."""
+def tables(found: Found) -> tuple[pa.Schema, Iterator[pa.Table]]:
+    """What `read_rows` has: its columns, and the rows of one result after the other."""
     files = [(path / "samples.parquet", facts) for path, facts in found if (path / "samples.parquet").is_file()]
+    schema = pa.schema([(name, pa.string()) for name in WHOSE])
     for file, _ in files:
         read_provenance(file.parent, file.name)
-    schema = pa.schema([])
-    for file, _ in files:
-        own = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in pq.read_schema(file)]
+        own = ((f, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in pq.read_schema(file))
+        fields = [(f"row_{f.name}" if f.name in WHOSE else f.name, kind) for f, kind in own]
         try:
-            schema = pa.unify_schemas([schema, pa.schema(own)], promote_options="permissive")
+            schema = pa.unify_schemas([schema, pa.schema(fields)], promote_options="permissive")
         except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
             raise ValueError(f"{str(file)!r} does not go with the results before it: {error}.") from error
-    columns = {name: ds.field(_OWN + name) for name in WHOSE}
-    columns |= {f"row_{name}" if name in WHOSE else name: ds.field(name) for name in schema.names}
-    rows = ds.FileSystemDataset.from_paths(
-        [str(file.absolute()) for file, _ in files],
-        schema=pa.schema([*((_OWN + name, pa.string()) for name in WHOSE), *schema]),
-        format=ds.ParquetFileFormat(),
-        filesystem=fs.LocalFileSystem(),
-        partitions=[_owner(facts) for _, facts in files],
-    )
-    return rows.scanner(columns=columns)
+    return schema, (_rows(file, facts, schema) for file, facts in files)
 
 
-def _owner(facts: dict) -> ds.Expression:
-    """What holds for every row of a file, which gives its columns `WHOSE` their values."""
-    values = [(ds.field(_OWN + name), facts.get(name)) for name in WHOSE]
-    return reduce(and_, (field.is_null() if value is None else field == value for field, value in values))
+def _rows(file: Path, facts: dict, schema: pa.Schema) -> pa.Table:
+    rows, columns = pq.read_table(file), []
+    for field in schema:
+        name = field.name.removeprefix("row_") if field.name.removeprefix("row_") in WHOSE else field.name
+        if field.name in WHOSE:
+            columns.append(pa.array([facts.get(name)] * len(rows), field.type))
+        else:
+            columns.append(
+                rows[name].cast(field.type) if name in rows.column_names else pa.nulls(len(rows), field.type)
+            )
+    return pa.table(columns, schema=schema)
 
 
 def _same(found: Iterable[tuple[Path, dict]]) -> None:

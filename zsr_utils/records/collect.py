@@ -1,7 +1,4 @@
-"""One table of rows and one of numbers from many result folders: `python -m zsr_utils.records.collect results/`.
-
-Both are read by anything that reads Parquet and CSV; nothing of this package is needed.
-"""
+"""One table of rows and one of numbers from many result folders: `python -m zsr_utils.records.collect results/`."""
 
 import argparse
 import sys
@@ -11,18 +8,18 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from zsr_utils._cache import write_whole
-from zsr_utils.records._results import read_metrics, results, scan
+from zsr_utils.records._results import read_metrics, results, tables
 
 
 def collect(folders: Sequence[Path | str], to: Path | str) -> dict[str, int]:
     """Write `results.parquet`, as `read_rows` has it, and `metrics.csv`, as `read_metrics`, whatever is mixed there."""
     found, numbers = results(*folders, mixed=True), read_metrics(*folders, mixed=True)
-    rows = scan(found)
+    schema, rows = tables(found)
 
     def write(path: Path) -> None:
-        with pq.ParquetWriter(path, rows.projected_schema, compression="zstd") as writer:
-            for batch in rows.to_batches():  # few of them are in memory at once
-                writer.write_batch(batch)
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            for table in rows:  # one of them is in memory at once
+                writer.write_table(table, row_group_size=100_000)
 
     write_whole(Path(to) / "results.parquet", write)
     write_whole(Path(to) / "metrics.csv", lambda path: numbers.to_csv(path, index=False))
