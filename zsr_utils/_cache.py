@@ -1,7 +1,6 @@
 """Whole files or none, and the folder where what can be computed again is kept.
 
-What is kept is found again only by what made it: every key holds the digest of the code that computed it, so that a
-changed line never meets a stale result.
+What is kept is found again only by what made it, code included, so that a changed line never meets a stale result.
 """
 
 import functools
@@ -51,11 +50,11 @@ def write_kept(path: Path, content: dict[str, np.ndarray] | pd.DataFrame) -> Non
     """Write arrays (`.npz`) or a frame (`.parquet`) whole or not at all."""
 
     def write(temporary: Path) -> None:
-        if isinstance(content, pd.DataFrame):
-            content.to_parquet(temporary, index=False)
-            return
         with temporary.open("wb") as file:
-            np.savez(file, **content)
+            if isinstance(content, pd.DataFrame):
+                content.to_parquet(file, index=False)
+            else:
+                np.savez(file, **content)
 
     write_whole(path, write)
 
@@ -85,10 +84,8 @@ def kept(kind: str, key: str, compute: Callable[[], dict | pd.DataFrame], suffix
     locks = cache_folder() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / f"{final.stem}.lock"):
-        content = read_kept(final)
-        if content is None:
-            content = compute()
-            write_kept(final, content)
+        if (content := read_kept(final)) is None:
+            write_kept(final, content := compute())
     return content
 
 
@@ -103,19 +100,14 @@ def kept_in_parts(kind: str, key: str, parts: Callable[[int], Iterator[dict | pd
         for number, content in enumerate(parts(len(contents)), start=len(contents)):
             write_kept(folder / f"{number:07d}{suffix}", content)
             contents.append(content)
-        return joined(contents)
+        if isinstance(contents[0], pd.DataFrame):  # empty parts, such as those of broken pictures alone, say no type
+            return pd.concat([c for c in contents if len(c)] or contents[:1], ignore_index=True)
+        filled = {name: [c[name] for c in contents if len(c[name])] or [contents[0][name]] for name in contents[0]}
+        return {name: np.concatenate(arrays) for name, arrays in filled.items()}
 
     whole = kept(kind, key, compute, suffix)
     shutil.rmtree(folder, ignore_errors=True)
     return whole
-
-
-def joined(contents: list[dict | pd.DataFrame]) -> dict | pd.DataFrame:
-    """Parts one after the other; empty ones, such as those of broken pictures alone, count for nothing."""
-    if isinstance(contents[0], pd.DataFrame):
-        return pd.concat([c for c in contents if len(c)] or contents[:1], ignore_index=True)
-    filled = {name: [c[name] for c in contents if len(c[name])] or [contents[0][name]] for name in contents[0]}
-    return {name: np.concatenate(arrays) for name, arrays in filled.items()}
 
 
 @cache

@@ -1,13 +1,11 @@
 """Conditions x images -> rows: the one loop of the suite, and the only place where a wrong row could be made.
 
-It alone owns batches, device, progress, resuming, noise, finiteness and the columns of a row. An image's rows do not
-depend on what else is in its batch, on the order of the images or on an interruption.
+An image's rows do not depend on what else is in its batch, on the order of the images or on an interruption.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -86,19 +84,15 @@ def embed(net: Model, images: Dataset | Pixels, *, batch_size: int = 64, workers
 
     def parts(start: int) -> Iterator[dict]:
         said = set(unreadable)
-        batches = images.batches(net.from_pil, batch_size, workers=workers, start=start)
         with progress(len(images), "embed", initial=min(len(images), start * batch_size)) as bar:
-            for ids, pixels, labels in batches:
+            for ids, pixels, labels in images.batches(net.from_pil, batch_size, workers=workers, start=start):
                 with torch.no_grad():
-                    features = net.encode_image(pixels.to(net.device)).cpu().numpy() if ids else np.empty((0, 0))
-                wrong = ~np.isfinite(features).all(1)
-                if wrong.any():
-                    first = ids[int(wrong.argmax())]
-                    raise FloatingPointError(f"{net.name}: the embedding of {first!r} is not finite.")
+                    features = net.encode_image(pixels.to(net.device)).cpu() if ids else torch.empty(0, 0)
+                _refuse_not_finite(features, net, ids)
                 bar.update(len(ids))
                 broken = [f"{name}\0{why}" for name, why in unreadable.items() if name not in said]
                 said |= set(unreadable)
-                found = {"sample_ids": np.array(ids), "labels": labels.numpy(), "features": features}
+                found = {"sample_ids": np.array(ids), "labels": labels.numpy(), "features": features.numpy()}
                 yield found | {"unreadable": np.array(broken)}
 
     if not len(images):
@@ -143,8 +137,8 @@ def measure(
         raise ValueError(f"label {embedded.labels.max()} has no name among {len(head.class_names)} class names.")
 
     def parts(start: int) -> Iterator[pd.DataFrame]:
-        total = sum(c.repeats(i, draws) for c in conditions for i in embedded.sample_ids)
-        with progress(total, "measure", initial=_before(embedded, conditions, draws, batch_size, start)) as bar:
+        rows = [sum(c.repeats(i, draws) for c in conditions) for i in embedded.sample_ids]
+        with progress(sum(rows), "measure", initial=sum(rows[: start * batch_size])) as bar:
             for batch in _batches(net, images, head, embedded, conditions, detail, seed, batch_size, start):
                 frames = []
                 for condition, part in _shown(batch, conditions, draws):
@@ -176,12 +170,10 @@ def _batches(net, images, head, embedded, conditions, detail, seed, batch_size, 
     stored = Pixels(list(embedded.sample_ids), embedded.labels, torch.empty(len(position), 0))
     for ids, pixels, labels in (images if looked_at else stored).batches(net.from_pil, batch_size, start=start):
         pixels = pixels.to(net.device)
+        clean = head.see(net, pixels, ids, detail=detail) if not head.embeds or (detail != "answers" and ids) else None
         if head.embeds:
             features = torch.from_numpy(embedded.features[[position[i] for i in ids]])
-            grids = head.see(net, pixels, ids, detail=detail).grids if detail != "answers" and ids else ()
-            clean = Seen(pixels, features.double(), head.scores(net, features), grids)
-        else:
-            clean = head.see(net, pixels, ids, detail=detail)
+            clean = Seen(pixels, features.double(), head.scores(net, features), clean.grids if clean else ())
         yield Batch(net, head, ids, labels, clean, seed=seed, open=of)
 
 
@@ -191,12 +183,10 @@ def _shown(batch: Batch, conditions: Sequence[Condition], draws: int) -> Iterato
     for draw in range(max(map(max, repeats), default=0) if len(batch) else 0):
         known: dict[tuple, Batch] = {}
         for condition, numbers in zip(conditions, repeats):
-            chosen = tuple(row for row, number in enumerate(numbers) if draw < number)
-            if not chosen:
-                continue
-            if chosen not in known:
-                known[chosen] = _part(batch, chosen, draw)
-            yield condition, known[chosen]
+            if chosen := tuple(row for row, number in enumerate(numbers) if draw < number):
+                if chosen not in known:
+                    known[chosen] = _part(batch, chosen, draw)
+                yield condition, known[chosen]
 
 
 def _part(batch: Batch, chosen: Sequence[int], draw: int) -> Batch:
@@ -212,31 +202,19 @@ def _rows(condition: Condition, batch: Batch, detail: str) -> pd.DataFrame:
     _check_pixels(pixels, condition, batch)
     seen = batch.clean if pixels is batch.pixels else _see(batch, pixels, detail)
     clean = batch.clean.predictions
-    columns = {
-        "sample_id": np.array(batch.sample_ids, dtype=object),
-        "label": batch.labels.numpy(),
-        "condition": condition.name,
-        "severity": float(condition.severity),
-        "draw": batch.draw,
-        "prediction": seen.predictions.numpy(),
-        "confidence": seen.logits.softmax(1).amax(1).numpy(),
-        "margin": margin_of(seen.logits, batch.labels).numpy(),
-        "clean_prediction": clean.numpy(),
-        "clean_margin": margin_of(seen.logits, clean).numpy(),
-        "drift": drift_between(batch.clean.features, seen.features).numpy(),
-    }
+    answers = seen.predictions, seen.logits.softmax(1).amax(1), margin_of(seen.logits, batch.labels)
+    moved = clean, margin_of(seen.logits, clean), drift_between(batch.clean.features, seen.features)
+    shown = batch.labels.numpy(), condition.name, float(condition.severity), batch.draw
+    values = np.array(batch.sample_ids, dtype=object), *shown, *(v.numpy() for v in (*answers, *moved))
     facts = pd.DataFrame(batch.head.facts(batch, seen) | condition.facts(batch, seen), index=range(len(batch)))
     nullable = {name: NULLABLE[kind.kind] for name, kind in facts.dtypes.items() if kind.kind in NULLABLE}
-    return pd.DataFrame(columns).join(facts.astype(nullable))
+    return pd.DataFrame(dict(zip(COLUMNS, values))).join(facts.astype(nullable))
 
 
 def _see(batch: Batch, pixels: Tensor, detail: str) -> Seen:
     """A pass of changed images; one that did not change is taken as it was."""
     seen = batch.head.see(batch.net, pixels, batch.sample_ids, detail=detail)
-    wrong = ~seen.features.isfinite().all(1)
-    if wrong.any():
-        first = batch.sample_ids[int(wrong.nonzero()[0])]
-        raise FloatingPointError(f"{batch.net.name}: the embedding of {first!r} is not finite.")
+    _refuse_not_finite(seen.features, batch.net, batch.sample_ids)
     # A network's arithmetic differs in the last digit between batches, and a drift of 0 has to be 0, not the 1e-14 that
     # a rank statistic would take for a signal.
     if pixels.shape != batch.pixels.shape:
@@ -248,9 +226,14 @@ def _see(batch: Batch, pixels: Tensor, detail: str) -> Seen:
     return seen
 
 
+def _refuse_not_finite(features: Tensor, net: Model, ids: Sequence[str]) -> None:
+    if (wrong := ~features.isfinite().all(1)).any():
+        raise FloatingPointError(f"{net.name}: the embedding of {ids[int(wrong.nonzero()[0])]!r} is not finite.")
+
+
 def _check_pixels(pixels: Tensor, condition: Condition, batch: Batch) -> None:
-    own_size = batch.net.image_size is None  # such a model takes views of other sizes as they are
-    if pixels.shape[: 2 if own_size else 4] != batch.pixels.shape[: 2 if own_size else 4]:
+    fixed = 2 if batch.net.image_size is None else 4  # a model without a size takes views of other sizes as they are
+    if pixels.shape[:fixed] != batch.pixels.shape[:fixed]:
         shapes = tuple(pixels.shape), tuple(batch.pixels.shape)
         raise ValueError(f"Condition {condition.name!r} gives pixels of shape {shapes[0]}, allowed is {shapes[1]}.")
     wrong = ~((pixels >= -RANGE) & (pixels <= 1 + RANGE)).flatten(1).all(1)  # NaN compares as false
@@ -267,8 +250,3 @@ def _listed(images: Dataset | Pixels) -> Embedded:
         return Embedded(np.array(images.sample_ids), np.asarray(images.labels), np.empty((len(images), 0)))
     ids, labels = zip(*((sample.sample_id, sample.label) for sample in images.samples))
     return Embedded(np.array(ids), np.array(labels), np.empty((len(ids), 0)))
-
-
-def _before(embedded: Embedded, conditions, draws: int, batch_size: int, start: int) -> int:
-    """Rows of the batches before `start`."""
-    return sum(c.repeats(i, draws) for c in conditions for i in islice(embedded.sample_ids, start * batch_size))

@@ -39,10 +39,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Head:
-    """Who answers: a zero-shot classifier, or the head a supervised network was trained with.
-
-    A model that answers otherwise, such as one that scores option texts (`OptionHead`), has a head of the same shape.
-    """
+    """Who answers: a zero-shot classifier, or the head a supervised network was trained with; else see `OptionHead`."""
 
     weights: Float[Tensor, "k d"]  # rows of `Model.classifier`
     class_names: tuple[str, ...]  # K
@@ -131,16 +128,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Condition:
-    """One way to show images again.
-
-    `draws` are repetitions: those that `measure` is asked for (None), a number, or a number by sample id; samples that
-    it does not name are left out.
-    """
+    """One way to show images again."""
 
     name: str  # the rows' `condition`, a term of the field such as `gaussian_noise`
     severity: float  # 0 is the unchanged image
     change: Callable[[Batch], Float[Tensor, "n 3 h w"]]  # gives the pixels in [0, 1] that are shown
     facts: Callable[[Batch, Seen], dict] = lambda batch, seen: {}  # further columns of the rows by name, (N,) each
+    # repetitions: as many as `measure` is asked for, a number, or one by sample id: samples not named are left out
     draws: int | Mapping[str, int] | None = None
 
     def __post_init__(self):
@@ -168,14 +162,12 @@ def made_before(
     columns: Mapping[str, np.ndarray] | None = None,
 ) -> Condition:  # fmt: skip
     """A condition of images that were made already; several of a sample are its draws, `columns` the facts."""
-    draws: dict[str, int] = {}
-    rows: dict[tuple[str, int], int] = {}
+    rows: dict[str, list[int]] = {}
     for position, sample_id in enumerate(sample_ids):
-        rows[sample_id, draws.get(sample_id, 0)] = position
-        draws[sample_id] = draws.get(sample_id, 0) + 1
+        rows.setdefault(sample_id, []).append(position)
 
     def positions(batch: Batch) -> list[int]:
-        return [rows[sample_id, batch.draw] for sample_id in batch.sample_ids]
+        return [rows[sample_id][batch.draw] for sample_id in batch.sample_ids]
 
     def change(batch: Batch) -> Float[Tensor, "n 3 h w"]:
         return pixels[positions(batch)].to(batch.pixels.device)
@@ -183,7 +175,7 @@ def made_before(
     def facts(batch: Batch, seen: Seen) -> dict:
         return {name: np.asarray(values)[positions(batch)] for name, values in (columns or {}).items()}
 
-    return Condition(name, severity, change, facts, draws)
+    return Condition(name, severity, change, facts, {sample_id: len(of) for sample_id, of in rows.items()})
 
 
 def unit_noise(shape: Sequence[int], names: Iterable[str], seed: Sequence[int]) -> Float[Tensor, "n 3 h w"]:
