@@ -8,6 +8,7 @@ import argparse
 import copy
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import pandas as pd
 from open_clip.transformer import QuickGELU
@@ -56,13 +57,11 @@ def variants(net: Model) -> Iterator[tuple[str, Model]]:
         yield f"activation: {activation}", other
     steps = getattr(net.from_pil.transform, "transforms", [])
     for own in (s for s in steps if type(s) is Resize and s.interpolation in FILTERS):
-        filters = FILTERS[1 - FILTERS.index(own.interpolation)], own.interpolation
-        for name, step in (
-            (filters[0].value, Resize(own.size, filters[0])),
-            (f"{filters[1].value}, no antialiasing", Aliased(own.size, filters[1])),
-        ):
-            other = changed(net, name)
-            settings = net.preprocessing | {"resize": name}
+        usual, another = own.interpolation, FILTERS[1 - FILTERS.index(own.interpolation)]
+        instead = {another.value: Resize(own.size, another)}
+        instead[f"{usual.value}, no antialiasing"] = Aliased(own.size, usual)
+        for name, step in instead.items():
+            other, settings = changed(net, name), net.preprocessing | {"resize": name}
             other.from_pil = Preprocess(Compose([step if s is own else s for s in steps]), net.image_size, settings)
             yield f"resize: {name}", other
     for name in (p for p in ("fp32", "fp16", "bf16") if p != net.precision.replace("tf32", "fp32")):
@@ -75,18 +74,15 @@ def variants(net: Model) -> Iterator[tuple[str, Model]]:
 def examine(
     net: Model, images: Dataset, published: float, *, templates: Sequence[str] | None = None, batch_size: int = 64
 ) -> pd.DataFrame:
-    """The accuracy of a run as it is, and with each difference alone, beside the published one.
+    """The accuracy of a run as it is, and with each difference alone, beside the published one, a fraction.
 
     Args:
         net: Loaded in fp32, so that other precisions start from its weights.
-        published: Accuracy as a fraction.
         templates: Prompts of the run as it is; by default the data set's own.
 
     Returns: A row a run: `run`, the accuracy and what `against_published` adds, then `change` from the run as it is,
         `change_low`, `change_high`, `p_holm` over the table and `verdict`, as in `paired_changes`; and `explains`:
         whether the interval holds the published accuracy, that of the run as it is does not, and the change is decided.
-
-    Raises: ValueError for an accuracy outside 0 to 1.
     """
     if not 0 <= published <= 1:
         raise ValueError(f"published is {published}, allowed is a fraction from 0 to 1.")
@@ -94,13 +90,9 @@ def examine(
     sets = {"plain prompt": PROMPT_SETS["plain prompt"], "the data set's own": images.templates, **TEMPLATES}
     others = {tuple(prompts): f"prompts: {name}" for name, prompts in sets.items() if tuple(prompts) != own}
 
-    def runs() -> Iterator[tuple[str, Model, Sequence[str]]]:
-        yield AS_IT_IS, net, own
-        yield from ((name, net, prompts) for prompts, name in others.items())
-        yield from ((name, other, own) for name, other in variants(net))
-
+    runs = [(AS_IT_IS, net, own), *((name, net, prompts) for prompts, name in others.items())]
     frames = []
-    for name, other, prompts in runs():
+    for name, other, prompts in chain(runs, ((name, other, own) for name, other in variants(net))):
         head = Head(other.classifier(images.class_names, prompts), images.class_names)
         rows = measure(other, images, head, [ORIGINAL], batch_size=batch_size)
         frames.append(rows.assign(run=name, value=scores.correct(rows)))
@@ -126,9 +118,8 @@ def in_words(table: pd.DataFrame) -> str:
     if found.empty:
         return f"{said}. None of the {len(ranked)} differences that were tried explains it alone.{left}"
     named = [f"{r.run} ({r.value:.4f})" for r in ranked[ranked.explains].itertuples()]
-    if len(named) == 1:
-        return f"{said}. One difference explains it alone: {named[0]}.{left}"
-    return f"{said}. {len(named)} differences would explain it, each alone, nearest first: {', '.join(named)}.{left}"
+    several = f"{len(named)} differences would explain it, each alone, nearest first"
+    return f"{said}. {several if named[1:] else 'One difference explains it alone'}: {', '.join(named)}.{left}"
 
 
 def main(arguments: list[str] | None = None) -> int:
