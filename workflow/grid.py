@@ -16,8 +16,8 @@ from pathlib import Path
 import yaml
 
 from zsr_utils._text import read_yaml, unknown
-from zsr_utils.book.contents import ROOT, chosen, read_chapters, valid
 from zsr_utils.records import read_provenance, result_folder, results_root, set_aside
+from zsr_utils.records.chapters import ROOT, chosen, read_chapters, valid
 from zsr_utils.run import check, check_addresses, defaults, from_here, gpus, read_parameters
 
 

@@ -1,4 +1,4 @@
-"""What every chapter opens with: models, images, prompts and the run, and one way from rows to numbers to sentences."""
+"""What every chapter opens with, and one way from rows to numbers to sentences."""
 
 import hashlib
 import re
@@ -27,15 +27,23 @@ OWN_PROMPTS = "own prompts of the data set"
 
 
 class Study:
-    """Models, images and prompts of one notebook, and the numbers that it makes of them.
+    """Models, images and prompts of one notebook: `study = zsr.open_study("01-zero-shot-baseline", globals())`.
 
     `nets` are model handles by name, the chapter's own first, and `heads` by the same names who answers. A generative
-    study is of its `language_models`, which have no head before they are asked something; its results lie where those
-    of the book's model do.
+    study is of its `language_models`, by the names that `load_vlm` takes, which have no head before they are asked
+    something; its results lie where those of the book's model do.
+
+    Args:
+        namespace: Holds the notebook's variables after the `parameters` cell, which are checked before anything is
+            loaded.
+        images, least: How many images the chapter needs, and the least value of single parameters.
+
+    Raises: ValueError for a parameter outside its range, and for a data set with fewer images or classes than needed.
     """
 
-    def __init__(self, notebook: str, given: Mapping, *, images: int = 2, generative: bool = False, **least: float):
-        self.parameters = DEFAULTS | dict(given)
+    def __init__(self, notebook: str, namespace: Mapping, *, images: int = 2, generative: bool = False, **least: float):
+        given = parameters(namespace)
+        self.parameters = DEFAULTS | given
         check_parameters(self.parameters, **least)
         p = self.parameters
         seed_everything(p["seed"])
@@ -82,7 +90,7 @@ class Study:
 
     @cached_property
     def embedded(self) -> Embedded:
-        """Raw features of all images by the chapter's own model."""
+        """Features of all images by the chapter's own model."""
         return embed(self.net, self.images, batch_size=self.parameters["batch_size"])
 
     def opened(self) -> None:
@@ -107,11 +115,11 @@ class Study:
         return Head(net.classifier(names, templates or self.templates), names)
 
     def _prompts(self, name: str | Sequence[str]) -> tuple[str, ...]:
-        if not isinstance(name, str):
-            name, templates = name[0], tuple(name)
-        else:
+        if isinstance(name, str):
             templates = self.images.templates if name == OWN_PROMPTS else prompt_set(name)
-        self.run.prompts(name, templates)
+        else:
+            name, templates = name[0], tuple(name)
+        self.run.prompts[name] = list(templates)
         return templates
 
     def measure(
@@ -128,27 +136,24 @@ class Study:
             keep: Whether the rows are among those that the chapter leaves behind.
             options: `draws` and `detail`, as `measure.measure` takes them.
         """
-        templates = self._prompts(prompts) if prompts else None
-        frames = []
+        templates, frames = self._prompts(prompts) if prompts else None, []
+        asked = getattr(images, "class_names", self.names)
+        other = templates or merged is not None or asked != self.names
         for name in models or self.nets:
             net = self.nets[name]
             shown = conditions(net) if callable(conditions) else conditions
-            asked = getattr(images, "class_names", self.names)
-            other = templates or merged is not None or asked != self.names
             if isinstance(images, Questions):
                 head = OptionHead({s.sample_id: images.asked[s.sample_id] for s in images.samples})
             else:
                 head = self.head(net, templates, asked, merged=merged) if other else self.heads[name]
             size = self.parameters["batch_size"] if net.image_size else 1  # pictures of their own size pass alone
-            rows = measure(
-                net, images or self.images, head, shown, seed=self.parameters["seed"], batch_size=size, **options
-            )
-            frames.append(rows.assign(model=name))
+            given = {"seed": self.parameters["seed"], "batch_size": size, **options}
+            frames.append(measure(net, images or self.images, head, shown, **given).assign(model=name))
         rows = pd.concat(frames, ignore_index=True)
         return self.keep_rows(rows) if keep else rows
 
     def keep_rows(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Put rows among those that the chapter leaves behind, such as ones that got further facts."""
+        """Put rows among those that the chapter leaves behind."""
         self._rows.append(rows)
         return rows
 
@@ -157,10 +162,9 @@ class Study:
 
         The values of `by` follow the name `topic/quantity`, and the model's name where it is not the chapter's own.
         """
-        by = list(by)
         keys = [*by, *(["model"] if "model" in rows else [])]
         table = estimates(rows, keys, statistic) if keys else pd.DataFrame([asdict(statistic(rows))])
-        table = self.keep(table, "/".join([name, *(["_".join(f"{{{column}}}" for column in by)] if by else [])]), by)
+        table = self.keep(table, f"{name}/{'_'.join(f'{{{column}}}' for column in by)}".rstrip("/"), by)
         if "sample_id" in rows:
             parts = rows.groupby(keys, sort=False, observed=True) if keys else [((), rows)]
             for number, (_, part) in zip(table.name, parts):
@@ -258,20 +262,7 @@ class _Recorded(dict):
         raise ValueError(unknown("recorded number", name, self))
 
 
-def open_study(
-    notebook: str, namespace: Mapping, *, images: int = 2, generative: bool = False, **least: float
-) -> Study:
-    """Open the study of a notebook: `study = zsr.open_study("01-zero-shot-baseline", globals())`.
-
-    Args:
-        namespace: Holds the notebook's variables after the `parameters` cell, which are checked before anything is
-            loaded.
-        generative: Whether its models are `language_models`, by the names that `load_vlm` takes, in place of `model`.
-        images, least: How many images the chapter needs, and the least value of single parameters.
-
-    Raises: ValueError for a parameter outside its range, and for a data set with fewer images or classes than needed.
-    """
-    return Study(notebook, parameters(dict(namespace)), images=images, generative=generative, **least)
+open_study = Study  # as notebooks call it
 
 
 def _plain(value) -> str:

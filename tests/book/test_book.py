@@ -10,7 +10,7 @@ import nbformat
 
 from zsr_utils.book._chapters import DRAWN, Chapter, chapters as read_back
 from zsr_utils.book._notebook import CLOSE
-from zsr_utils.book.contents import read_chapters
+from zsr_utils.records.chapters import read_chapters
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,8 @@ from zsr_utils.book import __main__, _build, _chromium, _notebook
 from zsr_utils.book._chapters import Chapter, caption, chapters, figures_of, specification
 from zsr_utils.book._chromium import pages, print_book
 from zsr_utils.book._notebook import folded, prepared, repository
-from zsr_utils.book._pages import generated, rendered
-from zsr_utils.book.contents import chosen, read_chapters, table_of_contents
+from zsr_utils.book._pages import generated, rendered, table_of_contents
+from zsr_utils.records.chapters import chosen, read_chapters
 
 
 EVIL = "<img src=x onerror=alert(1)>"

@@ -15,7 +15,7 @@ from tiny import tiny_images, tiny_model
 
 from zsr_utils import plots, records, run, scores
 from zsr_utils._text import as_html, markdown
-from zsr_utils.book.contents import ROOT
+from zsr_utils.records.chapters import ROOT
 from zsr_utils.study import Study
 
 

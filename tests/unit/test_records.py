@@ -17,7 +17,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("ZSR_RESULTS", str(tmp_path))
     run = records.Run("01-x", tiny_model(), tiny_images(), seed=3, dataset="tiny", prompts="plain prompt")
     run.metric("zero_shot/accuracy", scores.proportion(9, 10))
-    run.prompts("plain prompt", ["a photo of a {}"])
+    run.prompts["plain prompt"] = ["a photo of a {}"]
     return run
 
 

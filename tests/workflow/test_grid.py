@@ -19,8 +19,8 @@ import grid  # noqa: E402
 
 from zsr_utils import run  # noqa: E402
 from zsr_utils._text import read_yaml  # noqa: E402
-from zsr_utils.book.contents import read_chapters  # noqa: E402
 from zsr_utils.records import result_folder, safe_name  # noqa: E402
+from zsr_utils.records.chapters import read_chapters  # noqa: E402
 
 
 PARAMETERS = 'model = "m"\npretrained = ""\ndataset = "d"\nlimit = 0\neps = 0.5\ndevice = "cpu"\nprecision = "fp32"'

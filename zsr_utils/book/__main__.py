@@ -7,7 +7,7 @@ from pathlib import Path
 from zsr_utils.book._build import BUILT, build, linked
 from zsr_utils.book._chapters import chapters
 from zsr_utils.book._chromium import print_book
-from zsr_utils.book.contents import ROOT, chosen, read_chapters
+from zsr_utils.records.chapters import ROOT, chosen, read_chapters
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,9 +15,9 @@ import yaml
 from zsr_utils.book import card as cards
 from zsr_utils.book._chapters import Chapter
 from zsr_utils.book._chromium import draw, pictures
-from zsr_utils.book._pages import generated
-from zsr_utils.book.contents import ROOT, table_of_contents
+from zsr_utils.book._pages import generated, table_of_contents
 from zsr_utils.records import write_whole
+from zsr_utils.records.chapters import ROOT
 
 
 STATIC = ROOT / "book" / "_static"
@@ -70,13 +70,14 @@ def copy_files(books: Sequence[Sequence[Chapter]]) -> None:
     (BUILT / ".nojekyll").touch()  # or project pages leave out folders that begin with an underscore
 
 
-def build(books: Sequence[Sequence[Chapter]], known: Mapping[str, Mapping] | None = None) -> int:
+def build(books: Sequence[Sequence[Chapter]], known: Mapping[str, Mapping]) -> int:
     """Build `_build/html` from the chapters of some folders of results; returns the exit status of Jupyter Book."""
     write_static()
+    card = cards.card_of(books[0][0].path.parent, known)
     draw([f for book in books for chapter in book for f in chapter.figures], STATIC / "plotly.min.js")
-    for name, text in generated(books, pictures(), known).items():
+    for name, text in generated(books, pictures(), known, card).items():
         write_changed(GENERATED / name, text)
-    cards.write(cards.card_of(books[0][0].path.parent, known), GENERATED / "card")
+    cards.write(card, GENERATED / "card")
     copy_files(books)
     toc = ROOT / "_build" / "_toc.yml"
     write_changed(toc, yaml.safe_dump(table_of_contents(books), sort_keys=False, allow_unicode=True))

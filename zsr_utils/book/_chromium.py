@@ -17,8 +17,8 @@ import yaml
 
 from zsr_utils.book._chapters import Figure
 from zsr_utils.book._pages import rendered
-from zsr_utils.book.contents import ROOT
 from zsr_utils.records import write_whole
+from zsr_utils.records.chapters import ROOT
 
 
 PICTURES = ROOT / "book" / "_generated" / "pictures"

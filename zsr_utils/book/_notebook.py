@@ -15,7 +15,7 @@ from pathlib import Path
 from zsr_utils.book._chapters import Chapter, figures_of, headings
 from zsr_utils.book._chromium import pictures
 from zsr_utils.book._pages import rendered
-from zsr_utils.book.contents import ROOT, read_chapters
+from zsr_utils.records.chapters import ROOT, read_chapters
 
 
 ADDRESS = re.compile(

@@ -15,10 +15,10 @@ import pandas as pd
 from scipy import stats
 
 from zsr_utils._cache import digest
-from zsr_utils.book.contents import read_chapters, valid
 from zsr_utils.datasets import published_accuracy
 from zsr_utils.records import read_numbers, read_provenance
 from zsr_utils.records._files import write_json, write_whole
+from zsr_utils.records.chapters import read_chapters, valid
 from zsr_utils.scores import Estimate, confidence_sequence, halves_difference, holm, price, unpaired_difference
 
 

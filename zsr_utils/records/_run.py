@@ -7,22 +7,23 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from zsr_utils._text import as_html, read_yaml
+from zsr_utils._text import as_html
 from zsr_utils.records import _files
 from zsr_utils.records._files import FORMAT, read_provenance, result_folder, write_frame, write_json
+from zsr_utils.records.chapters import ROOT, read_chapters
 from zsr_utils.scores import Estimate, halves
 
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "scipy", "pandas", "umap-learn", "plotly")
 NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)+")
-CHAPTERS = Path(__file__).resolve().parents[2] / "chapters.yaml"
 FEW = 30  # images: a share of so many has an interval of 30 points or more
 
 
@@ -42,13 +43,10 @@ class Run:
         self.metrics: dict[str, Estimate] = {}
         self._net, self._images = net, images
         self._halves: dict[str, dict] = {}  # of the numbers that answer the chapter's question
-        self._prompts: dict[str, list[str]] = {}
+        self.prompts: dict[str, list[str]] = {}  # templates of the prompt sets that were used
         self._rows: dict[str, pd.DataFrame] = {}
         self._files: dict[str, str] = {}  # digests
         self._began = time.perf_counter()
-
-    def __getitem__(self, name: str) -> Estimate:
-        return self.metrics[name]
 
     @property
     def caution(self) -> str:
@@ -73,21 +71,21 @@ class Run:
         self.metrics[name] = estimate
         return estimate
 
+    @cached_property
+    def _answers(self) -> set[str]:
+        """Names of the numbers that answer the chapter's question."""
+        known = read_chapters(whole=False) if (ROOT / "chapters.yaml").is_file() else {}
+        return set(known.get(self.notebook, {"numbers": ()})["numbers"])
+
     def made_of(
         self, names: Sequence[str], rows: pd.DataFrame, make: Callable[[pd.DataFrame], Sequence[float]]
     ) -> None:
         """Keep what numbers are on `halves` of their images, those of them that answer the chapter's question."""
-        known = read_yaml(CHAPTERS) if CHAPTERS.is_file() else {}
-        answers = (known.get(self.notebook) or {}).get("numbers", ())
-        wanted = {name: at for at, name in enumerate(names) if name in answers}
+        wanted = {name: at for at, name in enumerate(names) if name in self._answers}
         if wanted and (found := halves(rows, lambda half: np.asarray(make(half))[[*wanted.values()]])) is not None:
             images = int(rows["source_id" if "source_id" in rows else "sample_id"].nunique())
             for name, values in zip(wanted, found.T):
                 self._halves[name] = {"images": images, "values": values.tolist()}
-
-    def prompts(self, name: str, templates) -> None:
-        """Record a prompt set that was used."""
-        self._prompts[name] = list(templates)
 
     def table(self) -> pd.DataFrame:
         """The metrics that were measured as a frame: name, value, low, high, interval, n, unit."""
@@ -97,7 +95,7 @@ class Run:
         return {name: estimate for name, estimate in self.metrics.items() if not math.isnan(estimate.value)}
 
     def save_rows(self, rows: pd.DataFrame, name: str = "samples") -> None:
-        """Keep per-sample rows, which `save` writes to `<name>.parquet`."""
+        """Rows that `save` writes to `<name>.parquet`."""
         self._rows[f"{name}.parquet"] = rows
 
     def say(self, text: str) -> None:
@@ -159,7 +157,7 @@ class Run:
             "left_out": {why: f"{count}, such as {first!r}" for why, (count, first) in images.left_out.items()},
             "notes": list(images.notes),
             "class_names": list(images.class_names),
-            "prompts": self._prompts,
+            "prompts": self.prompts,
             "parameters": self.parameters,
             "seed": self.parameters.get("seed"),
             "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
@@ -186,7 +184,7 @@ def _record(name: str, estimate: Estimate) -> dict:
     return {"name": name, **asdict(estimate), "value": float(estimate.value), "n": int(estimate.n), **bounds}
 
 
-def parameters(namespace: dict) -> dict:
+def parameters(namespace: Mapping) -> dict:
     """The parameters of a notebook: the plain values that its namespace holds after the `parameters` cell.
 
     Examples:
