@@ -341,9 +341,9 @@ class Attacked:
     def _check(self, batch: Batch, net: Model, head: Head) -> None:
         if self.kind == "dlr" and len(head.class_names) < 4:
             raise ValueError(f"dlr compares four logits, {net.name} has {len(head.class_names)} classes.")
-        if net.image_size != batch.net.image_size:
-            sizes = f"{net.image_size} pixels, allowed are the {batch.net.image_size} of {batch.net.name}"
-            raise ValueError(f"The substitute {net.name} takes {sizes}.")
+        if net.image_size != (size := batch.net.image_size):
+            allowed = f"allowed are the {size} of {batch.net.name}"
+            raise ValueError(f"The substitute {net.name} takes {net.image_size} pixels, {allowed}.")
         if tuple(head.class_names) != tuple(batch.head.class_names):
             raise ValueError(f"The substitute {net.name} has other classes than {batch.net.name}.")
 

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,7 +11,6 @@ from zsr_utils.conditions._condition import Batch, Condition, unit_noise
 
 
 def _reduced(kind: str, amount: float, batch: Batch) -> Float[Tensor, "n 3 h w"]:
-    """Pixels of a batch with one cue reduced; `kind` and `amount` as in `without_cue`."""
     pixels, size = batch.pixels, batch.pixels.shape[-1]
     if kind == "blur":
         sigma = amount / 100 * size
@@ -22,12 +20,10 @@ def _reduced(kind: str, amount: float, batch: Batch) -> Float[Tensor, "n 3 h w"]
         return F.interpolate(coarse, size=(size, size), mode="bicubic", antialias=False).clamp(0, 1)
     n = int(amount)
     order = unit_noise((n * n,), batch.sample_ids, (batch.seed, batch.draw, n)).argsort(1).to(pixels.device)
-    inner = size // n * n  # what does not fit into whole tiles stays where it is
-    shown = pixels.clone()
-    tiles = pixels[..., :inner, :inner].unflatten(3, (n, -1)).unflatten(2, (n, -1))  # N, 3, n, side, n, side
-    tiles = tiles.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-    tiles = torch.stack([picture[row] for picture, row in zip(tiles, order)]).unflatten(1, (n, n))
-    shown[..., :inner, :inner] = tiles.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    shown, side, inner = pixels.clone(), size // n, size // n * n  # what does not fit into whole tiles stays
+    tiles = F.unfold(pixels[..., :inner, :inner], side, stride=side)  # N, values, tiles
+    tiles = tiles.gather(2, order[:, None].expand_as(tiles))
+    shown[..., :inner, :inner] = F.fold(tiles, inner, side, stride=side)
     return shown
 
 
@@ -41,10 +37,8 @@ def without_cue(
 
     Source: Tu et al. (2024) compare input resolutions; shuffled tiles as in Zhang and Zhu (2019), section 3.
     """
-    least = {"blur": 0, "resolution": 1, "shuffled_tiles": 1}
-    given = {"blur": blurs, "resolution": resolutions, "shuffled_tiles": tiles}
-    for kind, amounts in given.items():
-        for amount in amounts:
-            if not amount > least[kind]:
-                raise ValueError(f"{kind} is {amount}, allowed is above {least[kind]}.")
-    return [Condition(kind, float(a), partial(_reduced, kind, a)) for kind, amounts in given.items() for a in amounts]
+    given = [("blur", blurs, 0), ("resolution", resolutions, 1), ("shuffled_tiles", tiles, 1)]
+    for kind, amounts, least in given:
+        if wrong := [amount for amount in amounts if not amount > least]:
+            raise ValueError(f"{kind} is {wrong[0]}, allowed is above {least}.")
+    return [Condition(kind, float(a), partial(_reduced, kind, a)) for kind, amounts, _ in given for a in amounts]

@@ -28,10 +28,6 @@ def write_json(path: Path, content) -> None:
     write_whole(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
-def write_frame(path: Path, frame: pd.DataFrame) -> None:
-    write_whole(path, lambda p: frame.to_parquet(p, index=False))
-
-
 def results_root() -> Path:
     """Where results go: `ZSR_RESULTS`, or `results` at the top of the project."""
     return Path(os.environ.get("ZSR_RESULTS") or Path(__file__).resolve().parents[2] / "results").absolute()

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from zsr_utils._cache import write_kept
 from zsr_utils._text import as_html
 from zsr_utils.records import _files
-from zsr_utils.records._files import FORMAT, read_provenance, result_folder, write_frame, write_json
+from zsr_utils.records._files import FORMAT, read_provenance, result_folder, write_json
 from zsr_utils.records.chapters import ROOT, read_chapters
 from zsr_utils.scores import Estimate, halves
 
@@ -108,7 +109,7 @@ class Run:
         """Write rows, `metrics.json` and last `provenance.json`."""
         self._make_room()
         for name, rows in self._rows.items():
-            write_frame(self.folder / name, rows)
+            write_kept(self.folder / name, rows)
         write_json(self.folder / "metrics.json", [_record(*number) for number in self._measured().items()])
         write_json(self.folder / "halves.json", self._halves)
         names = (*self._rows, "metrics.json", "halves.json")
