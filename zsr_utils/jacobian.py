@@ -128,17 +128,14 @@ def linear_error(
 ) -> pd.DataFrame:  # fmt: skip
     """How far f(x + change) is from f(x) + J change, along one direction an image and at growing size.
 
-    The moved image is clipped to [0, 1], and the prediction is made for the change that is left. At very small sizes
-    the measured difference is rounding: float32 embeddings agree to about 1e-6.
-
-    Args:
-        sizes: Root mean square of the change before clipping, in grey levels; the length of a direction does not count.
+    The moved image is clipped to [0, 1], and the prediction is made for the change that is left. `sizes` are its RMS
+    before clipping, in grey levels.
 
     Returns: A row an image and size: `sample_id`, `size`, `rms` (grey levels, after clipping), `predicted`
         (||J change||) and `measured` (||f(x + change) - f(x)||), both in embedding units, `relative_error` (norm of the
         difference of the two vectors, by `measured`), `lipschitz` (`measured` by ||change|| in [0, 1] pixels).
 
-    Source: Directional Lipschitz constants: Salman et al. (2024); relative error is this project's choice.
+    Source: Salman et al. (2024) for directional Lipschitz constants.
     """
     names, rows = _names(sample_ids, pixels), []
     if directions.shape != pixels.shape:
@@ -199,15 +196,15 @@ def flip_prediction(
 ) -> pd.DataFrame:  # fmt: skip
     """Probability that noise changes the answer, by the linear account, which knows no clipping to [0, 1].
 
-    Class a is the answer at x. Its margin over b, m = (t_a - t_b) f, and b_a - b_b more where classes have biases, is
-    normal under noise, with mean m and standard deviation sigma ||J^T (t_a - t_b)||, and is negative with probability
-    Phi(-m / (sigma ||J^T (t_a - t_b)||)). The answer changes when any of the K - 1 margins is negative: the largest of
-    the probabilities is a lower bound of that, `flip`, and their sum an upper one, `flip_at_most`.
+    Class a is the answer at x. With w = t_a - t_b its margin over b, m = w f (and b_a - b_b more where classes have
+    biases), is normal under noise, with mean m and standard deviation sigma ||J^T w||. The answer changes when any of
+    the K - 1 margins is negative: the largest of the probabilities is a lower bound of that, `flip`, and their sum an
+    upper one, `flip_at_most`.
 
     Args:
         gram: `Spectra.gram` of the same images: ||J^T w||^2 = w^T J J^T w.
-        curvature: `second_order` of the same images. With H = sum of w_k H_k for w = t_a - t_b, the margin's mean is
-            then m + sigma^2 tr(H) / 2, its variance sigma^2 ||J^T w||^2 + sigma^4 ||H||_F^2 / 2.
+        curvature: `second_order` of the same images. With H = sum of w_k H_k, the margin's mean is then
+            m + sigma^2 tr(H) / 2, its variance sigma^2 ||J^T w||^2 + sigma^4 ||H||_F^2 / 2.
         sigmas: Standard deviations of the noise, in units of [0, 1] pixels.
 
     Returns: A row an image and sigma: `sample_id`, `sigma`, `flip`, `flip_at_most`, `prediction` (a), `nearest` (the b
@@ -336,7 +333,7 @@ def _plain_attention() -> Iterator[None]:
 def _gram(blocks: Iterator[Tensor], d: int, p: int, memory: int) -> Tensor:
     """J J^T in float64, summed over panels: some columns of J in all D rows."""
     # Rows come one after the other and are wanted panel by panel, so they are laid out in panels, in a file where they
-    # would fill more than half of the memory. Not in a memory map: mapped pages count as this process's memory.
+    # would fill more than half of the memory: pages of a memory map would count as this process's memory.
     width = max(1, min(p, memory // (64 * d)))  # a panel in float64: an eighth of the memory
     done, total = 0, 0
     with tempfile.SpooledTemporaryFile(memory // 2) as file:

@@ -1,8 +1,4 @@
-"""Adversarial attacks: an image changed within a small ball until its own class is no longer named.
-
-All of them go through the stepping loop of embedding alignment; what differs is where they start, what they ask of the
-model, and how they move.
-"""
+"""Adversarial attacks, by the stepping loop of embedding alignment: an image changed until its class is not named."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -37,10 +33,8 @@ class Fooled(Goal):
     """Goal: another class than the label is named. The loss falls towards it.
 
     `cross_entropy`, of the logits over `temperature`, vanishes where the label's probability is 1; `margin` is the
-    label's logit less the largest other one; `dlr` is the margin over the distance of the largest logit from the third
-    (towards a target: from the mean of third and fourth), whatever the scale.
-
-    Source: Carlini & Wagner (2017) for the margin; Croce & Hein (2020) for the difference of logits ratio (DLR).
+    label's logit less the largest other one (Carlini & Wagner 2017); `dlr` (Croce & Hein 2020) is the margin over the
+    distance of the largest logit from the third (towards a target: from the mean of third and fourth).
     """
 
     net: Model
@@ -112,7 +106,7 @@ class Attack(Settings):
         return super().random or self.asks != "gradient" or self.diversity > 0 or self.start != "source"
 
     def passes(self, steps: np.ndarray) -> np.ndarray:
-        """Images that the model was shown in so many steps, the look at the last one among them."""
+        """Images that the model was shown in so many steps, and at the last look."""
         return steps + 1 + (2 * self.queries * steps if self.asks in PROBES else 0)
 
     def begin(self, sources: Tensor, rows: list[int], names: list[str], device) -> dict[str, Tensor]:
@@ -134,7 +128,6 @@ class Attack(Settings):
         return state
 
     def look(self, net, pixels, goal, until, batch, names, last) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixel gradient or what stands for it, loss, and who is finished."""
         if self.asks in PROBES:
             return self._estimated(net, pixels, goal, until, batch, names)
         if self.optimizer == "deepfool" and not last:
@@ -354,8 +347,8 @@ def attack(
 ) -> Condition:  # fmt: skip
     """An attack in an L-infinity ball, as a condition: an image is left when the victim errs, or changed all the way.
 
-    `fgsm`, `bim`, `mim`, `dim`, `deepfool`, `nes` and `spsa` are those of Wang et al.; `pgd` has a random start,
-    decaying steps and momentum; `apgd_ce`, `apgd_dlr` (targeted) and `square` are those of AutoAttack.
+    `apgd_ce`, `apgd_dlr` (targeted) and `square` are those of AutoAttack; `pgd` has a random start, decaying steps and
+    momentum; the others are those of Wang et al.
 
     Args:
         eps: Radius in units of [0, 1]; the severity is 255 times that. `deepfool` stops by itself, in any ball.

@@ -1,8 +1,7 @@
 """Spatial-frequency bands of images: ideal radial filters, noise and attacks that live in one band.
 
-The radius of a frequency is counted from the mean (0) to the corner of the spectrum, its highest frequency (1). On an
-even number of pixels a cutoff of 0.25 is 0.177 cycles a pixel in every direction, and the low band below it holds about
-10 % of all frequencies.
+The radius of a frequency is counted from the mean (0) to the corner of the spectrum, its highest frequency (1): a
+cutoff of 0.25 is 0.177 cycles a pixel in every direction, and about 10 % of all frequencies lie below it.
 """
 
 from collections.abc import Sequence
@@ -28,8 +27,8 @@ TINY = 1e-30
 def radial_frequency(h: int, w: int) -> Float[Tensor, "h w"]:
     """Radius of every frequency of the 2-D DFT of an h x w image, in the DFT's order; the corner is 1.
 
-    Source: By the largest radius, as in the code of Wani et al. (2026); cycles a pixel on both axes, so that a circle
-        means one scale in an image that is not square, is this project's choice.
+    Source: Code of Wani et al. (2026); here cycles a pixel on both axes, so that a circle means one scale in an image
+        that is not square.
     """
     rows, columns = (torch.fft.fftfreq(n, dtype=torch.float64) for n in (h, w))
     radius = torch.hypot(rows[:, None], columns)
@@ -54,8 +53,7 @@ def low_pass(pixels: Float[Tensor, "n 3 h w"], cutoff: float) -> Float[Tensor, "
 def high_pass(pixels: Float[Tensor, "n 3 h w"], cutoff: float) -> Float[Tensor, "n 3 h w"]:
     """Keep frequencies of radius above the cutoff and the mean, clipped to [0, 1]: 0 leaves everything.
 
-    Source: Wani et al. (2026), frequency ablation. The mean stays by this project's choice: without it half of what is
-        left would be clipped at black.
+    Without the mean half of what is left would be clipped at black.
     """
     mask = ~_within(*pixels.shape[-2:], cutoff)
     mask[0, 0] = True
@@ -158,12 +156,10 @@ def band_noise(rms: Sequence[float], bands: Sequence[str] = BANDS) -> list[Condi
 def band_attacks(rms: Sequence[float], bands: Sequence[str] = BANDS, *, steps: int = 10) -> list[Condition]:
     """The worst change of one band that gradient steps find: `attack_low`, `attack_high`, `attack_all`.
 
-    Projected gradient descent from the image itself against the log-probability of the clean answer, in the band and in
-    the L2 ball of the given RMS (grey levels, the severity). Steps follow the log-odds `log p / (1 - p)`: the same
-    direction, which does not vanish where the model is certain.
-
-    The image is rounded to grey levels after the last step, which puts about 0.29 grey levels (RMS) into all
-    frequencies; the fact `outside` is the share of the energy of the change outside the band.
+    Projected gradient descent from the image itself against the log-odds of the clean answer, which do not vanish where
+    the model is certain, in the band and in the L2 ball of the given RMS (grey levels, the severity). The image is
+    rounded to grey levels after the last step, which puts about 0.29 grey levels (RMS) into all frequencies; the fact
+    `outside` is the share of the energy of the change outside the band.
 
     Source: Wani et al. (2026), band PGD of 10 steps. The L2 ball, which scaling keeps inside the band where the
         authors' clamping leaves it, and steps of 2.5 radius / steps (Madry et al. 2018) are ours.

@@ -57,8 +57,6 @@ def in_depth(depth: Mapping[str, np.ndarray], severities=SEVERITIES, *, flat: bo
     """Six corruptions of 3DCC at some severities of five, from true depth; names of flat ones end in `_flat`.
 
     Source: Kar et al. (2022) for the corruptions; formulas and strengths are this project's, for Tabletop's lengths.
-
-    Raises: ValueError for a depth that is not above 0 everywhere.
     """
     for i, d in depth.items():
         if np.ndim(d) != 2 or not (np.isfinite(d).all() and np.min(d) > 0):
@@ -106,14 +104,7 @@ def corrupted(
 
 
 def transmission(depth: Tensor, density: float) -> Tensor:
-    """Share of the light that fog lets pass.
-
-    Examples:
-        >>> [round(t, 3) for t in transmission(torch.tensor([0.0, 2.0]), 0.5).tolist()]
-        [1.0, 0.368]
-
-    Source: The law of Bouguer, Lambert and Beer.
-    """
+    """Share of the light that fog lets pass, by the law of Bouguer, Lambert and Beer."""
     return torch.exp(-density * depth)
 
 

@@ -1,4 +1,4 @@
-"""Every perturbation by the name of its family."""
+"""Perturbations by the name of their family, and as conditions."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -50,13 +50,8 @@ def families(
             least 6 px; the padding around the text is a quarter of it. Only for `relative`.
         words: Class names that each kind of overlay writes or hides, one an instance: at most three.
 
-    Examples:
-        >>> [(p.family, p.instance) for p in families(["scale_pad", "rotation"])]
-        [('scale_pad', 'black'), ('scale_pad', 'white'), ('rotation', '-30°'), ('rotation', '+30°')]
-
-    Source: Wani et al. (2026), perturbations, as in the authors' code; they write "Answer is" and an answer that the
-        model did not give, in DejaVuSans of max(14, H // 32) px with 4 px of padding. Relative units and the font, the
-        one that Pillow ships with, are this project's.
+    Source: Wani et al. (2026), as in the authors' code; they write "Answer is" and an answer that the model did not
+        give, in DejaVuSans of max(14, H // 32) px. Relative units and the font, Pillow's own, are this project's.
     """
     one_of("units", units, STEP)
     if phrase.count("{}") != 1:

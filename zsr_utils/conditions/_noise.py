@@ -20,17 +20,15 @@ CONTROL = "control"  # the draw of `random_control`: noise that no condition add
 def gaussian_noise(sigmas: Sequence[float], *, conversion: str = "float") -> list[Condition]:
     """Gaussian noise of growing standard deviation.
 
-    An image meets the same n in draw k whatever sigma and conversion are, so differences between conditions are paired.
-    Clipping takes away part of the noise of pixels near black or white.
+    An image meets the same noise in draw k whatever sigma and conversion are, so differences between conditions are
+    paired. Clipping takes away part of the noise of pixels near black or white.
 
     Args:
         sigmas: Standard deviations, in grey levels; they are the severities.
         conversion: `float` keeps the pixels, `round` is what a correct 8-bit file gives back, `truncate` cuts to the
-            grey level below, as torchvision's `ToPILImage` does to floats: it lowers about half of all pixels by one
-            grey level at any sigma, however small.
+            grey level below, as torchvision's `ToPILImage` does to floats.
 
-    Source: Salman et al. (2024) detect "by noise perturbation"; statistics after the code of its sibling arXiv
-        2401.15568, which truncates and does not clip. The number of draws and the cosine are ours.
+    Source: Salman et al. (2024); code of its sibling arXiv 2401.15568, which truncates and does not clip.
     """
     one_of("conversion", conversion, CONVERSIONS)
     for sigma in sigmas:
@@ -40,7 +38,6 @@ def gaussian_noise(sigmas: Sequence[float], *, conversion: str = "float") -> lis
 
 
 def _noisy(sigma: float, conversion: str, batch: Batch) -> Float[Tensor, "n 3 h w"]:
-    """`convert(clip(x + sigma n, 0, 1))` with n ~ N(0, I)."""
     return CONVERSIONS[conversion](torch.add(batch.pixels, batch.noise, alpha=sigma / 255).clamp_(0, 1))
 
 
@@ -51,8 +48,8 @@ def rms(before: Float[Tensor, "n 3 h w"], after: Float[Tensor, "n 3 h w"]) -> Fl
 
 def sizes(batch: Batch, seen: Seen) -> dict:
     """Facts of a change of pixels: `rms` and `linf`, in grey levels."""
-    change = 255 * (seen.pixels - batch.pixels).flatten(1).double()
-    return {"rms": rms(batch.pixels, seen.pixels), "linf": change.abs().amax(1).cpu().numpy()}
+    largest = 255 * (seen.pixels - batch.pixels).flatten(1).double().abs().amax(1)
+    return {"rms": rms(batch.pixels, seen.pixels), "linf": largest.cpu().numpy()}
 
 
 def random_control(
@@ -60,10 +57,10 @@ def random_control(
 ) -> Float[Tensor, "n 3 h w"]:
     """Every source moved as far as its aligned image, but in a random Gaussian direction.
 
-    All images are taken as an 8-bit file keeps them. The length of the direction is found by bisection, so that the RMS
-    of the change is within 2 % of the aligned image's *after* clipping and rounding.
+    All images are taken as an 8-bit file keeps them, and the RMS of the change is within 2 % of the aligned image's
+    *after* clipping and rounding.
 
-    Source: The random direction against the directed one is the comparison of Salman et al. (2024).
+    Source: Salman et al. (2024), the random direction against the directed one.
     """
     if sources.shape != aligned.shape:
         raise ValueError(f"aligned has shape {tuple(aligned.shape)}, allowed is {tuple(sources.shape)}, the sources'.")
