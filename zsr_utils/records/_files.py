@@ -1,4 +1,4 @@
-"""Whole files or none: a result appears under its final name only when it is complete, and is checked when read."""
+"""Files of a result: whole or none, and checked when read."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def results_root() -> Path:
 
 
 def safe_name(name: str) -> str:
-    """One folder name for a model or data-set address, with a digest where it does not say all of it."""
+    """A folder's name for a model or data-set address, with a digest where it does not say all of it."""
     name = name.rstrip("/") or name
     kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
     kept = kept.encode()[-60:].decode(errors="ignore").strip("-.") or "unnamed"  # a path's end tells more
@@ -67,12 +67,11 @@ def set_aside(folder: Path, to: Path | None = None) -> Path:
 
 def read_provenance(folder: Path, *files: str) -> dict:
     """The provenance of one result folder; ValueError where it is damaged, or `files` are not those it tells of."""
-    provenance = _read_json(path := folder / "provenance.json")
-    number = provenance.get("format", 0) if isinstance(provenance, dict) else None
-    if type(number) is int and number > FORMAT:
+    known = _read_json(path := folder / "provenance.json")
+    facts = known if isinstance(known, dict) else {}
+    if type(number := facts.get("format", 0)) is int and number > FORMAT:
         found = f"{str(folder)!r} has results of format {number}, allowed is up to {FORMAT}"
         raise ValueError(f"{found}: a newer version of this package wrote it, so update.")
-    facts = provenance if isinstance(provenance, dict) else {}
     wrong = [f"{name} is {facts.get(name)!r}" for name, kind in FACTS.items() if not isinstance(facts.get(name), kind)]
     if wrong:
         raise ValueError(f"{str(path)!r} is damaged ({wrong[0]}): {AGAIN}.")
@@ -118,5 +117,5 @@ def _read_json(path: Path):
 
 
 def concat(frames) -> pd.DataFrame:
-    """Rows of several conditions as one frame."""
+    """Frames one after the other."""
     return pd.concat(frames, ignore_index=True)

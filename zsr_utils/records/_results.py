@@ -1,4 +1,4 @@
-"""Results that were computed before, here or elsewhere: found, told apart, and not mixed by accident."""
+"""Results that were computed before, here or elsewhere."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -32,13 +32,10 @@ def read_metrics(*folders: Path | str, notebook: str = "", mixed: bool = False) 
 
 
 def results(*folders: Path | str, notebook: str = "", mixed: bool = False) -> Found:
-    """Finished results, that is folders with numbers and provenance; an exact copy counts once.
+    """Finished results, that is folders with numbers and provenance, in some folders; an exact copy counts once.
 
-    Args:
-        *folders: Each one of results, such as `results` or that of a profile, of a model and data set, or of a result.
-        notebook: Its name without `.ipynb`; all where none is given.
-        mixed: Take results of a notebook together although they differ in precision, in prompts, or in the images of
-            one data set.
+    With `mixed` those of a notebook are taken together although they differ in precision, in prompts, or in the images
+    of one data set.
     """
     kept: dict[tuple, tuple[Path, dict]] = {}
     for folder in map(Path, folders):
@@ -97,8 +94,7 @@ def _same(found: Iterable[tuple[Path, dict]]) -> None:
     for path, facts in found:
         for field in ("precision", "prompts", "dataset_fingerprint"):
             key = (field, facts.get("notebook"), facts["dataset"] if field == "dataset_fingerprint" else "")
-            value = facts.get(field)
-            other, known = first.setdefault(key, (path, value))
+            other, known = first.setdefault(key, (path, value := facts.get(field)))
             if known != value:
                 short = f" ({known[:12]!r} and {value[:12]!r})" if isinstance(value, str) else ""
                 differ = f"{str(other)!r} and {str(path)!r} differ in {field}{short}"

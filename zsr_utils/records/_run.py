@@ -29,11 +29,11 @@ FEW = 30  # images: a share of so many has an interval of 30 points or more
 
 
 class Run:
-    """What one notebook measures with one model on one data set.
+    """What one notebook measures with one model on one data set; nothing is written before `save`.
 
-    Nothing is written before `save`. If its `folder` holds the result of other images or parameters then, that moves to
-    `earlier/<8 digits>` in it, and that of another checkpoint of the same name to `<model>@<8 digits of its
-    fingerprint>@<data set>`, which is said; an embedded model that was trained again replaces its result.
+    If its `folder` holds the result of other images or parameters then, that moves to `earlier/<8 digits>` in it, and
+    that of another checkpoint of the same name to `<model>@<8 digits of its fingerprint>@<data set>`, which is said; an
+    embedded model that was trained again replaces its result.
     """
 
     def __init__(self, notebook: str, net, images, **parameters):
@@ -60,10 +60,7 @@ class Run:
         return "; ".join([*found, *filter(None, [images.caution, net.note])])
 
     def metric(self, name: str, estimate: Estimate) -> Estimate:
-        """Keep a number under `topic/quantity[/qualifier]`; later pages can quote it by that name.
-
-        One that is not a number was not measured: the provenance names it, and no file has it as a number.
-        """
+        """Keep a number under `topic/quantity[/qualifier]`; one that was not measured is named by the provenance."""
         if not NAME.fullmatch(name):
             raise ValueError(f"metric name is {name!r}, allowed is 'topic/quantity' in lower snake case.")
         reason = "" if math.isnan(estimate.value) else _files.wrong_number(_record(name, estimate))
@@ -89,7 +86,7 @@ class Run:
                 self._halves[name] = {"images": images, "values": values.tolist()}
 
     def table(self) -> pd.DataFrame:
-        """The metrics that were measured as a frame: name, value, low, high, interval, n, unit."""
+        """What was measured: name, value, low, high, interval, n, unit."""
         return pd.DataFrame([{"name": k, **asdict(v)} for k, v in self._measured().items()])
 
     def _measured(self) -> dict[str, Estimate]:
@@ -100,7 +97,6 @@ class Run:
         self._rows[f"{name}.parquet"] = rows
 
     def say(self, text: str) -> None:
-        """Show a sentence of the report, as Markdown."""
         from IPython.display import Markdown, display
 
         display(Markdown(typeset(text)))
@@ -125,24 +121,26 @@ class Run:
             known = read_provenance(self.folder)
         except ValueError:  # damaged
             known = {}
-        net, tag = self._net, known.get("fingerprint", "")[:8]
+        net, tag, to = self._net, known.get("fingerprint", "")[:8], None
         given, before = json.loads(json.dumps(self.parameters)), known.get("parameters", {})
         if tag and known["fingerprint"] != net.fingerprint and not net.trained_on:
-            tag = "-".join(filter(None, (net.pretrained, tag)))
-            what, aside = "another checkpoint", result_folder(net.name, self._dataset, self.notebook, tag)
+            tag, what = "-".join(filter(None, (net.pretrained, tag))), "another checkpoint"
+            to = result_folder(net.name, self._dataset, self.notebook, tag)
         elif known.get("dataset_fingerprint") != self._images.fingerprint:
-            what, aside = "other images" if known else "damaged records", None
+            what = "other images" if known else "damaged records"
         elif given != before:
             differ = (f"{k} {before.get(k)!r}" for k in before | given if before.get(k) != given.get(k))
-            what, aside = f"other parameters ({', '.join(differ)})", None
+            what = f"other parameters ({', '.join(differ)})"
         else:
             return
-        aside = _files.set_aside(self.folder, aside).relative_to(_files.results_root())
+        aside = _files.set_aside(self.folder, to).relative_to(_files.results_root())
         print(f"The result that was here, of {what}, is kept in {str(aside)!r} of the results.")
 
     def provenance(self) -> dict:
-        """Everything needed to say where these numbers come from."""
-        net, images, changed = self._net, self._images, _git("status", "--porcelain", "--untracked-files=no")
+        import torch
+
+        net, images, cpu = self._net, self._images, f"cpu ({platform.machine()})"
+        changed = _git("status", "--porcelain", "--untracked-files=no")
         of_net = ("pretrained", "fingerprint", "activation", "precision", "image_size", "preprocessing")
         return {
             "format": FORMAT,
@@ -164,7 +162,7 @@ class Run:
             "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
             "git": _git("rev-parse", "HEAD"),
             "dirty": None if changed is None else bool(changed),
-            "device": _device(net.device),
+            "device": torch.cuda.get_device_name(net.device) if net.device.type == "cuda" else cpu,
             "files": self._files,
             "seconds": round(time.perf_counter() - self._began, 1),
         }
@@ -186,7 +184,7 @@ def _record(name: str, estimate: Estimate) -> dict:
 
 
 def parameters(namespace: Mapping) -> dict:
-    """The parameters of a notebook: the plain values that its namespace holds after the `parameters` cell.
+    """The plain values that a notebook's namespace holds after its `parameters` cell.
 
     Examples:
         >>> parameters({"seed": 0, "sizes": [1, 2], "_i1": "", "In": [], "plt": parameters})
@@ -210,9 +208,7 @@ def typeset(text: str) -> str:
 def _cell(value) -> str:
     if isinstance(value, dict):
         return "<br>".join(f"{as_html(k)}: {_cell(v)}" for k, v in value.items()) or "none"
-    if isinstance(value, list):
-        return as_html(", ".join(map(str, value)))
-    return as_html(value)
+    return as_html(", ".join(map(str, value)) if isinstance(value, list) else value)
 
 
 def _git(*arguments: str) -> str | None:
@@ -222,11 +218,3 @@ def _git(*arguments: str) -> str | None:
         return subprocess.run(["git", *arguments], **options).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _device(device) -> str:
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name(device)
-    return f"cpu ({platform.machine()})"
