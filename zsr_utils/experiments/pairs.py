@@ -20,13 +20,10 @@ from zsr_utils.study import Study
 
 @dataclass(frozen=True)
 class Pairs:
-    """Source images, each aligned with the embedding of an image of another class.
+    """Source images, each aligned with the embedding of an image of another class."""
 
-    `table` has a row a pair: `sample_id`, `label`, `target_id`, `target_label`; `embedded` is the whole data set.
-    """
-
-    table: pd.DataFrame
-    embedded: Embedded
+    table: pd.DataFrame  # a row a pair: `sample_id`, `label`, `target_id`, `target_label`
+    embedded: Embedded  # the whole data set
     sources: Float[Tensor, "n 3 h w"]
     aligned: Aligned
 
@@ -42,8 +39,8 @@ class Pairs:
 
     def head(self, number: int = 0, of: Sequence[str] | None = None) -> "Pairs":
         """The first pairs (0 is all), of some source images alone where these are given."""
-        counts = np.ones(len(self.table), bool) if of is None else self.table.sample_id.isin(of).to_numpy()
-        rows = np.flatnonzero(counts)[: number or None]
+        rows = np.arange(len(self.table)) if of is None else np.flatnonzero(self.table.sample_id.isin(of))
+        rows = rows[: number or None]
         aligned = Aligned(*(getattr(self.aligned, field.name)[rows] for field in fields(Aligned)))
         return replace(self, table=self.table.iloc[rows], sources=self.sources[rows], aligned=aligned)
 
@@ -94,15 +91,11 @@ def aligned_pairs(
         raise ValueError(f"number is {number}, allowed is 1 or more, or None for all pairs.")
     embedded = embed(net, images, batch_size=batch_size)
     table = make_pairs(embedded, per_class=per_class, seed=seed)
-    if of is not None:
-        table = table[table.sample_id == of]
+    table = table if of is None else table[table.sample_id == of]
     if one_a_source or number is not None:
         table = table.sample(frac=1, random_state=seed)  # the first ones are those of a smaller draw
-    if one_a_source:
-        table = table.drop_duplicates("sample_id")
-    table = table[:number]
-    sources = images.pixels(table.sample_id, net.from_pil)
-    goal = Match(embedded.of(table.target_id), cosine=cosine)
+    table = (table.drop_duplicates("sample_id") if one_a_source else table)[:number]
+    sources, goal = images.pixels(table.sample_id, net.from_pil), Match(embedded.of(table.target_id), cosine=cosine)
     ends = align(net, sources, goal, settings, names=pair_names(table), batch_size=batch_size, keep=True)
     return Pairs(table, embedded, sources, ends)
 
@@ -114,14 +107,10 @@ def settings_of(study: Study) -> Settings:
 
 def pairs_of(study: Study, number: int, others: int, *, one_a_source: bool = False) -> dict[str, Pairs]:
     """The same pairs for every model of a chapter, each aligned in its own space: `number`, or `others` (0 is all)."""
-    given = {name: study.parameters[name] for name in ("per_class", "cosine", "batch_size", "seed")}
-    return {
-        name: aligned_pairs(
-            net, study.images, settings_of(study), number=(number if net is study.net else others) or None,
-            one_a_source=one_a_source, **given,
-        )
-        for name, net in study.nets.items()
-    }  # fmt: skip
+    options = {name: study.parameters[name] for name in ("per_class", "cosine", "batch_size", "seed")}
+    options |= {"one_a_source": one_a_source, "settings": settings_of(study)}
+    numbers = {name: number if net is study.net else others for name, net in study.nets.items()}
+    return {n: aligned_pairs(net, study.images, number=numbers[n] or None, **options) for n, net in study.nets.items()}
 
 
 def in_balls(
@@ -167,9 +156,7 @@ def make_pairs(images: Embedded, *, per_class: int = 10, seed: int = 0) -> pd.Da
     rng = np.random.default_rng(seed)
     pairs = [
         (source, label, rng.choice(others), target_label)
-        for label, own in by_class.items()
-        for source in rng.choice(own, min(per_class, len(own)), replace=False)
-        for target_label, others in by_class.items()
-        if target_label != label
-    ]
+        for label, own in by_class.items() for source in rng.choice(own, min(per_class, len(own)), replace=False)
+        for target_label, others in by_class.items() if target_label != label
+    ]  # fmt: skip
     return pd.DataFrame(pairs, columns=["sample_id", "label", "target_id", "target_label"])

@@ -1,18 +1,27 @@
 """Frames -> figures. Nothing here reads files, computes statistics or shows anything."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from zsr_utils._text import as_html
-from zsr_utils.plots._style import BLUE, GREY, HEIGHT, ORANGE, SEQUENTIAL, SERIES, class_color, class_symbol, faded
+from zsr_utils.plots._style import BLUE, CLASS_COLORS, CLASS_SYMBOLS, GREY, HEIGHT, ORANGE, SEQUENTIAL, SERIES, faded
+
+
+BOUNDS = "[%{{customdata[0]:{0}}}, %{{customdata[1]:{0}}}]"
 
 
 def escaped(names: Sequence[str]) -> list[str]:
     """Names as text: class and file names are data and never markup."""
     return [as_html(name) for name in names]
+
+
+def series(table: pd.DataFrame, group: str | None) -> Iterator[tuple]:
+    """Name as text, rows, colour, mark and dash of every value of a column, at most eight; of all rows without one."""
+    groups = table.groupby(group, sort=False) if group else [("", table)]
+    return ((as_html(name), part, *style) for (name, part), style in zip(groups, SERIES))
 
 
 def forest(
@@ -29,61 +38,46 @@ def forest(
     """
     names = table["label"] if names is None else names
     group = group or ("model" if "model" in table and table["model"].nunique() > 1 else None)
-    unit = unit or _unit(table)
-    scale = 100 if unit == "points" else 1
+    if not unit:
+        shares = "unit" not in table or table["unit"].eq("fraction").all()
+        inside = table["low"].min() >= 0 and table["high"].max() <= 1
+        unit = ("percent" if inside else "share") if shares else "number"
+    ends = (100 if unit == "points" else 1) * table[["value", "low", "high"]]
+    table = table.assign(**ends, line=escaped(names))
     number = {"percent": ".1%", "share": ".1%", "points": "+.2f", "number": ".3g"}[unit]
-    table = table.assign(**scale * table[["value", "low", "high"]], line=escaped(names))
-    groups = table.groupby(group, sort=False) if group else [("", table)]
     figure = go.Figure()
-    for (name, part), (color, symbol, _) in zip(groups, SERIES):
+    for name, part, color, symbol, _ in series(table, group):
         if unit == "points" and not group:
             color, symbol = ORANGE, "diamond"
-        name = as_html(name)
+        error = {"array": part["high"] - part["value"], "arrayminus": part["value"] - part["low"]}
         figure.add_scatter(
             x=part["value"], y=part["line"], mode="markers", name=name, orientation="h", offsetgroup=name,
-            marker={"color": color, "size": 9, "symbol": symbol},
-            error_x={
-                "type": "data", "symmetric": False, "color": color, "thickness": 1.6,
-                "array": part["high"] - part["value"], "arrayminus": part["value"] - part["low"],
-            },
-            customdata=np.stack([part["low"], part["high"], part["n"]], axis=1),
-            hovertemplate=f"%{{y}}: %{{x:{number}}} [%{{customdata[0]:{number}}}, %{{customdata[1]:{number}}}]"
-            f", n = %{{customdata[2]:,}}<extra>{name}</extra>",
+            marker={"color": color, "size": 9, "symbol": symbol}, customdata=part[["low", "high", "n"]].to_numpy(),
+            error_x={"type": "data", "symmetric": False, "color": color, "thickness": 1.6, **error},
+            hovertemplate=f"%{{y}}: %{{x:{number}}} {BOUNDS.format(number)}, n = %{{customdata[2]:,}}"
+            f"<extra>{name}</extra>",
         )  # fmt: skip
-    kinds = ", ".join(dict.fromkeys(table["interval"]))
+    kinds = as_html(", ".join(dict.fromkeys(table["interval"])))
     same = f", n = {int(table['n'].iloc[0]):,} each" if table["n"].nunique() == 1 else ""
-    points = "percentage points, " if unit == "points" else ""
-    figure.update_xaxes(title=f"{as_html(title)}<br><sub>{points}{as_html(kinds)}{same}</sub>")
-    if unit == "percent":
-        figure.update_xaxes(range=[-0.02, 1.02])
-    if unit == "share":
-        low, high = min(0, table["low"].min()), max([table["high"].max(), *([reference[0]] if reference else [])])
-        figure.update_xaxes(range=[low - 0.03 * (high - low), high + 0.06 * (high - low)])
-    if unit in ("percent", "share"):
-        figure.update_xaxes(tickformat=".0%")
+    axis = {} if unit in ("number", "points") else {"tickformat": ".0%", "range": [-0.02, 1.02]}
     if unit == "points":
-        reach = 1.15 * max(1.0, float(table[["value", "low", "high"]].abs().to_numpy().max()))
-        figure.update_xaxes(range=[-reach, reach])
+        reach = 1.15 * max(1.0, float(ends.abs().to_numpy().max()))
+        kinds, axis = f"percentage points, {kinds}", {"range": [-reach, reach]}
         reference = reference or (0, "no change")
+    if unit == "share":
+        low, high = min(0, ends["low"].min()), max(ends["high"].max(), reference[0] if reference else -np.inf)
+        axis["range"] = [low - 0.03 * (high - low), high + 0.06 * (high - low)]
+    figure.update_xaxes(title=f"{as_html(title)}<br><sub>{kinds}{same}</sub>", **axis)
     if reference:
         named = {"annotation_text": as_html(reference[1]), "annotation_position": "top"}
         figure.add_vline(reference[0], line={"dash": "dot", "color": GREY}, **named)
-    lines = list(dict.fromkeys(table["line"]))
-    figure.update_yaxes(type="category", autorange="reversed", categoryorder="array", categoryarray=lines)
-    line = 22 + 12 * table.groupby("line").size().max()
-    height = max(240, 100 + line * table["line"].nunique())
+    lines = table.groupby("line", sort=False).size()
+    figure.update_yaxes(type="category", autorange="reversed", categoryorder="array", categoryarray=list(lines.index))
+    height = max(240, 100 + (22 + 12 * lines.max()) * len(lines))
     if group:  # the legend leaves room for the name of the reference below it
-        above = 1 + 26 / (height - 140)
-        legend = {"y": above, "yanchor": "bottom"}
+        legend = {"y": 1 + 26 / (height - 140), "yanchor": "bottom"}
         figure.update_layout(scattermode="group", scattergap=0.4, legend=legend, margin={"t": 70})
     return figure.update_layout(height=height, showlegend=group is not None)
-
-
-def _unit(table: pd.DataFrame) -> str:
-    """How `forest` shows a table: shares in percent, anything else as a number."""
-    if "unit" in table and table["unit"].ne("fraction").any():
-        return "number"
-    return "percent" if table["low"].min() >= 0 and table["high"].max() <= 1 else "share"
 
 
 def curves(
@@ -91,10 +85,8 @@ def curves(
     log_y: bool = False, markers: bool = True, reference: tuple[float, str] | None = None,
 ) -> go.Figure:  # fmt: skip
     """Lines with their intervals as bands (columns `x`, `group`, value, low, high), at most eight groups."""
-    figure = go.Figure()
-    number = ".1%" if percent else ".3g"
-    for (name, part), (color, symbol, dash) in zip(table.groupby(group, sort=False), SERIES):
-        name = as_html(name)
+    figure, number = go.Figure(), ".1%" if percent else ".3g"
+    for name, part, color, symbol, dash in series(table, group):
         figure.add_scatter(
             x=[*part[x], *part[x][::-1]], y=[*part["high"], *part["low"][::-1]], fill="toself", legendgroup=name,
             fillcolor=faded(color), line={"width": 0}, mode="lines", hoverinfo="skip", showlegend=False,
@@ -103,8 +95,7 @@ def curves(
             x=part[x], y=part["value"], name=name, legendgroup=name, mode="lines+markers" if markers else "lines",
             line={"color": color, "dash": dash, "width": 2}, marker={"symbol": symbol, "size": 8},
             customdata=part[["low", "high"]],
-            hovertemplate=f"%{{x:.4g}}: %{{y:{number}}} [%{{customdata[0]:{number}}}, %{{customdata[1]:{number}}}]"
-            f"<extra>{name}</extra>",
+            hovertemplate=f"%{{x:.4g}}: %{{y:{number}}} {BOUNDS.format(number)}<extra>{name}</extra>",
         )  # fmt: skip
     figure.update_xaxes(title=as_html(x_title), type="log" if log_x else "linear")
     figure.update_yaxes(title=as_html(y_title), type="log" if log_y else "linear", exponentformat="power")
@@ -114,11 +105,9 @@ def curves(
     if percent:
         figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.03])
     if reference:
-        figure.add_hline(
-            y=reference[0], line={"dash": "dot", "color": GREY}, annotation_text=as_html(reference[1]),
-            annotation_position="top left",
-            annotation_y=np.log10(reference[0]) if log_y else reference[0],  # annotations are placed by the power
-        )  # fmt: skip
+        at = np.log10(reference[0]) if log_y else reference[0]  # annotations are placed by the power
+        named = {"annotation_text": as_html(reference[1]), "annotation_position": "top left", "annotation_y": at}
+        figure.add_hline(y=reference[0], line={"dash": "dot", "color": GREY}, **named)
     return figure
 
 
@@ -126,13 +115,11 @@ def agreement(
     table: pd.DataFrame, x: str, y: str, *, group: str, x_title: str, y_title: str, log: bool = False
 ) -> go.Figure:
     """Points of two measurements of the same thing, and the line where they are equal; hover names the sample."""
-    figure = go.Figure()
-    both = table[[x, y]].to_numpy()
-    low, high = np.nanmin(both[both > 0] if log else both), np.nanmax(both)
+    figure, both = go.Figure(), table[[x, y]].to_numpy()
+    ends = [np.nanmin(both[both > 0] if log else both), np.nanmax(both)]
     dotted = {"mode": "lines", "line": {"dash": "dot", "color": GREY}, "hoverinfo": "skip"}
-    figure.add_scatter(x=[low, high], y=[low, high], name="equal", **dotted)
-    for (name, part), (color, symbol, _) in zip(table.groupby(group, sort=False), SERIES):
-        name = as_html(name)
+    figure.add_scatter(x=ends, y=ends, name="equal", **dotted)
+    for name, part, color, symbol, _ in series(table, group):
         figure.add_scatter(
             x=part[x], y=part[y], mode="markers", name=name, text=escaped(part["sample_id"]),
             marker={"color": color, "symbol": symbol, "size": 6, "opacity": 0.6},
@@ -145,12 +132,9 @@ def agreement(
 def bars(table: pd.DataFrame, x: str, *, group: str, x_title: str, y_title: str) -> go.Figure:
     """Grouped bars (columns `x`, `group`, value), at most eight groups."""
     figure = go.Figure()
-    for (name, part), (color, _, _) in zip(table.groupby(group, sort=False), SERIES):
-        name = as_html(name)
-        figure.add_bar(
-            x=escaped(part[x]), y=part["value"], name=name, marker_color=color,
-            hovertemplate=f"%{{x}}: %{{y:.3g}}<extra>{name}</extra>",
-        )  # fmt: skip
+    for name, part, color, _, _ in series(table, group):
+        hover = f"%{{x}}: %{{y:.3g}}<extra>{name}</extra>"
+        figure.add_bar(x=escaped(part[x]), y=part["value"], name=name, marker_color=color, hovertemplate=hover)
     figure.update_xaxes(title=as_html(x_title), type="category").update_yaxes(title=as_html(y_title))
     return figure.update_layout(barmode="group")
 
@@ -199,30 +183,23 @@ def similarity_histogram(
 
 def projection(points: pd.DataFrame, class_names: Sequence[str]) -> go.Figure:
     """UMAP plane of images (points) and class texts (large ringed marks); hover names the sample."""
-    figure = go.Figure()
+    figure, texts = go.Figure(), points[points.modality == "text"]
     trace = go.Scatter if len(points) <= 5000 else go.Scattergl  # the latter is fast, and hides what lies behind
-    for label, name in enumerate(escaped(class_names)):
-        images = points[(points.label == label) & (points.modality == "image")]
-        figure.add_trace(trace(
-            x=images.x, y=images.y, mode="markers", name=name, legendgroup=name,
-            marker={"color": class_color(label), "symbol": class_symbol(label), "size": 6, "opacity": 0.75,
-                    "line": {"color": GREY, "width": 0.5}},
-            text=escaped(images.sample_id), hovertemplate=f"%{{text}}<br>{name}<extra></extra>",
-        ))  # fmt: skip
-    texts = points[points.modality == "text"]
-    for label, name in enumerate(escaped(class_names)):
-        text = texts[texts.label == label]
-        figure.add_scatter(
-            x=text.x, y=text.y, mode="markers", name=name, legendgroup=name, showlegend=False,
-            hovertemplate=f"text “{name}”<extra></extra>",
-            marker={"color": class_color(label), "symbol": class_symbol(label), "size": 15,
-                    "line": {"color": "#FFFFFF", "width": 2}},
-        )  # fmt: skip
-        for x, y in text[["x", "y"]].itertuples(index=False):
-            figure.add_annotation(
-                x=x, y=y, text=f"<b>{name}</b>", showarrow=False, bgcolor="rgba(255,255,255,0.75)", borderpad=1,
-                **_away(x, y, texts),
-            )  # fmt: skip
+    for modality in ("image", "text"):
+        for label, name in enumerate(escaped(class_names)):
+            part, image = points[(points.label == label) & (points.modality == modality)], modality == "image"
+            n = len(CLASS_COLORS)
+            mark = {"color": CLASS_COLORS[label % n], "symbol": CLASS_SYMBOLS[(label + label // n) % n]}
+            ring = {"size": 6, "opacity": 0.75, "line": {"color": GREY, "width": 0.5}}
+            ring = ring if image else {"size": 15, "line": {"color": "#FFFFFF", "width": 2}}
+            figure.add_trace((trace if image else go.Scatter)(
+                x=part.x, y=part.y, mode="markers", name=name, legendgroup=name, showlegend=image, marker=mark | ring,
+                text=escaped(part.sample_id) if image else None,
+                hovertemplate=(f"%{{text}}<br>{name}" if image else f"text “{name}”") + "<extra></extra>",
+            ))  # fmt: skip
+            for x, y in [] if image else part[["x", "y"]].to_numpy():
+                look = {"showarrow": False, "bgcolor": "rgba(255,255,255,0.75)", "borderpad": 1, **_away(x, y, texts)}
+                figure.add_annotation(x=x, y=y, text=f"<b>{name}</b>", **look)
     hidden = {"showticklabels": False, "showgrid": False, "title": ""}
     figure.update_xaxes(**hidden).update_yaxes(**hidden)
     return figure.update_layout(height=520)

@@ -30,12 +30,10 @@ def side_by_side(*images: Image.Image) -> Image.Image:
     """Pictures next to each other, brought to the height of the first."""
     height, gap = images[0].height, max(1, images[0].width // 32)
     shapes = [(round(i.width * height / i.height), height) for i in images]
-    images = [i.convert("RGB").resize(shape, Image.Resampling.BICUBIC) for i, shape in zip(images, shapes)]
-    canvas = Image.new("RGB", (sum(i.width for i in images) + gap * (len(images) - 1), height), "white")
-    left = 0
-    for image in images:
-        canvas.paste(image, (left, 0))
-        left += image.width + gap
+    canvas, left = Image.new("RGB", (sum(w for w, _ in shapes) + gap * (len(images) - 1), height), "white"), 0
+    for image, shape in zip(images, shapes):
+        canvas.paste(image.convert("RGB").resize(shape, Image.Resampling.BICUBIC), (left, 0))
+        left += shape[0] + gap
     return canvas
 
 

@@ -33,18 +33,10 @@ DARK = {
 }  # fmt: skip
 
 
-def class_color(label: int) -> str:
-    return CLASS_COLORS[label % len(CLASS_COLORS)]
-
-
 def faded(color: str, opacity: float = 0.18) -> str:
     """A `#rrggbb` colour as `rgba(…)`."""
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
-
-
-def class_symbol(label: int) -> str:
-    return CLASS_SYMBOLS[(label + label // len(CLASS_COLORS)) % len(CLASS_SYMBOLS)]
 
 
 TEMPLATE = go.layout.Template(

@@ -41,27 +41,25 @@ def trend(
     shown = points.assign(x=ends.x, y=ends.y, up=ends.high - ends.y, down=ends.y - ends.low)
     shown[["accuracy", "shifted"]] = points[["x", "y"]]
     x, y = as_html(x_title), as_html(y_title)
-    numbers = {"accuracy": ":.1%", "shifted": ":.1%", "low": ":.1%", "high": ":.1%", "x": False, "y": False}
-    labels = {"x": x, "y": y, "accuracy": x, "shifted": y}
-    options = {"hover_name": "name", "hover_data": numbers, "labels": labels}
+    numbers = {**dict.fromkeys(["accuracy", "shifted", "low", "high"], ":.1%"), "x": False, "y": False}
+    options = {"hover_name": "name", "hover_data": numbers, "labels": {"x": x, "y": y, "accuracy": x, "shifted": y}}
     figure = _facets(shown, group, panel, columns, 250, baseline, **options)
     figure.update_traces(marker={"size": 6, "opacity": 0.85})
     figure.update_traces(marker_opacity=0.45, selector={"name": baseline})
     for title, part in points.groupby(panel, sort=False):
         # the panel's axes, which its marks carry among their data
         trace = next(t for t in figure.data if t.customdata is not None and t.customdata[0][0] == as_html(title))
-        axes = {"xaxis": trace.xaxis, "yaxis": trace.yaxis}
+        quiet = {"hoverinfo": "skip", "showlegend": False, "xaxis": trace.xaxis, "yaxis": trace.yaxis, "mode": "lines"}
         both = into([part[["x", "y"]].min(axis=None), part[["x", "y"]].max(axis=None)])
-        dotted = {"dash": "dot", "width": 1.5, "color": GREY}
-        figure.add_scatter(x=both, y=both, mode="lines", line=dotted, hoverinfo="skip", showlegend=False, **axes)
+        figure.add_scatter(x=both, y=both, line={"dash": "dot", "width": 1.5, "color": GREY}, **quiet)
         for _, piece in lines[lines[panel] == title].groupby("piece"):
             at, low, value, high = (into(piece[c].clip(END, 1 - END)) for c in ("x", "low", "value", "high"))
             band = {"x": [*at, *at[::-1]], "y": [*high, *low[::-1]], "fill": "toself", "fillcolor": faded(GREY)}
-            figure.add_scatter(**band, mode="lines", line_width=0, hoverinfo="skip", showlegend=False, **axes)
-            figure.add_scatter(x=at, y=value, mode="lines", line_color=GREY, hoverinfo="skip", showlegend=False, **axes)
+            figure.add_scatter(**band, line_width=0, **quiet)
+            figure.add_scatter(x=at, y=value, line_color=GREY, **quiet)
         # all panels have the same models, and so one horizontal range
-        figure.layout["xaxis" + axes["xaxis"][1:]].update(_axis(points["x"], into, most=4))
-        figure.layout["yaxis" + axes["yaxis"][1:]].update(_axis(part["y"], into, most=6))
+        figure.layout["xaxis" + trace.xaxis[1:]].update(_axis(points["x"], into, most=4))
+        figure.layout["yaxis" + trace.yaxis[1:]].update(_axis(part["y"], into, most=6))
     return figure
 
 
@@ -76,8 +74,8 @@ def forests(
     order = escaped(dict.fromkeys(names))
     shown = table.assign(x=table["value"], y=escaped(names))
     number, height = ":.1%" if unit == "percent" else ":.3g", 75 + (24 if group else 20) * len(order)
-    options = {"labels": {"x": as_html(title), "y": ""}}
-    options["hover_data"] = {"x": number, "low": number, "high": number, "n": True}
+    hover = {"x": number, "low": number, "high": number, "n": True}
+    options = {"labels": {"x": as_html(title), "y": ""}, "hover_data": hover}
     figure = _facets(shown, group, panel, columns, height, baseline, along="x", **options)
     figure.update_traces(marker_size=7, orientation="h")
     figure.update_xaxes(matches=None, showticklabels=True, nticks=5, tickformat=".0%" if unit == "percent" else "")
@@ -142,8 +140,7 @@ def _axis(accuracies: pd.Series, into, *, most: int) -> dict:
     """Range and ticks: round accuracies, at most so many that their labels stay apart."""
     low, high = into(accuracies.min()), into(accuracies.max())
     reach = 0.06 * (high - low) or 0.5
-    low, high = low - reach, high + reach
-    kept: list[float] = []
+    low, high, kept = low - reach, high + reach, []
     for tick in TICKS:
         if low <= into(tick) <= high and (not kept or into(tick) - into(kept[-1]) >= (high - low) / (most + 1)):
             kept.append(tick)

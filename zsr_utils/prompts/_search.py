@@ -64,18 +64,16 @@ def search(
     """Words before the class name that lower the loss on training images, one exchanged at a time.
 
     A step draws a slot and two batches. On the first, the gradient at the slot's embedding says which words promise
-    most; on the second they are tried, and the best of them is kept if it is better than the one that is there.
+    most (`candidates`); on the second they are tried, and the best is kept if it is better than the one that is there.
 
     Args:
         features: Raw embeddings of training images; test images have no place here.
-        candidates: Words tried in a step.
 
     Returns: The start and every prompt kept: `step`, `prompt` (a template) and `gain`, by how much it was better on the
         batch that it was tried on.
 
     Source: Wang et al. (2024), CLIP-Auto, as far as its logs tell; the search is that of Shin et al. (2020). Only words
-        that are read again as the same token take part, so that what is found is a prompt that anyone can type; the
-        authors' are token ids.
+        that are read again as the same token take part, so that anyone can type what is found; the authors' are ids.
     """
     n = len(labels)
     if not 1 <= batch <= n // 2:
