@@ -58,9 +58,8 @@ def smallest_change(rows: pd.DataFrame) -> pd.Series:
 def robustness_curve(rows: pd.DataFrame, radii: Float[np.ndarray, "m"]) -> pd.DataFrame:
     """Share of images that no attack broke within each radius, in grey levels: estimates by `eps`."""
     smallest = smallest_change(rows)
-    return pd.DataFrame(
-        [{"eps": float(r), **asdict(proportion(int((smallest > r + LEVEL).sum()), len(smallest)))} for r in radii]
-    )
+    whole = {float(r): proportion(int((smallest > r + LEVEL).sum()), len(smallest)) for r in radii}
+    return pd.DataFrame([{"eps": r, **asdict(e)} for r, e in whole.items()])
 
 
 def by_radius(rows: pd.DataFrame) -> tuple[Bool[np.ndarray, "n m"], Float[np.ndarray, "m"]]:
@@ -123,30 +122,31 @@ def alarms(rows: pd.DataFrame) -> pd.DataFrame:
     by = {name: part for name, part in holds.groupby("condition")}
     white = holds[holds.condition.isin(WHITE)]
     worst = white.groupby(["severity", "sample_id"], sort=False).value.min().reset_index()
-    rungs = [name for name in RUNGS if name in by]
-    growing = {
-        f"{name} {low:g} {high:g}": (_at(by[name], low), _at(by[name], high))
-        for name in WHITE if name in by for low, high in pairwise(sorted(set(by[name].severity)))
-    }  # fmt: skip
-    found = {
-        "stronger attack is weaker": _paired({two: (by[one], by[two]) for one, two in pairwise(rungs)}),
-        "black box beats white box": _paired({name: (by[name], worst) for name in BLACK if name in by}),
-        "larger radius hurts less": _paired(growing),
-        "random starts differ": _share(_starts(bounded)),
-        "answers to the same pixels differ": _share(_answers(rows)),
-        "gradients vanish": _share(clean.assign(value=(clean.zero_gradient > 0.5) | clean.saturated.astype(bool))),
-        "unbounded attack fails": _share(held(rows[rows.severity == WHOLE]).groupby("sample_id").min().reset_index()),
+    looked = rows[rows.fooled.notna()]
+    growing = {}
+    for name in filter(by.__contains__, WHITE):
+        at = {radius: part.assign(severity=0.0) for radius, part in by[name].groupby("severity")}
+        growing |= {f"{name} {low:g} {high:g}": (at[low], at[high]) for low, high in pairwise(at)}
+    gains = {
+        "stronger attack is weaker": {two: (by[one], by[two]) for one, two in pairwise(r for r in RUNGS if r in by)},
+        "black box beats white box": {name: (by[name], worst) for name in BLACK if name in by},
+        "larger radius hurts less": growing,
     }
-    table = []
-    for name, (estimate, raised) in found.items():
-        limit = LIMITS[name]
-        raised = decide(estimate, limit) == "more" if raised is None else raised
-        table.append({"alarm": name, **asdict(estimate), "limit": limit, "raised": raised})
-    return pd.DataFrame(table)
+    shares = {
+        "random starts differ": _starts(bounded),
+        "answers to the same pixels differ": looked.assign(value=looked.fooled.astype(bool) & (looked.margin >= 0)),
+        "gradients vanish": clean.assign(value=(clean.zero_gradient > 0.5) | clean.saturated.astype(bool)),
+        "unbounded attack fails": held(rows[rows.severity == WHOLE]).groupby("sample_id").min().reset_index(),
+    }
+    found = {name: _largest_gain(pairs) for name, pairs in gains.items()}
+    for name, part in shares.items():
+        share = grouped_proportion(part.value.to_numpy(float), part.sample_id.to_numpy())
+        found[name] = share, decide(share, LIMITS[name]) == "more"
+    return pd.DataFrame([{"alarm": n, **asdict(e), "limit": LIMITS[n], "raised": r} for n, (e, r) in found.items()])
 
 
-def _paired(pairs: dict[str, tuple[pd.DataFrame, pd.DataFrame]]) -> tuple[Estimate, bool]:
-    """The largest gain from the first to the second, and whether any is one after correction for all of them."""
+def _largest_gain(pairs: dict[str, tuple[pd.DataFrame, pd.DataFrame]]) -> tuple[Estimate, bool]:
+    """That from the first to the second, and whether any is one after correction for all of them."""
     if not pairs:
         return not_measured(), False
     sides = (pd.concat([pair[k].assign(pair=name) for name, pair in pairs.items()]) for k in (0, 1))
@@ -157,22 +157,9 @@ def _paired(pairs: dict[str, tuple[pd.DataFrame, pd.DataFrame]]) -> tuple[Estima
     return estimate_of(table.loc[(table.value + 2 * gains).idxmax()]), bool(gains.any())
 
 
-def _share(part: pd.DataFrame) -> tuple[Estimate, None]:
-    return grouped_proportion(part.value.to_numpy(float), part.sample_id.to_numpy()), None
-
-
 def _starts(rows: pd.DataFrame) -> pd.DataFrame:
     """Of the attacks with several random starts, whether their outcomes differ, by image and radius."""
     groups = (rows.margin >= 0).groupby([rows[k] for k in KEYS], sort=False)
     several = groups.size() > 1
     differ = (groups.nunique() > 1)[several & (several.index.get_level_values("condition") != RUNGS[0])]
     return differ.rename("value").reset_index()
-
-
-def _answers(rows: pd.DataFrame) -> pd.DataFrame:
-    looked = rows[rows.fooled.notna()] if "fooled" in rows else rows[:0]
-    return looked.assign(value=looked.fooled.astype(bool) & (looked.margin >= 0))
-
-
-def _at(holds: pd.DataFrame, severity: float) -> pd.DataFrame:
-    return holds[holds.severity == severity].assign(severity=0.0)

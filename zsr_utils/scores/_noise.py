@@ -1,6 +1,7 @@
 """Statistics of images under noise: how far embeddings move, whether that tells modified ones, and their normality."""
 
 from dataclasses import asdict
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -47,9 +48,9 @@ def detect(images: pd.DataFrame, *, negative: str = CLEAN, **options) -> pd.Data
     """
     found = []
     for _, part in images.groupby(["model", "severity"], sort=False):
-        for kind in [k for k in part.kind.unique() if k not in (CLEAN, HELD_OUT)]:
-            for statistic in STATISTICS:
-                found += _detected(part, kind, statistic, negative, options, part)
+        kinds = [kind for kind in part.kind.unique() if kind not in (CLEAN, HELD_OUT)]
+        for kind, statistic in product(kinds, STATISTICS):
+            found += _detected(part, kind, statistic, negative, options, part)
     return pd.DataFrame(found)
 
 
@@ -64,7 +65,6 @@ def detect_at_best_sigma(images: pd.DataFrame, *, seed: int = 0, **options) -> p
         sources = np.random.default_rng(seed).permutation(changed.source_id.unique())
         choose |= (images.model == model) & images.source_id.isin(sources[: len(sources) // 2])
     tried = detect(images[choose | (images.kind == HELD_OUT)], negative=HELD_OUT, **{"resamples": 200, **options})
-    tried = tried[tried.quantity.isin(["tpr", "auroc"])]
     keys = ["model", "statistic", "kind", "severity"]
     tried = tried.pivot_table(index=keys, columns="quantity", values=["value", "low"], sort=False)
     best = tried.sort_values([("low", "tpr"), ("value", "auroc")]).index.to_frame(index=False)
@@ -84,13 +84,11 @@ def not_normal(rows: pd.DataFrame, directions: Float[np.ndarray, "m d"]) -> pd.D
 
 
 def normality(samples: Float[np.ndarray, "n d"], directions: Float[np.ndarray, "m d"]) -> pd.DataFrame:
-    """Shapiro-Wilk test of the samples along every direction, corrected for their number by Holm's method.
-
-    It takes 3 to 5,000 samples: beyond that the p values are not valid. The lengths of directions do not matter.
+    """Shapiro-Wilk test of 3 to 5,000 samples along every direction, corrected for their number by Holm's method.
 
     Returns: A row a direction: `direction` (position), `statistic` (W; 1 is normal), `p`, `p_holm`.
 
-    Source: Shapiro & Wilk (1965) by `scipy.stats.shapiro`; Holm (1979).
+    Source: Shapiro & Wilk (1965) by `scipy.stats.shapiro`, whose p values hold for no more samples; Holm (1979).
     """
     samples, directions = np.asarray(samples, dtype=float), np.asarray(directions, dtype=float)
     if samples.ndim != 2 or directions.ndim != 2 or samples.shape[1] != directions.shape[1] or len(directions) == 0:
@@ -110,8 +108,7 @@ def squared_moves(rows: pd.DataFrame, derivatives: pd.DataFrame) -> pd.DataFrame
     """Squared moves of every image's embedding under noise, beside what is predicted to first and to second order.
 
     The first is sigma^2 ||J||_F^2, all of it around a mean move of 0. The second adds sigma^4 / 4 ||tr H||^2, the
-    square of the mean move, and sigma^4 / 2 times the sum of ||H_k||_F^2 around it. A third derivative, which has a
-    part of the order sigma^4 around the mean, is in neither.
+    square of the mean move, and sigma^4 / 2 times the sum of ||H_k||_F^2 around it; a third derivative is in neither.
 
     Args:
         rows: With `model`, `sample_id`, `severity` (sigma in grey levels) and `move`, how the embedding changed.
@@ -149,23 +146,20 @@ def qq_points(values: Float[np.ndarray, "n"]) -> pd.DataFrame:
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or len(values) < 3 or values.std() == 0:
         raise ValueError(f"values have shape {values.shape}, allowed is (n,) with at least 3 values, not all equal.")
-    theoretical, ordered = scipy.stats.probplot((values - values.mean()) / values.std(ddof=1), fit=False)
+    theoretical, ordered = scipy.stats.probplot(scipy.stats.zscore(values, ddof=1), fit=False)
     return pd.DataFrame({"theoretical": theoretical, "ordered": ordered})
 
 
 def qq_clouds(rows: pd.DataFrame, direction: np.ndarray) -> pd.DataFrame:
     """Points of a normal Q-Q plot of the first image's cloud along a direction, a `series` for every sigma."""
-    first = rows[rows.sample_id == rows.sample_id.iloc[0]]
-    frames = [
-        qq_points(np.stack(part.move.to_list()) @ direction).assign(series=f"σ = {sigma:g}", sample_id=sample_id)
-        for (sigma, sample_id), part in first.groupby(["severity", "sample_id"], sort=False)
-    ]
+    first, frames = rows[rows.sample_id == rows.sample_id.iloc[0]], []
+    for sigma, part in first.groupby("severity", sort=False):
+        points = qq_points(np.stack(part.move.to_list()) @ direction)
+        frames.append(points.assign(series=f"σ = {sigma:g}", sample_id=part.sample_id.iloc[0]))
     return pd.concat(frames, ignore_index=True)
 
 
-def _detected(
-    part: pd.DataFrame, kind: str, statistic: str, negative: str, options: dict, plain: pd.DataFrame
-) -> list[dict]:
+def _detected(part: pd.DataFrame, kind: str, statistic: str, negative: str, options: dict, plain: pd.DataFrame) -> list:
     """Rows of `detect` for one statistic of one kind, from images of one model and sigma; `plain` may have another."""
     own, *others = (part[part.kind == k] for k in (kind, negative, HELD_OUT))
     found = detection(*(i[statistic].to_numpy() for i in (own, *others)), groups=own.source_id.to_numpy(), **options)
@@ -176,8 +170,6 @@ def _detected(
         both = [images.assign(sample_id=images.source_id) for images in (plain, own)]
         found["evasion"] = paired_change(*both, f"found_{statistic}")
         found["extra"] = paired_change(*both, "rms", unit="grey levels")
-    key = {
-        "model": own.model.iloc[0], "severity": own.severity.iloc[0], "kind": kind, "statistic": statistic,
-        "goal": goal, "series": f"{goal}, by {statistic.replace('_', ' ')}",
-    }  # fmt: skip
+    key = {"kind": kind, "statistic": statistic, "goal": goal, "series": f"{goal}, by {statistic.replace('_', ' ')}"}
+    key = {"model": own.model.iloc[0], "severity": own.severity.iloc[0], **key}
     return [{**key, "quantity": name, **asdict(e)} for name, e in found.items()]

@@ -12,12 +12,7 @@ def pair_similarities(embeddings: Float[np.ndarray, "n d"], labels: Int[np.ndarr
 
     Source: Salman et al. (2024), Fig. 4.
     """
-    if len(embeddings) < 2:
-        raise ValueError(f"{len(embeddings)} embeddings given, at least two are needed to make a pair.")
-    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    cosines = unit @ unit.T
-    first, second = np.triu_indices(len(unit), k=1)
-    values, same = cosines[first, second], labels[first] == labels[second]
+    values, same, _ = _pairs(embeddings, labels)
     return values[same], values[~same]
 
 
@@ -35,12 +30,7 @@ def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 def overlap_coefficient(a: np.ndarray, b: np.ndarray, *, bins: int = 100) -> float:
-    """Shared area of two normalised histograms on common bins: 0 is apart, 1 the same.
-
-    Examples:
-        >>> overlap_coefficient(np.array([0.0, 0.1]), np.array([0.9, 1.0]))
-        0.0
-    """
+    """Shared area of two normalised histograms on common bins: 0 is apart, 1 the same."""
     edges = np.linspace(min(a.min(), b.min()), max(a.max(), b.max()) + 1e-9, bins + 1)
     p, q = (np.histogram(v, edges)[0] / len(v) for v in (a, b))
     return float(np.minimum(p, q).sum())
@@ -61,16 +51,13 @@ def pair_estimates(
 
     Source: Salman et al. (2024), Fig. 4, shows the two histograms; the summary numbers are ours.
     """
-    within, between = pair_similarities(embeddings, labels)
-    names = (("auroc", "fraction"), ("overlap", "fraction"), ("within_mean", "cosine"), ("between_mean", "cosine"))
-    if len(within) == 0 or len(between) == 0:
-        return {name: not_measured(unit) for name, unit in names}
-    low, high, coarse, fine = min(within.min(), between.min()), max(within.max(), between.max()), 100, 20
-    width = (high - low + 1e-9) / (coarse * fine)
-    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    first, second = np.triu_indices(len(unit), k=1)
-    bins = (((unit @ unit.T)[first, second] - low) / width).astype(np.int64)
-    bins = bins.clip(0, coarse * fine - 1) + coarse * fine * (labels[first] != labels[second])
+    cosines, same, (first, second) = _pairs(embeddings, labels)
+    units = {"auroc": "fraction", "overlap": "fraction", "within_mean": "cosine", "between_mean": "cosine"}
+    if same.all() or not same.any():
+        return {name: not_measured(unit) for name, unit in units.items()}
+    within, between, low, coarse, fine = cosines[same], cosines[~same], cosines.min(), 100, 20
+    width = (cosines.max() - low + 1e-9) / (coarse * fine)
+    bins = ((cosines - low) / width).astype(np.int64).clip(0, coarse * fine - 1) + coarse * fine * ~same
     middle = low + (np.arange(coarse * fine) + 0.5) * width
 
     def summary(weights: np.ndarray) -> tuple[float, ...]:
@@ -80,16 +67,22 @@ def pair_estimates(
         p_coarse, q_coarse = (c.reshape(coarse, fine).sum(1) for c in (p, q))
         return p @ below, np.minimum(p_coarse, q_coarse).sum(), p @ middle, q @ middle
 
-    rng = np.random.default_rng(seed)
-    n = len(unit)
+    rng, n = np.random.default_rng(seed), len(embeddings)
     with np.errstate(invalid="ignore"):  # of a few images, one draw in many holds no pair of one class
         draws = [summary(np.bincount(rng.integers(n, size=n), minlength=n)) for _ in range(resamples)]
     values = (auroc(within, between), overlap_coefficient(within, between), within.mean(), between.mean())
     # resampled histograms are rougher than the original, which pulls their overlap down: take that bias out
-    bias = np.nanmean(draws, axis=0) - values
-    bounds = (np.nanquantile(draws, [0.025, 0.975], axis=0) - bias).clip([0, 0, -1, -1], 1)
-    label = f"bootstrap 95 % (images, {resamples}, bias-corrected)"
-    return {
-        name: Estimate(float(value), float(lo), float(hi), label, n, unit_name)
-        for (name, unit_name), value, lo, hi in zip(names, values, *bounds, strict=True)
-    }
+    ends = np.nanquantile(draws, [0.025, 0.975], axis=0) - (np.nanmean(draws, axis=0) - values)
+    label, found = f"bootstrap 95 % (images, {resamples}, bias-corrected)", {}
+    for (name, unit), value, *bounds in zip(units.items(), values, *ends.clip([0, 0, -1, -1], 1)):
+        found[name] = Estimate(float(value), *map(float, bounds), label, n, unit)
+    return found
+
+
+def _pairs(embeddings: np.ndarray, labels: np.ndarray) -> tuple:
+    """Cosines of all pairs of different images, whether they are of one class, and the places of both."""
+    if len(embeddings) < 2:
+        raise ValueError(f"{len(embeddings)} embeddings given, at least two are needed to make a pair.")
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    first, second = np.triu_indices(len(unit), k=1)
+    return (unit @ unit.T)[first, second], labels[first] == labels[second], (first, second)
