@@ -31,7 +31,7 @@ ALLOWED = {
     "fetch": ("datasets",),
     "run": ("models", "datasets", "records"),
     "receipts": ("datasets", "scores"),
-    "book": ("scores", "records", "receipts"),
+    "book": ("datasets", "scores", "records", "receipts"),
 }  # fmt: skip
 
 
