@@ -272,8 +272,6 @@ def test_published_models_are_counted_and_lie_at_their_distance_from_the_line(pu
     one = rows[(rows.checkpoint == "ViT-B-32-quickgelu, openai") & (rows.set == "imagenet-r")].iloc[0]
     assert one.value == pytest.approx(one.y - published.lines["imagenet-r"]([one.x])[0, 0])
     assert (published.above().value == 1).all()
-    assert f"{100 * one.value:+.1f} on ImageNet-R" in published.place("ViT-B-32-quickgelu", "openai")
-    assert "is not among them" in published.place("tabletop-base", "")
 
 
 def test_lines_of_sources_are_compared_with_the_standard_one(published):
@@ -293,8 +291,6 @@ def test_lines_of_sources_are_compared_with_the_standard_one(published):
 def test_the_same_classes_are_fairer(published):
     same = published.same_classes().pivot(index=["set", "group"], columns="classes", values="value")
     assert len(same) == 6 and (same["all"] > same["same"]).all()
-    reach = published.out_of_reach().set_index("set")
-    assert (reach.least < reach.most).all() and reach.value["imagenet-r"] == 1
 
 
 def test_what_is_said_of_a_slope_follows_its_interval():

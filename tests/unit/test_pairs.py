@@ -149,12 +149,6 @@ def test_a_change_that_did_not_reach_its_goal_has_no_cost():
     assert found["closeness/blended_beyond_aligned"].n == 0
 
 
-def test_pairs_of_classes_that_were_not_drawn_are_blank():
-    rows = pd.DataFrame({"label": [0, 0, 2], "target_label": [1, 1, 0], "rms": [1.0, 3.0, 5.0]})
-    found = embedding_alignment.by_class(rows, "rms", 3)
-    assert found[0, 1] == 2 and found[2, 0] == 5 and np.isnan(found).sum() == 7
-
-
 @pytest.mark.parametrize(
     ("values", "half", "where"),
     [

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
 from markupsafe import Markup
 from torch.nn import functional as F
 
@@ -17,7 +16,7 @@ from zsr_utils.experiments.pairs import Pairs, counted, moved, pair_names
 from zsr_utils.experiments.zero_shot import principal_axes
 from zsr_utils.measure import Embedded, Pixels, embed
 from zsr_utils.models import Model
-from zsr_utils.scores import Estimate, decide, estimate_of, mean_of, median_of, paired_change, share_of
+from zsr_utils.scores import Estimate, decide, estimate_of, median_of, paired_change, share_of
 
 
 INVISIBLE = 8.0  # grey levels: the bound on every pixel of a change that attacks usually call invisible
@@ -27,7 +26,7 @@ VISIBILITY = {
     "undecided": "whether that is within the 8 that are usually called invisible is not decided",
 }
 TRANSFER = {"more": "it transfers", "less": "it does less", "undecided": "whether it transfers is not decided"}
-MEASURES = {"rms": "grey levels", "linf": "grey levels", "ssim": "SSIM", "target_cosine": "cosine"}
+MEASURES = {"rms": "grey levels", "linf": "grey levels", "ssim": "SSIM"}
 
 
 def ways(
@@ -99,7 +98,6 @@ def shares(study, originals: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     of = {"original": originals.assign(as_source=originals.prediction == originals.label)}
     of |= dict(list(rows.groupby("condition", sort=False)))
     study.estimate(of["aligned"], "alignment/target_hit_rate", share_of("as_target"))
-    study.estimate(of["aligned"], "alignment/target_probability", mean_of("target_probability", "fraction"))
     study.estimate(of["aligned"], "alignment/reached", share_of("reached"))
     own = [of[way][of[way].model == study.name] for way in ("aligned", "random_direction")]
     study.number("alignment/random_beyond_aligned", paired_change(*own, "as_source"))
@@ -109,10 +107,8 @@ def shares(study, originals: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
         "random_direction": ("named_as_source/random", "random direction, as far"),
         "blended": ("named_as_source/blended", "blended, as near the target"),
     }
-    named = (
-        (study.estimate(of[way], f"alignment/{n}", share_of("as_source")), label) for way, (n, label) in lines.items()
-    )
-    return pd.concat(table.assign(label=label) for table, label in named)
+    named = {way: study.estimate(of[way], f"alignment/{n}", share_of("as_source")) for way, (n, _) in lines.items()}
+    return pd.concat(table.assign(label=lines[way][1]) for way, table in named.items())
 
 
 def costs(study, rows: pd.DataFrame) -> pd.DataFrame:
@@ -152,12 +148,6 @@ def components(pairs: Pairs, seen: Embedded) -> pd.DataFrame:
     values = (three - pairs.embedded.features.mean(0)) @ principal_axes(pairs.embedded).T
     table = pd.DataFrame(values.T, columns=["original", "target", "aligned"])
     return table.assign(component=[f"PC {i + 1}" for i in table.index]).melt("component", var_name="image")
-
-
-def by_class(rows: pd.DataFrame, column: str, classes: int) -> Float[np.ndarray, "k k"]:
-    """Median of a column, sources' classes down and targets' across; NaN where no pair was drawn."""
-    table = rows.pivot_table(index="label", columns="target_label", values=column, aggfunc="median")
-    return table.reindex(index=range(classes), columns=range(classes)).to_numpy()
 
 
 def in_bounds(kept: pd.DataFrame, hit: pd.DataFrame) -> dict:

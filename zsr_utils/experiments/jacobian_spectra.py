@@ -86,19 +86,18 @@ def linear_errors(
     frames = []
     for name, direction in along.items():
         moves = np.flatnonzero(direction.flatten(1).any(1))  # one that is aligned from the start has no attack
-        if not len(moves):
-            continue
-        own = [ids[i] for i in moves]
-        errors = jacobian.linear_error(net, pairs.sources[moves], direction[moves], sizes, sample_ids=own)
-        frames.append(errors.assign(direction=name))
+        if len(moves):
+            of = pairs.sources[moves], direction[moves], sizes
+            errors = jacobian.linear_error(net, *of, sample_ids=[ids[i] for i in moves])
+            frames.append(errors.assign(direction=name))
     return pd.concat(frames, ignore_index=True)
 
 
 def reaches(errors: pd.DataFrame) -> pd.DataFrame:
     """Sizes up to which the linear prediction stays within 10 %; a direction in which no image moves has no number."""
     found = scores.linear_reach(errors, 0.1, by=["direction", "sample_id"])
-    still = pd.DataFrame({"direction": sorted({*DIRECTIONS} - {*found.direction}), "sample_id": "", "reach": np.nan})
-    return pd.concat([found, still], ignore_index=True) if len(still) else found
+    still = [{"direction": d, "sample_id": "", "reach": np.nan} for d in sorted({*DIRECTIONS} - {*found.direction})]
+    return pd.concat([found, pd.DataFrame(still)], ignore_index=True) if still else found
 
 
 def tested(study: Study, pairs: Pairs) -> dict[str, Pixels]:
@@ -193,11 +192,3 @@ def common(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
     """Rows of some quantities, of the images that all models have."""
     models = table.groupby("sample_id").model.transform("nunique")
     return table[(models == table.model.nunique()) & table.quantity.isin(quantities)]
-
-
-def root_p(study: Study, pairs: Pairs, draws: int) -> scores.Estimate:
-    """How much further a margin moves along its gradient than along noise of the same length."""
-    weights = study.heads[study.name].weights
-    options = {"draws": draws, "seed": study.parameters["seed"], "sample_ids": list(pairs.table.sample_id)}
-    rows = jacobian.directed_against_random(study.net, pairs.sources, weights, **options)
-    return scores.median_of("factor", "ratio")(rows)

@@ -8,11 +8,10 @@ import pandas as pd
 import torch
 from joblib import Parallel, delayed, parallel_config
 from markupsafe import Markup
-from scipy import special, stats
+from scipy import stats
 
 from zsr_utils import jacobian
 from zsr_utils._progress import progress
-from zsr_utils._text import markdown
 from zsr_utils.conditions import ORIGINAL, Head, gaussian_noise, made_before
 from zsr_utils.conditions.alignment import Settings, saved_as_png
 from zsr_utils.datasets import PUBLISHED_IMAGES, Dataset, blank_cards, load_dataset, published, tabletop_splits
@@ -151,16 +150,6 @@ class Published:
                     found.append(row.assign(classes=classes, beyond=draws[0] > largest))
         return pd.concat(found, ignore_index=True)
 
-    def out_of_reach(self) -> pd.DataFrame:
-        """Share of checkpoints that to lie on the fair line would need (`least` to `most`) more than the `best` has."""
-        found = []
-        for s in FEWER_CLASSES[:2]:  # the third line breaks
-            line, best = self._line(s, f"imagenet-on-{s}"), self.testbed[f"imagenet-on-{s}"].max()
-            needed = special.expit((special.logit(self.table[s]) - line.intercept[0, 0]) / line.slope[0, 0])
-            share = asdict(proportion(int((needed > best).sum()), len(needed)))
-            found.append({"set": s, "least": needed.min(), "most": needed.max(), "best": best, **share})
-        return pd.DataFrame(found)
-
     def straightness(self, groups: Sequence[str]) -> pd.DataFrame:
         """Statistics of Huber's lines on the probit scale: rows by set, group and quantity."""
         found, options = [], {"method": "huber", "resamples": self.resamples, "seed": self.seed}
@@ -169,21 +158,6 @@ class Published:
             fit = trends.straightness(p.x, p.y, **options)
             found += [{"set": s, "shift": SHIFTS[s], "group": g, "quantity": q, **asdict(e)} for q, e in fit.items()]
         return pd.DataFrame(found)
-
-    def sizes(self) -> pd.Series:
-        """Rank correlation of accuracy on ImageNet and number of parameters, by source."""
-        by_source = self.table[self.table.source.isin({g for _, g in self.fits})].groupby("source")
-        return by_source.apply(lambda p: stats.spearmanr(p.parameters_m, p.imagenet).statistic)
-
-    def place(self, model: str, pretrained: str) -> str:
-        """Where the model of a run stands among the published ones, in words."""
-        own = self.rows[self.rows.checkpoint == f"{model}, {pretrained}"]
-        if own.empty:
-            said = "the model of this run, is not among them: for every such model this page is the same"
-            return Markup(f"{markdown(model)}, {said}")
-        points = ", ".join(f"{100 * v:+.1f} on {shift}" for v, shift in zip(own.value, own["shift"]))
-        own = markdown(f"{model} ({pretrained})")
-        return Markup(f"{own}, the model of this run, is among them; points above the line: {points}")
 
 
 def _table(draws: Mapping[tuple[str, str], tuple[np.ndarray, int]], unit: str = "fraction") -> pd.DataFrame:
@@ -201,12 +175,7 @@ def way(slope: Estimate) -> str:
 
 
 def by_words(words: Mapping[str, str]) -> str:
-    """What is said of each, together where it is the same.
-
-    Examples:
-        >>> by_words({"ObjectNet": "off it", "ImageNet-V2": "along it", "ImageNet-R": "off it"})
-        'off it on ObjectNet and ImageNet-R; along it on ImageNet-V2'
-    """
+    """What is said of each, together where it is the same."""
     of = {w: " and ".join(k for k, v in words.items() if v == w) for w in words.values()}
     return "; ".join(f"{w} on {those}" for w, those in of.items())
 
@@ -233,16 +202,10 @@ def member(
     """
     head = Head(net.classifier(images.class_names, templates), images.class_names)
     options = {"batch_size": batch_size, "seed": seed}
-
-    def rows(part: str, data: Dataset | Pixels, conditions, **facts) -> pd.DataFrame:
-        return measure(net, data, head, conditions, draws=draws, **options).assign(part=part, **facts)
-
-    found = [rows(name, data, [ORIGINAL]) for name, data in {"validation": images, **shifted}.items()]
     draw = {"per_class": -(-pairs // len(images.class_names)), "number": pairs, "one_a_source": True}
     made = aligned_pairs(net, images, Settings(momentum=0.3, seed=seed), **draw, **options)
     table, ids = made.table, list(made.table.sample_id)
     bounded = in_balls(net, head, made, budgets, max_steps=steps, batch_size=batch_size)
-    found.append(rows("pairs", images.only(ids), [made.condition(), *bounded]))
 
     few, pixels = ids[:spectra], made.sources[:spectra]
     squares, length = jacobian.spectra(net, pixels).values.square(), made.embedded.of(few).norm(dim=1)
@@ -251,20 +214,22 @@ def member(
         "effective_rank": squares.sum(1).square() / squares.square().sum(1),
     }
     spectrum = made_before("jacobian", 0, few, pixels, {name: values.numpy() for name, values in facts.items()})
-    found.append(rows("jacobian", images.only(few), [spectrum]))
 
     rest = [i for i in made.embedded.sample_ids if i not in {*ids, *table.target_id}]
     if not rest:
         raise ValueError(f"{images.name}: {pairs} pairs use all its {len(images)} images, allowed are fewer.")
-    clean = images.only(rest).subset(2 * pairs, seed)
-    names, labels = zip(*((s.sample_id, s.label) for s in clean.samples))
-    unmoved = Pixels(names, np.array(labels), saved_as_png(images.pixels(names, net.from_pil)))
-    noise = gaussian_noise([sigma], conversion="round")
-    found.append(rows("noise_aligned", Pixels(ids, np.array(table.label), made.pixels), noise))
-    found.append(rows("noise_clean", unmoved, noise))
+    names, labels = zip(*((s.sample_id, s.label) for s in images.only(rest).subset(2 * pairs, seed).samples))
+    clean, noise = saved_as_png(images.pixels(names, net.from_pil)), gaussian_noise([sigma], conversion="round")
+    shown = {name: (data, [ORIGINAL]) for name, data in {"validation": images, **shifted}.items()} | {
+        "pairs": (images.only(ids), [made.condition(), *bounded]),
+        "jacobian": (images.only(few), [spectrum]),
+        "noise_aligned": (Pixels(ids, np.array(table.label), made.pixels), noise),
+        "noise_clean": (Pixels(names, np.array(labels), clean), noise),
+        "views": (images.only(ids[:views]), drift.views(detail="answers")),
+    }
+    found = [measure(net, of, head, how, draws=draws, **options).assign(part=p) for p, (of, how) in shown.items()]
     apart = drift.unrelated(made.embedded, seed=seed).query("kind == 'any'").distance.mean()
-    found.append(rows("views", images.only(ids[:views]), drift.views(detail="answers"), unrelated=apart))
-    return pd.concat(found, ignore_index=True)
+    return pd.concat(found, ignore_index=True).assign(unrelated=apart)
 
 
 def members(
@@ -272,18 +237,16 @@ def members(
 ) -> pd.DataFrame:
     """Rows of several models, as of `member`, in a column `model`; on a CPU by a worker a thread that torch may use."""
     workers = workers or (torch.get_num_threads() if resolve_device(device).type == "cpu" else 1)
-    calls = [delayed(_member)(name, data, settings, device=device, precision=precision) for name in names]
-    found = []
-    one_thread = parallel_config("loky", n_jobs=min(workers, len(names)), inner_max_num_threads=1)
+
+    def one(name: str) -> pd.DataFrame:
+        return member(load_model(name, device=device, precision=precision), *data, **settings).assign(model=name)
+
+    found, one_thread = [], parallel_config("loky", n_jobs=min(workers, len(names)), inner_max_num_threads=1)
     with one_thread, progress(len(names), "members", unit="model") as bar:
-        for rows in Parallel(return_as="generator")(calls):
+        for rows in Parallel(return_as="generator")(delayed(one)(name) for name in names):
             found.append(rows)
             bar.update()
     return pd.concat(found, ignore_index=True)
-
-
-def _member(name: str, data: tuple, settings: Mapping, **options) -> pd.DataFrame:
-    return member(load_model(name, **options), *data, **settings).assign(model=name)
 
 
 def measurements(rows: pd.DataFrame) -> pd.DataFrame:
@@ -319,12 +282,11 @@ def measurements(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _below(rows: pd.DataFrame) -> pd.Series:
     """Of each aligned image, the share of clean ones that drift less under noise, ties counted half."""
-    drifts = rows.groupby(["model", "part", "sample_id"]).drift.transform("mean")  # over the draws of the noise
     found = pd.Series(np.nan, rows.index)
     for _, own in rows.groupby("model"):
-        aligned, clean = (drifts[own.index[own.part == f"noise_{kind}"]] for kind in ("aligned", "clean"))
-        further = aligned.to_numpy()[:, None] - clean.to_numpy()
-        found[aligned.index] = (np.sign(further).mean(1) + 1) / 2
+        drifts = own.groupby(["part", "sample_id"]).drift.transform("mean")  # over the draws of the noise
+        aligned, clean = (drifts[own.part == f"noise_{kind}"] for kind in ("aligned", "clean"))
+        found[aligned.index] = (np.sign(aligned.to_numpy()[:, None] - clean.to_numpy()).mean(1) + 1) / 2
     return found
 
 
@@ -346,7 +308,6 @@ def changes(values: pd.DataFrame, margin: float) -> pd.DataFrame:
     tables = [paired_changes(base, other, "measurement", bounds=bounds).assign(member=name) for name, other in others]
     table = pd.concat(tables, ignore_index=True).join(runs, on=keys)
     table["runs"] = table.runs.clip(upper=base.model.nunique())
-    table["unit"] = table.measurement.map(UNITS).fillna("fraction")
     both = [(means[member, m], means[default, m]) for member, m in zip(table.member, table.measurement)]
     table[["run_low", "run_high", "run_p"]] = [_between_runs(*pair) for pair in both]
     return _seen(table, margin)
@@ -354,19 +315,16 @@ def changes(values: pd.DataFrame, margin: float) -> pd.DataFrame:
 
 def beyond_blank(values: pd.DataFrame, margin: float) -> pd.DataFrame:
     """What a wrong name does beyond a blank card, in every model by itself, scene by scene: a table as of `changes`."""
-    some = [(m, v) for m, v in values[values.measurement.isin(BLANK)].groupby("model", sort=False)]
-    bounds = {BLANK[0]: 1.0}
-    found = [paired_changes(v.assign(value=0.0), v, "measurement", bounds=bounds).assign(member=m) for m, v in some]
-    table = pd.concat(found, ignore_index=True)
-    return _seen(table.assign(unit=table.measurement.map(UNITS).fillna("fraction")), margin)
+    some = values[values.measurement.isin(BLANK)].rename(columns={"model": "member"})
+    keys = ["member", "measurement"]
+    return _seen(paired_changes(some.assign(value=0.0), some, keys, bounds={BLANK[0]: 1.0}), margin)
 
 
 def of_cards(table: pd.DataFrame) -> dict:
     """Words for `beyond_blank`: the first model's two differences, and how many models have which."""
-    parts = [table[table.measurement == measurement] for measurement in BLANK]
-    accuracy, logits = (estimate_of(part.iloc[0]) for part in parts)
-    a, m = (counts(part.seen) for part in parts)
-    return {"name": table.member.iloc[0], "accuracy": accuracy, "logits": logits, "a": a, "m": m}
+    accuracy, logits = (table[table.measurement == measurement] for measurement in BLANK)
+    first = {"accuracy": estimate_of(accuracy.iloc[0]), "logits": estimate_of(logits.iloc[0])}
+    return first | {"name": table.member.iloc[0], "a": counts(accuracy.seen), "m": counts(logits.seen)}
 
 
 def _between_runs(other: pd.Series, base: pd.Series) -> tuple[float, float, float]:
@@ -376,7 +334,8 @@ def _between_runs(other: pd.Series, base: pd.Series) -> tuple[float, float, floa
 
 
 def _seen(table: pd.DataFrame, margin: float) -> pd.DataFrame:
-    """Differences with the `p_holm` of this table, and what is seen."""
+    """Differences with their unit, the `p_holm` of this table, and what is seen."""
+    table = table.assign(unit=table.measurement.map(UNITS).fillna("fraction"))
     both, share = table[["base", "other"]], table.unit == "fraction"
     ends = (both.min(axis=1) >= CEILING) | (both.max(axis=1) <= 1 - CEILING)
     full = share & ~table.measurement.isin(DIFFERENCES) & ends
@@ -391,9 +350,8 @@ def beside_claims(table: pd.DataFrame, margin: float) -> pd.DataFrame:
 
     The `verdict` is on the factor, so it takes training runs as the unit, and with one run there is none: `one run`.
     """
-    found = _seen(
-        published("claims").rename(columns={"model": "member"}).merge(table, on=["member", "measurement"]), margin
-    )
+    claims = published("claims").rename(columns={"model": "member"})
+    found = _seen(claims.merge(table, on=["member", "measurement"]), margin)
     runs = _seen(found.assign(low=found.run_low, high=found.run_high, p=found.run_p), margin).seen
     expected = found.expected.map({1: "higher", 0: "no change", -1: "lower"})
     cases = [found.runs < 2, runs.isin(["not decided", "at a ceiling"]), runs == expected]
@@ -419,8 +377,7 @@ def counts(verdicts: pd.Series) -> dict[str, int]:
 
 def family_table(names: Sequence[str]) -> pd.DataFrame:
     """The members, and the one thing in which each differs from the default."""
-    rows = {name: training(name) for name in names}
-    return pd.DataFrame(
-        {name: {"differs in": ", ".join(t["changes"]) or "nothing", **t} for name, t in rows.items()},
-        ["differs in", "tower", "loss", "scenes", "samples", "seed"],
-    ).T
+    rows = {
+        name: {"differs in": ", ".join(t["changes"]) or "nothing", **t} for name, t in zip(names, map(training, names))
+    }
+    return pd.DataFrame(rows, ["differs in", "tower", "loss", "scenes", "samples", "seed"]).T
