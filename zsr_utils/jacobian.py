@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zsr_utils._progress import progress
@@ -231,6 +233,42 @@ def flip_prediction(
             rows.append((name, sigma, float(flips.max()), min(1.0, float(flips.sum())), *at))
     columns = "sample_id sigma flip flip_at_most prediction nearest margin gradient_norm directed"
     return pd.DataFrame(rows, columns=columns.split())
+
+
+def directed_against_random(
+    net: Model, pixels: Float[Tensor, "n 3 h w"], classifier: Float[Tensor, "k columns"], *,
+    size: float = 0.05, draws: int = 200, seed: int = 0, sample_ids: Sequence | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """How much further the margin over the runner-up moves along its gradient than along random noise.
+
+    All moves have the norm r = size / 255 * sqrt(P), `size` in grey levels (RMS). Against the gradient the margin moves
+    by r ||g||; along a random direction by r ||g|| / sqrt(P) (RMS), so that the predicted factor is sqrt(P). Moved
+    images are clipped to [0, 1], and measured with float32 embeddings: give images with headroom, and a size at which
+    `random` is well above 1e-6 of the embedding's norm. The factor's relative standard error is 1 / sqrt(2 draws).
+
+    Returns: A row an image: `sample_id`, `predicted` (r ||g||), `directed` and `random` (size of the moves measured),
+        and `factor` (their quotient).
+
+    Source: Salman et al. (2024): zero-shot against systematic evaluation; the factor is inferred.
+    """
+    names, rows = _names(sample_ids, pixels), []
+    _above_zero("size", [size], "grey levels")
+    _above_zero("draws", [draws], "1 or more")
+    root = pixels[0].numel() ** 0.5
+    for n, image in enumerate(pixels.to(net.device)):
+        _, _, apart, margins = _rivals(net, _features(net, image[None])[0], classifier)
+        best = int(margins.argmin())
+        gradient = next(_rows(net, image, apart[best].float()[None], 1))
+        _refuse_not_finite(gradient, [n])
+        noise = unit_noise(image.shape, [f"{names[n]}\0{draw}" for draw in range(draws)], (seed,)).to(net.device)
+        moves = F.normalize(torch.cat([-gradient, noise.flatten(1)])).view(-1, *image.shape)
+        moved = torch.cat([image[None], (image + size / 255 * root * moves).clamp(0, 1)])
+        features = torch.cat([_features(net, part) for part in moved.split(100)]).double()
+        changes = (features[1:] - features[0]) @ apart[best]
+        directed, random = float(changes[0].abs()), float(changes[1:].square().mean().sqrt())
+        predicted = size / 255 * root * float(gradient.double().norm())
+        rows.append((names[n], predicted, directed, random, directed / random if random else np.inf))
+    return pd.DataFrame(rows, columns=["sample_id", "predicted", "directed", "random", "factor"])
 
 
 def _rows(net: Model, image: Tensor, cotangents: Tensor, step: int) -> Iterator[Tensor]:

@@ -274,6 +274,13 @@ def test_the_directed_move_closes_the_margin(head, linear, pixels):
         assert abs(float(net.encode_image(moved)[0] @ weight + offset)) < 1e-5 < row.margin
 
 
+def test_random_moves_are_weaker_by_the_root_of_the_number_of_pixels(head, pixels):
+    net, classifier, _, _ = head
+    rows = jacobian.directed_against_random(net, pixels, classifier, size=2, draws=3000)
+    np.testing.assert_allclose(rows.factor, np.sqrt(192), rtol=0.08)
+    np.testing.assert_allclose(rows.directed, rows.predicted, rtol=1e-3)
+
+
 def test_the_gram_matrix_is_the_covariance_of_noisy_embeddings(linear, pixels):
     predicted = 0.02**2 * jacobian.spectra(linear, pixels[:1]).gram[0]
     noise = 0.02 * torch.randn(20000, 3, 8, 8, generator=torch.Generator().manual_seed(5))
@@ -322,6 +329,8 @@ def test_other_bad_input_gets_one_clear_sentence(linear, pixels, classifier):
         predicted_flips(linear, pixels, classifier[:1], [0.1])
     with pytest.raises(ValueError, match=r"gram has shape \(4, 5, 5\), allowed is \(5, 5, 5\), one matrix an image"):
         jacobian.flip_prediction(linear, pixels, torch.ones(4, 5, 5), classifier, [0.1])
+    with pytest.raises(ValueError, match="draws is 0"):
+        jacobian.directed_against_random(linear, pixels, classifier, draws=0)
     with pytest.raises(ValueError, match="size is 0, allowed is above 0"):
         jacobian.linear_error(linear, pixels, pixels, [0])
     with pytest.raises(ValueError, match="direction of image 1 is 0"):
@@ -332,7 +341,7 @@ def test_other_bad_input_gets_one_clear_sentence(linear, pixels, classifier):
         jacobian.linear_error(linear, pixels, pixels, [1], sample_ids=["a", "b"])
 
 
-def test_a_jacobian_that_is_not_finite_names_the_image(linear, pixels):
+def test_a_jacobian_that_is_not_finite_names_the_image(linear, pixels, classifier):
     original = linear.net.encode_image
     linear.net.encode_image = lambda x: original(x) + (x[:, :1, 0, 0] + 0.5).sqrt()  # infinite slope at 0
     pixels[3, 0, 0, 0] = 0
@@ -341,6 +350,8 @@ def test_a_jacobian_that_is_not_finite_names_the_image(linear, pixels):
             jacobian.spectra(linear, pixels, memory_mb=memory_mb)
     with pytest.raises(FloatingPointError, match="image 3"):
         jacobian.linear_error(linear, pixels, torch.ones_like(pixels), [1], batch_size=2)
+    with pytest.raises(FloatingPointError, match="image 3"):
+        jacobian.directed_against_random(linear, pixels, classifier)
 
 
 class Attentive(nn.Module):

@@ -192,3 +192,10 @@ def common(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
     """Rows of some quantities, of the images that all models have."""
     models = table.groupby("sample_id").model.transform("nunique")
     return table[(models == table.model.nunique()) & table.quantity.isin(quantities)]
+
+
+def root_p(study: Study, pairs: Pairs) -> scores.Estimate:
+    """How much further a margin moves along its gradient than along noise of the same length."""
+    options = {"seed": study.parameters["seed"], "sample_ids": list(pairs.table.sample_id)}
+    rows = jacobian.directed_against_random(study.net, pairs.sources, study.heads[study.name].weights, **options)
+    return scores.median_of("factor", "ratio")(rows)

@@ -159,6 +159,14 @@ class Published:
             found += [{"set": s, "shift": SHIFTS[s], "group": g, "quantity": q, **asdict(e)} for q, e in fit.items()]
         return pd.DataFrame(found)
 
+    def place(self, model: str, pretrained: str) -> str:
+        """Where the model of a run stands among the published ones, in words."""
+        own = self.rows[self.rows.checkpoint == f"{model}, {pretrained}"]
+        if own.empty:
+            return f"{model}, the model of this run, is not among them: for every such model this page is the same"
+        points = ", ".join(f"{100 * v:+.1f} on {shift}" for v, shift in zip(own.value, own["shift"]))
+        return f"{model} ({pretrained}), the model of this run, is among them; points above the line: {points}"
+
 
 def _table(draws: Mapping[tuple[str, str], tuple[np.ndarray, int]], unit: str = "fraction") -> pd.DataFrame:
     """Estimates by set and group, from draws and the number of models behind them."""
