@@ -79,6 +79,7 @@ def test_no_images_are_not_all_images(open_tiny):
 
 def test_questions_are_no_images_to_classify(open_tiny, monkeypatch):
     questions = choices(token_pictures(6, 8))
+    assert questions.class_names == tuple("ABCD") and not questions.caution
     monkeypatch.setattr(zsr_utils.study, "load_dataset", lambda name, **_: questions)
     with pytest.raises(ValueError, match="noise holds questions, 99-x needs images: chapter 06 asks questions"):
         open_tiny()
