@@ -148,7 +148,8 @@ class Study:
                 head = self.head(net, templates, asked, merged=merged) if other else self.heads[name]
             size = self.parameters["batch_size"] if net.image_size else 1  # pictures of their own size pass alone
             given = {"seed": self.parameters["seed"], "batch_size": size, **options}
-            frames.append(measure(net, images or self.images, head, shown, **given).assign(model=name))
+            what = self.images if images is None else images  # none to show is not all of them
+            frames.append(measure(net, what, head, shown, **given).assign(model=name))
         rows = pd.concat(frames, ignore_index=True)
         return self.keep_rows(rows) if keep else rows
 

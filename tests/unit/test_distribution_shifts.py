@@ -110,7 +110,7 @@ def test_the_shifts_of_imagenet_are_those_in_the_data_folder_with_their_own_clas
     assert clean.samples[1].sample_id[:9] == HEN and clean.samples[1].label == shown.samples[0].label
 
 
-def test_objectnet_is_beside_imagenet_many_to_one_and_its_map_must_fit(home):
+def test_objectnet_is_beside_imagenet_many_to_one_and_its_map_must_fit(home, capsys):
     tree(home / "objectnet" / "images", "fish", "roll")
     tree(home / "imagenet" / "val", TENCH, HEN, STINGRAY, TOILET_PAPER)
     (mappings := home / "objectnet" / "mappings").mkdir()
@@ -120,6 +120,9 @@ def test_objectnet_is_beside_imagenet_many_to_one_and_its_map_must_fit(home):
     images = load_dataset("imagenet")
     clean = natural_shifts(images)["objectnet"].clean
     assert clean.class_names == ("fish", "roll") and [s.label for s in clean.samples] == [0, 0, 1]
+    (hen,) = (s.sample_id for s in images.samples if s.sample_id.startswith(HEN))
+    assert natural_shifts(images.only([hen])) == {}  # of few images none may show a class of it
+    assert "objectnet is left out: none of the 1 images shows one of its classes" in capsys.readouterr().out
     with pytest.raises(ValueError, match="leaves the ImageNet images without 1 of its 2 classes, such as 'Roll'"):
         natural_shifts(images.restricted(["tench", "hen", "stingray"]))
     (mappings / "objectnet_to_imagenet_1k.json").write_text(json.dumps(overlap | {"Fish": "carp"}))

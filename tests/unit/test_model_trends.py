@@ -272,6 +272,8 @@ def test_published_models_are_counted_and_lie_at_their_distance_from_the_line(pu
     one = rows[(rows.checkpoint == "ViT-B-32-quickgelu, openai") & (rows.set == "imagenet-r")].iloc[0]
     assert one.value == pytest.approx(one.y - published.lines["imagenet-r"]([one.x])[0, 0])
     assert (published.above().value == 1).all()
+    assert f"{100 * one.value:+.1f} on ImageNet-R" in published.place("ViT-B-32-quickgelu", "openai")
+    assert "is not among them" in published.place("tabletop-base", "")
 
 
 def test_lines_of_sources_are_compared_with_the_standard_one(published):

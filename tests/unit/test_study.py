@@ -9,6 +9,7 @@ from tiny import token_model, token_pictures
 import zsr_utils.study
 from zsr_utils import parameters, run, scores
 from zsr_utils.conditions import ORIGINAL, gaussian_noise
+from zsr_utils.datasets import choices
 from zsr_utils.study import open_study
 
 
@@ -68,6 +69,20 @@ def test_rows_of_all_models_are_kept_with_their_model(open_tiny):
     study.close()
     kept = pd.read_parquet(study.run.folder / "samples.parquet")
     assert len(kept) == 24 and kept.model.nunique() == 2
+
+
+def test_no_images_are_not_all_images(open_tiny):
+    study = open_tiny()
+    with pytest.raises(ValueError, match="0 images and 1 conditions given"):
+        study.measure([ORIGINAL], images=study.images.only([]))
+
+
+def test_questions_are_no_images_to_classify(open_tiny, monkeypatch):
+    questions = choices(token_pictures(6, 8))
+    assert questions.class_names == tuple("ABCD") and not questions.caution
+    monkeypatch.setattr(zsr_utils.study, "load_dataset", lambda name, **_: questions)
+    with pytest.raises(ValueError, match="noise holds questions, 99-x needs images: chapter 06 asks questions"):
+        open_tiny()
 
 
 def test_numbers_get_names_labels_and_the_model_where_it_is_another(open_tiny):

@@ -78,6 +78,11 @@ class Questions(Dataset):
     def fingerprint(self) -> str:
         return digest(Dataset.fingerprint.func(self), [self.asked[s.sample_id] for s in self.samples])
 
+    @property
+    def caution(self) -> str:
+        """Nothing: the letters are places of options, and no names that a model answers by."""
+        return ""
+
     def put(self, regime: str) -> "Questions":
         """The same questions in another regime."""
         further = {i: {"topic": q.topic, "words": q.words} for i, q in self.asked.items()}

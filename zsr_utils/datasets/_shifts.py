@@ -47,12 +47,16 @@ def natural_shifts(
         except FileNotFoundError:
             continue
         if name == "objectnet":
-            found[name] = Shift(shown, as_objectnet(images))
-            continue
-        common = [c for c in images.class_names if c in shown.class_names]
-        if len(common) < 2:
-            raise ValueError(f"{name} has {len(common)} of the classes of {images.name}, allowed are 2 or more.")
-        found[Path(name).name] = Shift(shown.restricted(common), images.restricted(common))
+            shift = Shift(shown, as_objectnet(images))
+        else:
+            common = [c for c in images.class_names if c in shown.class_names]
+            if len(common) < 2:
+                raise ValueError(f"{name} has {len(common)} of the classes of {images.name}, allowed are 2 or more.")
+            shift = Shift(shown.restricted(common), images.restricted(common))
+        if len(shift.clean):
+            found[Path(name).name] = shift
+        else:  # few images were taken
+            print(f"{name} is left out: none of the {len(images)} images shows one of its classes.")
     return found
 
 

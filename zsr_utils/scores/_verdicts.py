@@ -1,5 +1,6 @@
 """What an interval lets one say: the one rule behind every sentence that compares."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -50,10 +51,23 @@ def in_words(table: pd.DataFrame, spec: str = "pct", column: str = "model") -> s
     Examples:
         >>> in_words(pd.DataFrame({"model": []}))
         ''
+        >>> shown = pd.DataFrame([vars(Estimate(0.5, 0.4, 0.6, "", 9)) | {"line": "other_name, ViT-B-32@laion2b_e16"}])
+        >>> in_words(shown, column="line")
+        'other name, ViT-B-32@laion2b_e16: 50.0 % [40.0, 60.0]'
     """
     verdicts = table.verdict.map(CHANGES) if "verdict" in table else [""] * len(table)
-    said = zip(table[column].astype(str).str.replace("_", " "), verdicts, map(estimate_of, table.itertuples()))
+    said = zip(_spoken(table, column), verdicts, map(estimate_of, table.itertuples()))
     return "; ".join(f"{name}: {verdict}{estimate:{spec}}" for name, verdict, estimate in said)
+
+
+def _spoken(table: pd.DataFrame, column: str) -> pd.Series:
+    """A column in words: an underscore is a space, but in the name of a model."""
+    said = table[column].astype(str)
+    return said if column == "model" else said.str.replace(r"(?<!\S)[^\s@]+(?!\S)", _spaced, regex=True)
+
+
+def _spaced(word: re.Match) -> str:
+    return word[0].replace("_", " ")
 
 
 def by_verdict(table: pd.DataFrame, column: str, words: Mapping[str, str], spec: str = "", *, mark: str = "; ") -> str:
@@ -64,7 +78,7 @@ def by_verdict(table: pd.DataFrame, column: str, words: Mapping[str, str], spec:
         >>> by_verdict(table, "model", {"more": "better are", "less": "worse is", "undecided": "not decided:"})
         'better are a, c; worse is b'
     """
-    said = table[column].astype(str).str.replace("_", " ")
+    said = _spoken(table, column)
     if spec:
         said += [f" ({estimate_of(row):{spec}})" for row in table.itertuples()]
     of = {way: ", ".join(said[table.verdict == way]) for way in words}
