@@ -1,7 +1,9 @@
 """What every chapter opens with: numbers by name, words by rule, parameters that reach every call."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from tiny import token_model, token_pictures
@@ -10,6 +12,7 @@ import zsr_utils.study
 from zsr_utils import parameters, run, scores
 from zsr_utils.conditions import ORIGINAL, gaussian_noise
 from zsr_utils.datasets import choices
+from zsr_utils.records import _run
 from zsr_utils.study import open_study
 
 
@@ -58,6 +61,24 @@ def test_parameters_reach_models_data_and_rows(open_tiny, monkeypatch):
     monkeypatch.setattr(zsr_utils.study, "measure", lambda *a, **k: given.update(k) or original(*a, **k))
     study.measure(gaussian_noise([4]), draws=2)
     assert given == {"seed": 3, "batch_size": 4, "draws": 2}
+
+
+def test_numbers_that_answer_the_question_leave_what_they_are_on_halves_of_the_images(open_tiny, monkeypatch):
+    known = {"99-x": {"numbers": dict.fromkeys(("a/kept", "a/estimated", "a/median", "a/alone"))}}
+    monkeypatch.setattr(_run, "read_chapters", lambda **_: known)
+    study, rng = open_tiny(models=[]), np.random.default_rng(0)
+    rows = pd.DataFrame({"sample_id": [f"{i}" for i in range(300)], "x": rng.normal(size=300), "set": "kept"})
+    median = scores.median_of("x", "units")
+    study.keep(lambda part: scores.estimates(part, "set", median), "a/{set}", rows=rows)
+    study.estimate(rows, "a/estimated", median)
+    study.number("a/median", median, rows)
+    study.number("a/alone", median(rows))
+    study.number("a/other", median, rows)  # answers nothing
+    study.close()
+    found = json.loads((study.run.folder / "halves.json").read_text())
+    assert set(found) == {"a/kept", "a/estimated", "a/median"} and found["a/kept"] == found["a/median"]
+    assert found["a/median"]["images"] == 300 and len(found["a/median"]["values"]) == 64
+    assert np.std(found["a/median"]["values"]) == pytest.approx(1.25 / 300**0.5, rel=0.4)
 
 
 def test_rows_of_all_models_are_kept_with_their_model(open_tiny):
