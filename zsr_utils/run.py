@@ -2,7 +2,7 @@
 
 papermill by itself runs the defaults when a parameter is misspelt; this wrapper refuses. A result appears under
 `results/<model>@<data set>/<notebook>/` only when the notebook ran to its end; one that failed is kept with its
-traceback in the folder `failed` beside it.
+traceback in the folder `failed` beside it, and the result of other parameters or images in `earlier`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from zsr_utils._text import check_type, nearest, read_yaml, unknown
 from zsr_utils.parameters import check_parameters
-from zsr_utils.records import result_folder, write_whole
+from zsr_utils.records import EARLIER, result_folder, write_whole
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,8 +66,9 @@ def check(notebook: Path, parameters: dict) -> dict:
     known = defaults(notebook)
     for name, value in parameters.items():
         if name not in known:
-            close, given = nearest(name, known) or sorted(known), f"no parameter {name!r} (given value {value!r})"
-            raise ValueError(f"{notebook.name} has {given}: nearest names are {', '.join(close)}.")
+            close = nearest(name, known) or sorted(known)
+            given = f"{notebook.name} has no parameter {name!r} (given value {value!r})"
+            raise ValueError(f"{given}: nearest names are {', '.join(close)}.")
         check_type(f"{notebook.name}: parameter {name!r}", value, known[name])
     check_parameters(known | parameters)
     return known | parameters
@@ -76,8 +77,8 @@ def check(notebook: Path, parameters: dict) -> dict:
 def check_addresses(given: Iterable[dict]) -> None:
     """Refuse models and data sets that nobody knows; loads torch only for names that do not come with the project."""
     given, embedded = list(given), {folder.name for folder in (ROOT / "data" / "models").glob("tabletop-*")}
-    models = {m.partition("@")[::2] for p in given for m in p.get("models", ())}
-    models |= {(p["model"], p.get("pretrained", "")) for p in given}
+    models = {(p["model"], p.get("pretrained", "")) for p in given}
+    models |= {m.partition("@")[::2] for p in given for m in p.get("models", ())}
     for name, tag in sorted(model for model in models if model[0] not in embedded or model[1]):
         import open_clip
 
@@ -140,8 +141,8 @@ def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     for name in ("ZSR_RESULTS", "ZSR_CACHE", "ZSR_DATA"):  # places of the caller, too
         os.environ[name] = (os.environ.get(name) and os.path.abspath(os.environ[name])) or ""
+    lock, before = FileLock(folder / f".{notebook.stem}.lock"), _earlier(folder)
     os.environ.update({**ENVIRONMENT, **os.environ, "ZSR_BOOK": "1", "ZSR_PROGRESS": str(loops), "PYTHONPATH": path})
-    lock = FileLock(folder / f".{notebook.stem}.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -151,11 +152,14 @@ def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
     try:
         if progress:
             follow(loops)
-        options = {"kernel_name": "python3", "cwd": str(ROOT), "progress_bar": progress}
-        # on a busy node Python alone may need more than papermill's 60 s
-        execute_notebook(notebook, working, parameters, start_timeout=600, **options)
+        execute_notebook(
+            notebook, working, parameters, kernel_name="python3", cwd=str(ROOT), progress_bar=progress,
+            start_timeout=600,  # on a busy node Python alone may need more than papermill's 60 s
+        )  # fmt: skip
         write_whole(final, lambda p: p.write_bytes(working.read_bytes()))
         failed.unlink(missing_ok=True)
+        for aside in sorted(_earlier(folder) - before):
+            print(f"The result that was there is kept in {str(aside)!r}.", file=sys.stderr)
     except (PapermillExecutionError, DeadKernelError) as error:
         if working.is_file():
             write_whole(failed, lambda p: p.write_bytes(working.read_bytes()))
@@ -168,18 +172,27 @@ def execute(notebook: Path, parameters: dict, *, progress: bool = True) -> Path:
         again = "finished batches are kept and no result is half-written, so run it again once that is mended"
         raise NotebookFailed(f"{notebook.stem} stopped: {error.strerror or error}; {again}.") from error
     finally:
-        for file in (working, loops, Path(lock.lock_file)):
-            file.unlink(missing_ok=True)
+        working.unlink(missing_ok=True)
+        loops.unlink(missing_ok=True)
+        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
     return final
 
 
+def _earlier(folder: Path) -> set[Path]:
+    """Folders with results that were once in this one, or of another checkpoint of the name."""
+    return {*folder.glob(f"{EARLIER}/*"), *folder.parents[1].glob(f"*/{folder.name}")} - {folder}
+
+
 def follow(file: Path, seconds: float = 1) -> None:
     """Show the last line of a file, as long as this process runs: the bar of a loop inside a long cell."""
+    shown = [""]
 
     def show():
-        if file.exists() and (lines := file.read_text().replace("\r", "\n").strip().split("\n"))[-1]:
-            print(f"\r{lines[-1]:<78}", end="", file=sys.stderr, flush=True)
+        lines = file.read_text().replace("\r", "\n").split("\n") if file.exists() else []
+        if (last := next((line for line in reversed(lines) if line.strip()), shown[0])) != shown[0]:
+            print(f"\r{last:<78}", end="", file=sys.stderr, flush=True)
+            shown[0] = last
 
     _always(show, seconds)
 
