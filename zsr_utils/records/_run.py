@@ -200,9 +200,11 @@ def typeset(text: str) -> str:
     Examples:
         >>> typeset("ViT-B-32 moves by -0.5 points [-0.9, -0.1], 12% of them"), typeset("2020-01")
         ('ViT-B-32 moves by −0.5 points [−0.9, −0.1], 12\\xa0% of them', '2020-01')
+        >>> typeset(r"by \\-0\\.5 of 12\\%")
+        'by −0\\\\.5 of 12\\xa0\\\\%'
     """
-    text = re.sub(r"(?<![\w.)\\-])-(?=\d)", "−", text)
-    return re.sub(r"(?<=\d) ?%", "\N{NO-BREAK SPACE}%", text)
+    text = re.sub(r"(?<![\w.)\\-])\\?-(?=\d)", "−", text)  # also where Markdown is escaped
+    return re.sub(r"(?<=\d) ?(\\?%)", "\N{NO-BREAK SPACE}\\1", text)
 
 
 def _cell(value) -> str:
