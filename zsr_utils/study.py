@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from functools import cached_property
 from math import isnan
 
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
@@ -196,7 +197,16 @@ class Study:
             words = (_plain(row[c]) if c == "model" else _plain(row[c]).replace("_", " ") for c in by)
             labels.append(", ".join(words) or model)
         if rows is not None:
-            self.run.made_of(numbers, rows, lambda half: make(half).value.to_numpy())
+            own, known = (
+                rows[rows.model == self.name] if "model" in rows else rows,
+                dict(zip(_lines(table, name), numbers)),
+            )
+
+            def again(half: pd.DataFrame) -> np.ndarray:  # a half may lack some lines
+                part = make(half)
+                return pd.Series(part.value.to_numpy(), _lines(part, name).map(known)).reindex(numbers).to_numpy()
+
+            self.run.made_of(numbers, own, again)
         return table.assign(name=numbers, label=labels)
 
     def _number(self, name: str) -> str:
@@ -264,6 +274,12 @@ class _Recorded(dict):
 
 
 open_study = Study  # as notebooks call it
+
+
+def _lines(table: pd.DataFrame, name: str) -> pd.Series:
+    """What tells the lines of a table apart: the columns that a format of names has, and the model."""
+    columns = [column for column in ("model", *re.findall(r"\{(\w+)", name)) if column in table]
+    return table[columns].astype(str).agg("/".join, axis=1)
 
 
 def _plain(value) -> str:

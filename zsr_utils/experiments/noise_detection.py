@@ -143,7 +143,7 @@ def attackers(images: pd.DataFrame, who: Mapping[str, str]) -> pd.DataFrame:
     """`detect` and `sizes` of some kinds, each under another name in `who`."""
     images = images[images.kind.isin([*who, CLEAN, HELD_OUT])]
     table = concat([scores.detect(images, resamples=200), sizes(images)])
-    return table.assign(who=table.kind.map(who))
+    return table.assign(who=table["kind"].map(who))
 
 
 def tradeoff(table: pd.DataFrame) -> pd.DataFrame:

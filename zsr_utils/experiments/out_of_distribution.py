@@ -181,6 +181,11 @@ def separations(
     return pd.DataFrame(found).dropna(subset="value")
 
 
+def separated(rows: pd.DataFrame, metric: str) -> scores.Estimate:
+    """One of the `separations` of one outside set by one score."""
+    return scores.estimate_of(separations(rows, ["set"], [metric]).iloc[0])
+
+
 def told(study: Study, rows: pd.DataFrame, by: Sequence[str], name: str = "ood/{metric}", **options) -> pd.DataFrame:
     """`separations`, kept as numbers."""
     form = "/".join([name, *(f"{{{column}}}" for column in by)])

@@ -128,6 +128,7 @@ def separation(
         return rng.multinomial(size, np.full(size, 1 / size), size=r)
 
     draws, step = [], max(1, AT_ONCE // max(n, m))
+    resamples = 1 if bare() else resamples
     for r in (min(step, resamples - i) for i in range(0, resamples, step)):
         whole = drawn(k, r) if draw == "classes" else None
         draws.append(values(drawn(n, r), drawn(m, r) if whole is None else whole[:, codes], whole))

@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import stats
 
-from zsr_utils.scores._intervals import Estimate
+from zsr_utils.scores._intervals import Estimate, bare
 
 
 EXACT = 30  # differences that are not zero: below, all signs are counted
@@ -112,7 +112,7 @@ def paired_changes(
         d = (part.other - part.base).to_numpy()
         bound = bounds.get(group[-1]) if isinstance(bounds, Mapping) else bounds
         change = paired_mean(d, bound=bound, unit=unit)
-        found.append({**dict(zip(by, group)), **part.mean(), **asdict(change), "p": sign_flip(d)})
+        found.append({**dict(zip(by, group)), **part.mean(), **asdict(change), "p": np.nan if bare() else sign_flip(d)})
     if not found:
         return pd.DataFrame(
             columns=[*by, "base", "other", *(f.name for f in fields(Estimate)), "p", "p_holm", "verdict"]
