@@ -41,7 +41,7 @@ AXE = """
 const [rules, done] = arguments;
 document.querySelectorAll('.zsr-numbers tbody tr:nth-child(n+20)').forEach(r => r.remove());  // they are all alike
 // inside a drawing are thousands of marks; its text is dark grey on white, and the caption below says what it shows
-axe.run({exclude: ['.main-svg']}, {runOnly: rules}).then(result => done(result.violations.map(
+axe.run({exclude: ['.main-svg']}, {runOnly: rules, preload: false}).then(result => done(result.violations.map(
   v => v.id + ': ' + v.nodes.length + ' times, ' + v.nodes[0].target.join(' ') +
     ' ' + (v.nodes[0].any[0]?.message ?? '')
 )));
