@@ -47,6 +47,7 @@ axe.run({exclude: ['.main-svg']}, {runOnly: rules, preload: false}).then(result 
 )));
 """
 THEMES = {"light": ["wcag2a", "wcag2aa", "best-practice"], "dark": ["color-contrast"]}  # rules that may differ
+AT_ONCE = "document.head.insertAdjacentHTML('beforeend', '<style>* {transition: none !important}</style>')"
 THEME = "return document.documentElement.dataset.theme"
 COLOUR = "return document.querySelector('.zsr-figure .plotly-graph-div')._fullLayout.font.color"
 POINT = """
@@ -130,6 +131,7 @@ def axe_script() -> str:
 def violated(driver, axe: str) -> list[str]:
     """What the page that is open violates, light by all rules and dark by those of colours."""
     driver.execute_script(axe)
+    driver.execute_script(AT_ONCE)
     violations = []
     for theme, rules in THEMES.items():
         features = [{"name": "prefers-color-scheme", "value": theme}]
