@@ -26,7 +26,7 @@ from zsr_utils.scores import (
     overlap_coefficient,
     pair_estimates,
     pair_similarities,
-)  # fmt: skip
+)
 from zsr_utils.study import OWN_PROMPTS, Study
 
 

@@ -20,7 +20,7 @@ from zsr_utils._text import as_html
 from zsr_utils.records import _files
 from zsr_utils.records._files import FORMAT, read_provenance, result_folder, write_json
 from zsr_utils.records.chapters import ROOT, read_chapters
-from zsr_utils.scores import Estimate, halves
+from zsr_utils.scores import Estimate, halves, source_ids
 
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "scipy", "pandas", "umap-learn", "plotly")
@@ -81,7 +81,7 @@ class Run:
         """Keep what numbers are on `halves` of their images, those of them that answer the chapter's question."""
         wanted = {name: at for at, name in enumerate(names) if name in self._answers}
         if wanted and (found := halves(rows, lambda half: np.asarray(make(half))[[*wanted.values()]])) is not None:
-            images = int(rows["source_id" if "source_id" in rows else "sample_id"].nunique())
+            images = int(source_ids(rows).nunique())
             for name, values in zip(wanted, found.T):
                 self._halves[name] = {"images": images, "values": values.tolist()}
 

@@ -9,7 +9,7 @@ from zsr_utils.scores._calibration import (
 )  # fmt: skip
 from zsr_utils.scores._detection import auroc_parts, detection, separation
 from zsr_utils.scores._factors import column_means, error_ratio, half_dose, rank_agreement, ranks
-from zsr_utils.scores._halves import halves, halves_difference, in_halves
+from zsr_utils.scores._halves import halves, halves_difference, in_halves, source_ids
 from zsr_utils.scores._intervals import (
     Estimate, bootstrap, estimate_of, grouped_proportion, not_measured, paired_difference, proportion,
     unpaired_difference, wilson,

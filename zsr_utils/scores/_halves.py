@@ -23,13 +23,18 @@ def in_halves(ids: Sequence[str]) -> Bool[np.ndarray, "64 n"]:
     return IN_HALF[:, group // 2] == (group % 2 == 0)
 
 
+def source_ids(rows: pd.DataFrame) -> pd.Series:
+    """What the rows tell images apart by: `source_id` where they have one, else `sample_id`."""
+    return rows["source_id" if "source_id" in rows else "sample_id"]
+
+
 def halves(
     rows: pd.DataFrame, statistic: Callable[[pd.DataFrame], Sequence[float]]
 ) -> Float[np.ndarray, "64 k"] | None:
     """Numbers that a function makes of rows, on 64 halves of their images, balanced as well as it goes.
 
     Unlike in a bootstrap no image is there twice, so that any function of rows will do: medians, ranks, ratios. Images
-    are told apart by `source_id` where the rows have one, else by `sample_id`. None where a half is too small.
+    are told apart by `source_ids`. None where a half is too small.
 
     Examples:
         >>> rows = pd.DataFrame({"sample_id": [f"{i}" for i in range(400)], "x": [0, 1] * 200})
@@ -39,10 +44,9 @@ def halves(
 
     Source: McCarthy (1969), balanced half-samples.
     """
-    ids = rows["source_id" if "source_id" in rows else "sample_id"]
     try:
         with warnings.catch_warnings(action="ignore"), np.errstate(all="ignore"), without_intervals():
-            values = np.array([statistic(rows[half]) for half in in_halves(ids)], dtype=float)
+            values = np.array([statistic(rows[half]) for half in in_halves(source_ids(rows))], dtype=float)
     except (ValueError, IndexError, KeyError):  # too few images for this statistic
         return None
     return values if np.isfinite(values).all() else None
