@@ -84,16 +84,16 @@ def aligned_pairs(
     """Embed a data set, draw ordered pairs and align them; what has been computed before comes from the cache.
 
     Args:
-        number: At most this many of the pairs, drawn by `seed`; None is all. A larger draw holds a smaller one.
+        number: At most this many of the pairs, in an order drawn by `seed`; None is all. The first ones are those of
+            a smaller draw.
         one_a_source, of: Only one pair of every source image; only the pairs of this one.
     """
     if number is not None and number < 1:
         raise ValueError(f"number is {number}, allowed is 1 or more, or None for all pairs.")
     embedded = embed(net, images, batch_size=batch_size)
     table = make_pairs(embedded, per_class=per_class, seed=seed)
-    table = table if of is None else table[table.sample_id == of]
-    if one_a_source or number is not None:
-        table = table.sample(frac=1, random_state=seed)  # the first ones are those of a smaller draw
+    # drawn so that the first ones are those of a smaller draw, and of many sources
+    table = table.sample(frac=1, random_state=seed) if of is None else table[table.sample_id == of]
     table = (table.drop_duplicates("sample_id") if one_a_source else table)[:number]
     sources, goal = images.pixels(table.sample_id, net.from_pil), Match(embedded.of(table.target_id), cosine=cosine)
     ends = align(net, sources, goal, settings, names=pair_names(table), batch_size=batch_size, keep=True)
