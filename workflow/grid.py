@@ -79,7 +79,8 @@ def of_profile(profile: str = "", chapters: str = "", model: str = "", dataset: 
         against: One more model, which the report card holds the others against.
 
     Raises:
-        ValueError: If `against` is among the models, a profile or chapter is unknown, or one of the files is malformed.
+        ValueError: If `against` is among the models, a profile or chapter is unknown, one of the files is malformed, or
+            a profile of questions has no file of them.
     """
     profiles = {folder.name: folder for folder in (ROOT / "profiles").iterdir() if folder.is_dir()}
     if profile and profile not in profiles:
@@ -87,6 +88,8 @@ def of_profile(profile: str = "", chapters: str = "", model: str = "", dataset: 
     folder = profiles.get(profile)
     given = {path.stem: read_parameters([path], []) for path in folder.glob("*.yaml")} if profile else {}
     known = read_chapters()
+    if given and not dataset and all(known.get(name, {}).get("questions") for name in given):
+        raise ValueError(f"PROFILE is {profile!r}, which asks a file of questions: DATASET has to name one.")
     own = {name: given.get(name, {}) for name in chosen(chapters, known)}
     common = given.get("common", {})
     usual = defaults(ROOT / "notebooks" / f"{next(iter(own))}.ipynb") | common

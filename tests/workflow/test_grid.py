@@ -298,3 +298,5 @@ def test_a_chapter_without_pictures_for_its_question_is_left_out_but_for_those_w
     assert run(dataset="imagenet-v2", chapters="13") == [shape]
     (questions := tmp_path / "SEEDBench_IMG.tsv").touch()
     assert run(dataset=str(questions), profile="questions") == ["06-answer-stability"]
+    with pytest.raises(ValueError, match="PROFILE is 'questions', which asks a file of questions: DATASET has to name"):
+        grid.of_profile(profile="questions")
