@@ -255,7 +255,8 @@ def test_a_pair_is_as_reported_otherwise_or_open():
     assert (wide.verdict == "not decided").all() and wide.seen.tolist()[0] == "lower", "runs decide, images do not"
     assert (trends.beside_claims(rows.assign(runs=1), 0.05).verdict == "one run").all()
     assert trends.counts(found.verdict) | {"n": 3, "as_reported": 2, "not_decided": 1} == trends.counts(found.verdict)
-    assert trends.bullets(found).count("\n") == 2
+    said = trends.against_claims(found)
+    assert "; of the others 2 differ as reported and 0 otherwise, 1 are not decided" in said and said.count("\n- ") == 3
 
 
 @pytest.fixture(scope="module")

@@ -366,15 +366,28 @@ def beside_claims(table: pd.DataFrame, margin: float) -> pd.DataFrame:
     return found.assign(expected=expected, verdict=np.select(cases, ["one run", runs, "as reported"], "otherwise"))
 
 
-def bullets(table: pd.DataFrame) -> str:
-    """The table of `beside_claims` as a list, a sentence a statement."""
-    said = [
+def against_claims(table: pd.DataFrame) -> Markup:
+    """The table of `beside_claims`: how many verdicts there are of each kind, and a sentence a statement.
+
+    Examples:
+        >>> row = {"factor": "loss", "member": "m", "reported": "r", "source": "s", "measurement": "accuracy/a_b"}
+        >>> row |= {"other": 0.5, "base": 0.25, "value": 0.25, "low": 0.1, "high": 0.4, "p_holm": 0.01}
+        >>> row |= {"seen": "higher", "expected": "higher", "verdict": "one run"}
+        >>> print(against_claims(pd.DataFrame([row])).splitlines()[0])
+        Of 1 pairs 1 are of one training run each, of which no verdict on the factor follows.
+    """
+    n = counts(table.verdict)
+    said = f"Of {n['n']} pairs {n['one_run']} are of one training run each, of which no verdict on the factor follows"
+    if n["one_run"] < n["n"]:
+        said += f"; of the others {n['as_reported']} differ as reported and {n['otherwise']} otherwise, "
+        said += f"{n['not_decided']} are not decided, and {n['at_a_ceiling']} are at a ceiling"
+    each = [
         f"- *{c.factor}*, {c.member}: {c.reported} ({c.source}). {c.measurement.replace('_', ' ')}: {c.other:.3g}, "
         f"of the default {c.base:.3g}, {c.value:+.3g} [{c.low:+.3g}, {c.high:+.3g}], p {c.p_holm:.2g}: "
         f"{c.seen} between these models, expected {c.expected}; **{c.verdict}**."
         for c in table.itertuples()
     ]
-    return Markup("\n".join(said))
+    return Markup("\n".join([said + ".\n", *each]))
 
 
 def counts(verdicts: pd.Series) -> dict[str, int]:
