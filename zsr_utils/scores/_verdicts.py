@@ -77,9 +77,11 @@ def by_verdict(table: pd.DataFrame, column: str, words: Mapping[str, str], spec:
         >>> table = pd.DataFrame({"model": ["a", "b", "c"], "verdict": ["more", "less", "more"]})
         >>> by_verdict(table, "model", {"more": "better are", "less": "worse is", "undecided": "not decided:"})
         'better are a, c; worse is b'
+        >>> by_verdict(table[:0], "model", {"more": "better are"}, "pct")
+        ''
     """
     said = _spoken(table, column)
-    if spec:
+    if spec and len(table):
         said += [f" ({estimate_of(row):{spec}})" for row in table.itertuples()]
     of = {way: ", ".join(said[table.verdict == way]) for way in words}
     return mark.join(f"{words[way]} {names}" for way, names in of.items() if names)
