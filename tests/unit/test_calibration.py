@@ -98,7 +98,7 @@ def test_consistency_bands_hold_a_calibrated_model_and_not_one_too_sure():
 
 def test_rows_are_read_as_trained_scaled_and_as_sigmoids_with_cut_logits_left_out():
     shown = {"fit": LOGITS, "clean": 2 * LOGITS, "few": LOGITS[:, :3]}
-    frames = [pd.DataFrame(z).add_prefix("logit_").assign(label=LABELS % z.shape[1], set=s) for s, z in shown.items()]
+    frames = [pd.DataFrame({"logits": list(z), "label": LABELS % z.shape[1], "set": s}) for s, z in shown.items()]
     rows, net = pd.concat(frames, ignore_index=True).assign(model="m"), SimpleNamespace(logit_bias=torch.tensor(1.0))
     found = cal.temperatures(rows)
     assert found.value.tolist() == [scores.fit_temperature(LOGITS, LABELS).value]

@@ -183,11 +183,19 @@ def test_a_wave_adds_power_to_the_one_band_it_is_in():
         np.testing.assert_allclose(difference[0], expected, atol=1e-9)
 
 
+def test_a_pattern_is_in_one_band_along_both_sides_of_a_grid_that_is_not_square():
+    clean = np.random.default_rng(4).normal(size=(1, 4, 8, 3))
+    along, down = np.zeros_like(clean), np.zeros_like(clean)
+    along[:, :, ::2], down[:, ::2] = 1, 1  # every second token: four times along the grid, twice down
+    along, down = (scores.change_spectrum(clean, clean + change - 0.5, 4)[0][0] for change in (along, down))
+    assert along.argmax() == 2 and along.max() == pytest.approx(1)
+    np.testing.assert_allclose(along, down, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: scores.band_of(8, 6, 8), "The token grid is 8 x 6, allowed is a square one"),
-        (lambda: scores.change_spectrum(*np.ones((2, 1, 8, 6, 3))), "The token grid is 8 x 6, allowed is a square one"),
+        (lambda: scores.band_of(8, 0, 8), "The token grid is 8 x 0, allowed is a token or more on each side"),
         (lambda: scores.band_of(8, 8, 0), "bands is 0, allowed is 1 or more"),
         (lambda: scores.power_change(*np.ones((2, 1, 3, 8, 8)), bands=0), "bands is 0, allowed is 1 or more"),
         (

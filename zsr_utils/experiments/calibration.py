@@ -29,8 +29,8 @@ AS_IS, SCALED, SIGMOID = "as trained", "scaled", "as sigmoids"
 
 
 def logits(batch: Batch, seen: Seen) -> dict:
-    """Facts: every logit, from which all of this chapter is computed; float32 keeps a list of 1,000 names small."""
-    return {f"logit_{k}": column for k, column in enumerate(seen.logits.float().numpy().T)}
+    """Facts: the logits, from which all of this chapter is computed; float32 keeps those of 1,000 names small."""
+    return {"logits": list(seen.logits.float().numpy())}
 
 
 def halves(images: Dataset, seed: int) -> tuple[Dataset, Dataset]:
@@ -46,13 +46,13 @@ def measured(study: Study, fit: Dataset, evaluation: Dataset, shifts: Mapping[st
         condition = Condition(name, float(name in shifts), unchanged, logits, draws=1)
         frames.append(study.measure([condition], images=images, keep=False).assign(set=name))
     rows = pd.concat(frames, ignore_index=True)
-    study.keep_rows(rows.drop(columns=[c for c in rows if c.startswith("logit_")]))
+    study.keep_rows(rows.drop(columns="logits"))
     return rows
 
 
 def logits_of(rows: pd.DataFrame) -> np.ndarray:
     """Logits (N, K) of rows of one set; a shift with fewer classes has fewer names, cut before the softmax."""
-    return rows.filter(regex=r"^logit_\d+$").dropna(axis=1, how="all").to_numpy(float)
+    return np.stack(rows.logits.to_list()).astype(float)
 
 
 def temperatures(rows: pd.DataFrame) -> pd.DataFrame:

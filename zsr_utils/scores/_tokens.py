@@ -52,18 +52,22 @@ def mean_square_norm(
 def band_of(h: int, w: int, bands: int) -> Int[np.ndarray, "h w"]:
     """Radial band, 0 to `bands - 1`, of every frequency of the 2-D DFT of an h x w grid, in the DFT's order.
 
-    Bands have equal width in radius, from the mean to the corner. A frequency on an edge belongs to the band above.
+    Bands have equal width in radius, from the mean to the corner, in cycles a token, so that a pattern is in the same
+    band along both sides of a grid that is not square. A frequency on an edge belongs to the band above.
 
     Examples:
         >>> band_of(4, 4, 2).tolist()
         [[0, 0, 1, 0], [0, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]]
+        >>> band_of(2, 4, 2).tolist()
+        [[0, 0, 1, 0], [1, 1, 1, 1]]
 
     Source: This project's choice.
     """
-    if h != w or h < 1:
-        raise ValueError(f"The token grid is {h} x {w}, allowed is a square one.")
+    if min(h, w) < 1:
+        raise ValueError(f"The token grid is {h} x {w}, allowed is a token or more on each side.")
     _check_bands(bands)
-    squares = _squared_frequency(h, w)
+    rows, columns = _frequencies(h, w)
+    squares = (w * rows[:, None]) ** 2 + (h * columns) ** 2  # times (h w)^2: whole numbers, so that ties stay ties
     radius = np.sqrt(squares / max(squares.max(), 1))
     return np.minimum(np.floor(bands * radius + 1e-9).astype(int), bands - 1)  # 1e-9: edges such as 1/3 are rounded
 
@@ -125,7 +129,8 @@ def power_change(
     """
     clean, perturbed = _same_shape(clean, perturbed)
     _check_bands(bands)
-    radius = np.sqrt(_squared_frequency(*clean.shape[2:]))
+    rows, columns = _frequencies(*clean.shape[2:])
+    radius = np.sqrt(rows[:, None] ** 2 + columns**2)
     band = np.digitize(radius, np.geomspace(1, radius.max() + 1, bands + 1)[1:-1] - 1)
     counts = np.bincount(band.ravel(), minlength=bands)
     before, after = (
@@ -150,10 +155,9 @@ def _band_sums(half: Float[np.ndarray, "n h k"], band: Int[np.ndarray, "h w"], b
     return half.reshape(len(half), -1) @ member.reshape(-1, bands)
 
 
-def _squared_frequency(h: int, w: int) -> Int[np.ndarray, "h w"]:
-    """Squared radius, in cycles a grid, of every DFT frequency; whole numbers, so that ties stay ties."""
-    rows, columns = (np.fft.fftfreq(n, 1 / n).round().astype(int) for n in (h, w))
-    return rows[:, None] ** 2 + columns**2
+def _frequencies(h: int, w: int) -> tuple[Int[np.ndarray, "h"], Int[np.ndarray, "w"]]:
+    """Frequencies of the DFT along both sides, in cycles a grid."""
+    return tuple(np.fft.fftfreq(n, 1 / n).round().astype(int) for n in (h, w))
 
 
 def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
