@@ -122,6 +122,7 @@ def test_scores_a_token_can_choose_another_option():
 def test_statistics_of_stability_have_their_closed_forms():
     one, other = np.array([1.0, 2, 3]), np.array([3.0, 4, 5])
     assert stability.cohens_d(one, other) == -2
+    assert np.isnan(stability.cohens_d(one[:1], other[:1]))
     table = rows(prediction=[0, 1, 1, 1]).assign(sample_id=list("aabb"))
     assert stability.entropy(table).value == pytest.approx(np.log(2) / 2)
     n = 12

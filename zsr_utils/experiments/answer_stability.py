@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from PIL import Image
-from scipy.spatial.distance import jensenshannon
+from scipy import special
 from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
@@ -202,7 +202,9 @@ def _ratio(drift: np.ndarray, distance: np.ndarray, axis: int = -1) -> np.ndarra
 
 
 def cohens_d(one: np.ndarray, other: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Difference of two means over their pooled standard deviation (ddof 1)."""
+    """Difference of two means over their pooled standard deviation (ddof 1); NaN of one value each."""
+    if one.shape[axis] < 2:
+        return np.nan * one.mean(axis)
     pooled = np.sqrt((one.var(axis, ddof=1) + other.var(axis, ddof=1)) / 2)
     return (one.mean(axis) - other.mean(axis)) / np.maximum(pooled, 1e-12)
 
@@ -266,9 +268,21 @@ def towards_blank(rows: pd.DataFrame, blank: str = "white") -> pd.DataFrame:
         way, gone = clean - other, clean - margin
         rows = rows.assign(dtp=np.where(np.abs(way) > LEAST, gone / way, np.nan), same_side=margin * other > 0)
     else:
-        far, near = (jensenshannon(v, other, axis=1) ** 2 for v in (clean, p))
+        far, near = (divergence(v, other) for v in (clean, p))
         rows = rows.assign(dtp=np.where(far > 0.01, 1 - near / np.maximum(far, 1e-12), np.nan))
     return rows[rows.family.notna()]
+
+
+def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Jensen and Shannon's, of distributions in rows (N, K), in nats; 0 of equal ones, where SciPy's may be NaN.
+
+    Examples:
+        >>> p, q = np.array([[1.0, 0.0], [0.3, 0.7]]), np.array([[0.0, 1.0], [0.3, 0.7]])
+        >>> divergence(p, q).round(4).tolist()
+        [0.6931, 0.0]
+    """
+    middle = (p + q) / 2
+    return (special.rel_entr(p, middle) + special.rel_entr(q, middle)).sum(1).clip(0) / 2
 
 
 def towards(study: Study, questions: Questions, rows: pd.DataFrame, polled: pd.DataFrame) -> pd.DataFrame:
