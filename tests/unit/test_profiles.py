@@ -20,10 +20,12 @@ PROFILES = sorted(p.name for p in (run.ROOT / "profiles").iterdir() if p.is_dir(
 
 
 @pytest.mark.parametrize("profile", ["", *PROFILES])
-def test_a_profile_fits_every_notebook(profile):
-    for job in grid.jobs(grid.of_profile(profile)):
+def test_a_profile_fits_every_notebook(profile, tmp_path):
+    (asked := tmp_path / "SEEDBench_IMG.tsv").touch()  # the profile of questions has none of its own
+    own = {"dataset": str(asked)} if profile == "questions" else {}
+    for job in grid.jobs(grid.of_profile(profile, **own)):
         parameters = run.check(job.notebook, job.parameters)
-        assert parameters["dataset"] in NAMES
+        assert own or parameters["dataset"] in NAMES
         models = [(parameters["model"], parameters.get("pretrained") or None)]
         named = [
             *parameters.get("models", []),
