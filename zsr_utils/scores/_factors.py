@@ -58,7 +58,7 @@ def rank_agreement(one: Float[np.ndarray, "r k"], other: Float[np.ndarray, "r k"
     """
     a, b = (stats.rankdata(v, axis=1) - (v.shape[1] + 1) / 2 for v in (one, other))
     spread = np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    rho = (a * b).sum(1) / np.where(spread > 0, spread, 1)  # 0 where all ranks are equal
+    rho = ((a * b).sum(1) / np.where(spread > 0, spread, 1)).clip(-1, 1)  # 0 where all ranks are equal
     z = np.arctanh(0.999 * rho)  # Fisher's, on which a spread is the same everywhere
     low, high = np.tanh(z[0] + np.quantile(z[1:], [0.025, 0.975]) - np.median(z[1:]))
     return Estimate(float(rho[0]), float(low), float(high), "bayesian bootstrap 95 %", one.shape[1], "1")
