@@ -68,10 +68,10 @@ class Embedded:
         position = {sample_id: i for i, sample_id in enumerate(self.sample_ids)}
         return torch.from_numpy(self.features[[position[i] for i in sample_ids]])
 
-    def sample(self, most: int, *, seed: int = 0) -> "Embedded":
-        """At most so many of the images, drawn at random, in their order."""
-        n = len(self.labels)
-        kept = np.sort(np.random.default_rng(seed).choice(n, min(most, n), replace=False))
+    def sample(self, most: int, *, classes: Sequence[int] | None = None, seed: int = 0) -> "Embedded":
+        """At most so many of the images, of these classes or of all, drawn at random, in their order."""
+        rows = np.arange(len(self.labels)) if classes is None else np.flatnonzero(np.isin(self.labels, classes))
+        kept = np.sort(np.random.default_rng(seed).choice(rows, min(most, len(rows)), replace=False))
         return Embedded(self.sample_ids[kept], self.labels[kept], self.features[kept])
 
 

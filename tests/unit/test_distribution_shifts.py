@@ -142,6 +142,13 @@ def test_a_folder_is_a_shift_of_the_classes_that_both_have(tmp_path):
         natural_shifts(alone, [str(tmp_path / "sketch")])
 
 
+def test_a_shift_that_was_asked_for_by_name_is_not_left_out_in_silence(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSR_DATA", str(tmp_path / "data"))
+    tree(tmp_path / "photo", "cat", "dog")
+    with pytest.raises(FileNotFoundError, match=r"^imagenet-r is not in"):
+        natural_shifts(load_dataset(str(tmp_path / "photo")), ["imagenet-r"])
+
+
 def test_scenes_keep_what_a_shift_does_not_change():
     clean = dict(list(tabletop_scenes().items())[:6])
     found = tabletop_shifts(list(clean), "validation", 0)

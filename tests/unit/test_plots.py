@@ -97,6 +97,12 @@ def test_projection_names_every_sample():
     assert list(figure.data[0].text) == ["s1"] and "<img" not in figure.to_json()
 
 
+def test_a_map_of_some_classes_has_no_line_in_the_legend_for_others():
+    points = pd.DataFrame({"sample_id": ["s", "t"], "label": 7, "modality": ["image", "text"], "x": range(2), "y": 0})
+    figure = plots.projection(points, [str(k) for k in range(9)])
+    assert [t.name for t in figure.data] == ["7", "7"] and figure.data[0].marker.color == plots._style.CLASS_COLORS[0]
+
+
 def test_names_of_class_texts_stand_away_from_their_neighbours():
     points = pd.DataFrame(
         {"sample_id": list("abc"), "label": range(3), "modality": "text", "x": [0.0, 1.0, 9.0], "y": [0.0, 0.1, 5.0]}

@@ -62,6 +62,18 @@ def test_the_map_shows_images_and_the_directions_of_the_classes(make, mapped):
         np.testing.assert_allclose(found, unit - unit.mean(0), atol=1e-6)
 
 
+def test_a_map_of_some_classes_has_their_images_and_their_texts(mapped):
+    net, images = tiny_model(), tiny_images()
+    embedded = embed(net, images)
+    some = embedded.sample(100, classes=[0, 2])
+    assert set(some.labels) == {0, 2} and len(some.labels) == np.isin(embedded.labels, [0, 2]).sum()
+    assert set(embedded.sample(5, classes=[1]).labels) == {1} and len(embedded.sample(5).labels) == 5
+    rows = zero_shot.project(net, some, images.class_names, ["{}"])
+    texts = rows[rows.modality == "text"]
+    assert texts.sample_id.tolist() == ["text/a", "text/ccc"] and texts.label.tolist() == [0, 2]
+    assert mapped[0].shape[0] == len(some.labels) + 2
+
+
 def test_a_map_is_made_once_a_seed(mapped):
     net, images = tiny_model(), tiny_images()
     embedded = embed(net, images)

@@ -45,6 +45,8 @@ def natural_shifts(
         try:
             shown = load_dataset(name, limit=limit, seed=seed)
         except FileNotFoundError:
+            if name in folders:  # asked for by name
+                raise
             continue
         if name == "objectnet":
             shift = Shift(shown, as_objectnet(images))

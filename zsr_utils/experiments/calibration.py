@@ -123,7 +123,8 @@ def scaling_in_words(table: pd.DataFrame) -> str:
     words = {"less": "falls on", "more": "rises on", "undecided": "is not decided on"}
     each = table.groupby("model", sort=False)
     said = [f"the NLL of {model} {scores.by_verdict(own, 'set', words, mark=', ')}" for model, own in each]
-    return f"Scaled by the temperature of clean images, {'; '.join(said)}" if said else NONE.capitalize()
+    tested = "Scaled by the temperature of clean images and with each model's sets tested at once (Holm)"
+    return f"{tested}, {'; '.join(said)}" if said else NONE.capitalize()
 
 
 def diagram(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Chapter 01: what lies behind a zero-shot accuracy: other prompts, published numbers, a map of the space."""
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,7 +46,7 @@ def similarity(study: Study, some: Embedded, seed: int) -> None:
 def project(
     net: Model, embedded: Embedded, class_names: Sequence[str], templates: Sequence[str], *, seed: int = 0
 ) -> pd.DataFrame:
-    """UMAP of images and classes in one plane, by cosine distance: texts, or the weights of a supervised head.
+    """UMAP of images and their classes in one plane, by cosine distance: texts, or the weights of a supervised head.
 
     Images and texts sit in separate cones of the sphere (the modality gap), so each cloud is centred before the two are
     joined; without that the map would show two islands and nothing else.
@@ -53,12 +54,13 @@ def project(
     Source: McInnes et al. (2018); centring is this project's choice.
     """
     weights, _ = net.directions(net.classifier(class_names, templates))
-    clouds = embedded.features, weights.cpu().numpy()
+    classes = np.unique(embedded.labels)
+    clouds = embedded.features, weights.cpu().numpy()[classes]
     pictures, texts = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in clouds)
     points = np.concatenate([pictures - pictures.mean(0), texts - texts.mean(0)])
     plane = _plane(points, max(2, min(15, len(points) - 1)), seed)
-    ids = [*embedded.sample_ids, *(f"text/{c}" for c in class_names)]
-    labels = [*embedded.labels, *range(len(class_names))]
+    ids = [*embedded.sample_ids, *(f"text/{class_names[k]}" for k in classes)]
+    labels = [*embedded.labels, *classes]
     modality = np.repeat(["image", "text"], [len(pictures), len(texts)])
     return pd.DataFrame({"sample_id": ids, "label": labels, "modality": modality, "x": plane[:, 0], "y": plane[:, 1]})
 
@@ -97,6 +99,18 @@ def principal_axes(embedded: Embedded) -> Float[np.ndarray, "6 d"]:
     from sklearn.decomposition import PCA
 
     return PCA(6).fit(embedded.features).components_
+
+
+def most_confused(rows: pd.DataFrame, most: int) -> list[int]:
+    """At most so many classes, in order: those of the most frequent mistakes, then the first ones.
+
+    Examples:
+        >>> most_confused(pd.DataFrame({"label": [0, 1, 3, 3, 2], "prediction": [0, 4, 2, 2, 2]}), 2)
+        [2, 3]
+    """
+    wrong = rows[rows.prediction != rows.label]
+    pairs = wrong.value_counts(["label", "prediction"]).index
+    return sorted(list(dict.fromkeys([*itertools.chain(*pairs), *np.unique(rows.label).tolist()]))[:most])
 
 
 def one_per_class(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:

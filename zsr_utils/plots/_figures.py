@@ -186,10 +186,10 @@ def projection(points: pd.DataFrame, class_names: Sequence[str]) -> go.Figure:
     figure, texts = go.Figure(), points[points.modality == "text"]
     trace = go.Scatter if len(points) <= 5000 else go.Scattergl  # the latter is fast, and hides what lies behind
     for modality in ("image", "text"):
-        for label, name in enumerate(escaped(class_names)):
+        for k, label in enumerate(sorted(set(points.label))):
             part, image = points[(points.label == label) & (points.modality == modality)], modality == "image"
-            n = len(CLASS_COLORS)
-            mark = {"color": CLASS_COLORS[label % n], "symbol": CLASS_SYMBOLS[(label + label // n) % n]}
+            n, name = len(CLASS_COLORS), as_html(class_names[label])
+            mark = {"color": CLASS_COLORS[k % n], "symbol": CLASS_SYMBOLS[(k + k // n) % n]}
             ring = {"size": 6, "opacity": 0.75, "line": {"color": GREY, "width": 0.5}}
             ring = ring if image else {"size": 15, "line": {"color": "#FFFFFF", "width": 2}}
             figure.add_trace((trace if image else go.Scatter)(
