@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 
 import numpy as np
 import pandas as pd
@@ -145,6 +146,18 @@ def test_a_figure_of_too_many_samples_opens_no_picture():
     points = pd.DataFrame({"sample_id": list("abc"), "label": 0, "modality": "image", "x": range(3), "y": 0})
     opened = (pytest.fail("a picture was opened") for _ in range(1))
     assert plots.with_thumbnails(plots.projection(points, ["one"]), opened, limit=2).layout.meta is None
+
+
+def test_a_gallery_keeps_small_pictures_exactly_and_photographs_small():
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    photograph = Image.fromarray(noise).resize((16, 16)).resize((256, 256), Image.Resampling.BICUBIC)
+    shown = plots.gallery([Image.fromarray(noise[:64, :64]), photograph], ["small", "large"]).data
+    small, large = (base64.b64decode(text) for text in re.findall('base64,([^"]+)', shown))
+    assert (np.asarray(Image.open(io.BytesIO(small))) == noise[:64, :64]).all()
+    apart = np.asarray(Image.open(io.BytesIO(large)).convert("RGB"), dtype=float) - np.asarray(photograph)
+    assert np.abs(apart).mean() < 3
+    photograph.save(exact := io.BytesIO(), "PNG", optimize=True)
+    assert len(large) < len(exact.getvalue()) / 3
 
 
 def test_gallery_escapes_captions_and_has_alternative_text():

@@ -51,12 +51,18 @@ def gallery(images: Sequence[Image.Image], captions: Sequence[str], *, width: in
     for image in (image for image in images if image.width > 2 * width):
         image.thumbnail((2 * width, 2 * width))
     figures = "".join(
-        f'<figure style="--width:{width}px"><img src="{_address(image, "PNG", optimize=True)}" width="{width}" '
+        f'<figure style="--width:{width}px"><img src="{_address(image, **_kept(image))}" width="{width}" '
         f'alt="{as_html(caption.replace(chr(10), ", "))}">'
         f"<figcaption>{as_html(caption).replace(chr(10), '<br>')}</figcaption></figure>"
         for image, caption in zip(images, captions, strict=True)
     )
     return HTML(f'<div class="zsr-gallery tex2jax_ignore">{figures}</div>')
+
+
+def _kept(image: Image.Image) -> dict:
+    """How a picture is stored: exactly, or, where a photograph would weigh 60 kB, nearly so."""
+    small = image.width * image.height <= 128**2
+    return {"kind": "PNG", "optimize": True} if small else {"kind": "WEBP", "quality": 90}
 
 
 def _shown(image) -> Image.Image:
