@@ -104,6 +104,14 @@ def test_a_map_of_some_classes_has_no_line_in_the_legend_for_others():
     assert [t.name for t in figure.data] == ["7", "7"] and figure.data[0].marker.color == plots._style.CLASS_COLORS[0]
 
 
+def test_long_names_are_short_on_a_map_and_whole_beside_the_pointer():
+    points = pd.DataFrame({"sample_id": ["s", "t"], "label": 0, "modality": ["image", "text"], "x": range(2), "y": 0})
+    name = "African hunting dog, hyena dog, Lycaon pictus"
+    figure = plots.projection(points, [name])
+    assert figure.data[0].name == "African hunting dog, hy…" and name in figure.data[0].hovertemplate
+    assert figure.layout.annotations[0].text == "<b>African hunting dog, hy…</b>"
+
+
 def test_names_of_class_texts_stand_away_from_their_neighbours():
     points = pd.DataFrame(
         {"sample_id": list("abc"), "label": range(3), "modality": "text", "x": [0.0, 1.0, 9.0], "y": [0.0, 0.1, 5.0]}
