@@ -23,6 +23,16 @@ def nearest(name: str, known: Iterable[str], *, n: int = 3) -> list[str]:
     return [by_lower[f] for f in found]
 
 
+def short(text: str, length: int = 120) -> str:
+    """The beginning of a long text.
+
+    Examples:
+        >>> short("soup bowl", 5), short("mug", 5)
+        ('soup…', 'mug')
+    """
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """The sentence for a name nobody knows, with the closest right ones."""
     known = list(known)

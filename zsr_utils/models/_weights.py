@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from zsr_utils._text import short
+
 
 FIRST = ("state_dict", "model_state_dict", "model")  # of several state dicts in a file, these in this order
 INSIDE = re.compile(r"_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")  # torch's wrappers, at any depth
@@ -129,7 +131,3 @@ def read_config(path: Path) -> dict:
 
 def reason_of(error: Exception | str) -> str:
     return short((str(error).strip() or type(error).__name__).splitlines()[0], 160)
-
-
-def short(text: str, length: int = 120) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from zsr_utils._text import as_html
+from zsr_utils._text import as_html, short
 from zsr_utils.plots._style import BLUE, CLASS_COLORS, CLASS_SYMBOLS, GREY, HEIGHT, ORANGE, SEQUENTIAL, SERIES, faded
 
 
@@ -189,18 +189,18 @@ def projection(points: pd.DataFrame, class_names: Sequence[str]) -> go.Figure:
         for k, label in enumerate(sorted(set(points.label))):
             part, image = points[(points.label == label) & (points.modality == modality)], modality == "image"
             n, whole = len(CLASS_COLORS), class_names[label]
-            name, short = escaped([whole, whole if len(whole) <= 24 else f"{whole[:23]}…"])
+            name, called = as_html(whole), as_html(short(whole, 24))
             mark = {"color": CLASS_COLORS[k % n], "symbol": CLASS_SYMBOLS[(k + k // n) % n]}
             ring = {"size": 6, "opacity": 0.75, "line": {"color": GREY, "width": 0.5}}
             ring = ring if image else {"size": 15, "line": {"color": "#FFFFFF", "width": 2}}
             figure.add_trace((trace if image else go.Scatter)(
-                x=part.x, y=part.y, mode="markers", name=short, legendgroup=name, showlegend=image, marker=mark | ring,
+                x=part.x, y=part.y, mode="markers", name=called, legendgroup=name, showlegend=image, marker=mark | ring,
                 text=escaped(part.sample_id) if image else None,
                 hovertemplate=(f"%{{text}}<br>{name}" if image else f"text “{name}”") + "<extra></extra>",
             ))  # fmt: skip
             for x, y in [] if image else part[["x", "y"]].to_numpy():
                 look = {"showarrow": False, "bgcolor": "rgba(255,255,255,0.75)", "borderpad": 1, **_away(x, y, texts)}
-                figure.add_annotation(x=x, y=y, text=f"<b>{short}</b>", **look)
+                figure.add_annotation(x=x, y=y, text=f"<b>{called}</b>", **look)
     hidden = {"showticklabels": False, "showgrid": False, "title": ""}
     figure.update_xaxes(**hidden).update_yaxes(**hidden)
     return figure.update_layout(height=520)

@@ -51,7 +51,7 @@ def gallery(images: Sequence[Image.Image], captions: Sequence[str], *, width: in
     for image in (image for image in images if image.width > 2 * width):
         image.thumbnail((2 * width, 2 * width))
     figures = "".join(
-        f'<figure style="--width:{width}px"><img src="{_address(image, **_kept(image))}" width="{width}" '
+        f'<figure style="--width:{width}px"><img src="{_address(image, **_stored(image))}" width="{width}" '
         f'alt="{as_html(caption.replace(chr(10), ", "))}">'
         f"<figcaption>{as_html(caption).replace(chr(10), '<br>')}</figcaption></figure>"
         for image, caption in zip(images, captions, strict=True)
@@ -59,7 +59,7 @@ def gallery(images: Sequence[Image.Image], captions: Sequence[str], *, width: in
     return HTML(f'<div class="zsr-gallery tex2jax_ignore">{figures}</div>')
 
 
-def _kept(image: Image.Image) -> dict:
+def _stored(image: Image.Image) -> dict:
     """How a picture is stored: exactly, or, where a photograph would weigh 60 kB, nearly so."""
     small = image.width * image.height <= 128**2
     return {"kind": "PNG", "optimize": True} if small else {"kind": "WEBP", "quality": 90}
