@@ -1,6 +1,7 @@
 """Chapter 07: closed forms of its numbers, and where its shifts come from."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -157,3 +158,16 @@ def test_scenes_keep_what_a_shift_does_not_change():
         assert {scenes[i].kind for scenes in found.values()} == {scene.kind}
         assert found["stylized"][i].pattern != scene.pattern and found["sketch"][i].yaw == scene.yaw
         assert found["objectnet"][i].setting in ("beach", "night")
+
+
+def test_shifts_are_told_from_the_line_all_at_once():
+    ways = {"far": 0.1, "near": 0.021, "on_it": 0.0, "under": -0.1}
+    shifts = [
+        {"model": "m", "shift": s, **vars(scores.Estimate(v, v - 0.02, v + 0.02, "95 %", 9))} for s, v in ways.items()
+    ]
+    table, study = pd.DataFrame(shifts), SimpleNamespace(name="m")
+    said = dist.above_in_words(study, table)
+    assert said.endswith("at once (Holm), m is above the line under far and below the line under under.")
+    assert "above the line under near" in dist.above_in_words(study, table[1:2])
+    assert "not told from the line under any shift" in dist.above_in_words(study, table[2:3])
+    assert "there is no line" in dist.above_in_words(study, table[:0])

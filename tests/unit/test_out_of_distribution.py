@@ -122,3 +122,14 @@ def test_a_comparison_is_of_one_set_at_a_time():
     assert table.verdict.tolist() == ["more"] and table.n.tolist() == [120]
     assert "b: higher on noise" in ood.compared_in_words(table, "score", "a")
     assert "nothing to compare" in ood.compared_in_words(ood.compared(rows, "score", "c"), "score", "c")
+
+
+def test_shifts_that_raise_false_alarms_are_told_all_at_once():
+    ways = {"far": 0.5, "near": 0.929, "on_it": 0.95}
+    found = [
+        {"set": s, "what": "all", **vars(scores.Estimate(v, v - 0.02, v + 0.02, "95 %", 9))} for s, v in ways.items()
+    ]
+    said = ood.alarms_in_words(pd.DataFrame(found))
+    assert "fewer pass under far (50.0 % [48.0, 52.0]); not decided for near (92.9 % [90.9, 94.9]), on it" in said
+    assert "fewer pass under near" in ood.alarms_in_words(pd.DataFrame(found[1:2]))
+    assert "no shift" in ood.alarms_in_words(pd.DataFrame({"set": [], "what": []}))

@@ -155,7 +155,7 @@ def test_an_attack_carries_over_where_another_set_errs_on_what_it_broke():
     assert table.sample_id.tolist() == ["s0", "s1"] and table.broken.tolist() == [True, False]
     shares = scores.estimates(table, ["model", "prompts"], scores.share_of("broken"))
     said = asking.carried_in_words(shares, "m")
-    assert "whether more than half are broken is not decided for x; least are for “x”, 50.0 %" in said
+    assert "whether more than half are broken is not decided for x (Holm-corrected); least are for “x”, 50.0 %" in said
     assert "broke no picture" in asking.carried_in_words(table[:0], "m")
 
 

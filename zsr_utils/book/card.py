@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from zsr_utils import scores
 from zsr_utils._cache import digest
 from zsr_utils.datasets import published_accuracy
 from zsr_utils.records import read_numbers, read_provenance
 from zsr_utils.records._files import write_json, write_whole
 from zsr_utils.records.chapters import read_chapters, valid
-from zsr_utils.scores import Estimate, confidence_sequence, halves_difference, holm, price, unpaired_difference
 
 
 PROTOCOL = 2  # goes up when the definition of a headline number changes: cards of two protocols are not compared
@@ -138,7 +138,7 @@ def compare(card: Mapping, other: Mapping) -> pd.DataFrame:
     if not common:
         raise ValueError(f"{name_of(card)} and {name_of(other)} have no headline number in common.")
     table = pd.DataFrame([_difference(ours[key], theirs[key]) for key in common])
-    table["p_holm"] = holm(table.p)
+    table["p_holm"] = scores.holm(table.p)
     table["decision"] = [decision(ours[k], theirs[k], row) for k, row in zip(common, table.to_dict("records"))]
     table["needed"] = [_needed(row, ours[key]["n"]) for key, row in zip(common, table.to_dict("records"))]
     return table
@@ -149,12 +149,11 @@ def _difference(one: Mapping, other: Mapping) -> dict:
     values, same = (other["value"], one["value"]), one["made_of"]["images"] == other["made_of"]["images"]
     found, how = None, PAIRED
     if same and one.get("halves") and other.get("halves"):
-        found, p = halves_difference(other["halves"], one["halves"], values, unit)
+        found, p = scores.halves_difference(other["halves"], one["halves"], values, unit)
     if not found or np.isnan(found.low):
         bounds = ([np.nan if n[k] is None else n[k] for k in ("value", "low", "high")] for n in (other, one))
-        found, how = unpaired_difference(*(Estimate(*b, "", one["n"], unit) for b in bounds)), APART
-        reach = found.value - found.low if found.value > 0 else found.high - found.value
-        p = 2 * stats.norm.sf(abs(found.value) / reach * stats.norm.ppf(0.975)) if reach > 0 else np.nan
+        found, how = scores.unpaired_difference(*(scores.Estimate(*b, "", one["n"], unit) for b in bounds)), APART
+        p = scores.no_difference(found)
     numbers = {"chapter": one["chapter"], "name": one["name"], "value": one["value"], "against": other["value"]}
     return numbers | {"difference": found.value, "low": found.low, "high": found.high, "how": how, "p": float(p)}
 
@@ -203,10 +202,10 @@ def watched(one: Path, other: Path) -> dict | None:
     d = (both.prediction == both.label).to_numpy(float) - (both.prediction_other == both.label).to_numpy(float)
     if not len(d):
         return None
-    low, high = (2 * bound - 1 for bound in confidence_sequence((d + 1) / 2))
+    low, high = (2 * bound - 1 for bound in scores.confidence_sequence((d + 1) / 2))
     left = np.flatnonzero((low > 0) | (high < 0))
     ends = {"value": float(d.mean()), "low": float(low[-1]), "high": float(high[-1]), "unit": "fraction"}
-    return ends | {"n": len(d), "first": int(left[0]) + 1 if len(left) else 0, "price": price((d + 1) / 2)}
+    return ends | {"n": len(d), "first": int(left[0]) + 1 if len(left) else 0, "price": scores.price((d + 1) / 2)}
 
 
 def summary(table: pd.DataFrame) -> dict[str, int]:

@@ -273,11 +273,10 @@ def drawn(standard: pd.DataFrame, shown: pd.DataFrame, clean: pd.DataFrame, line
 
 
 def above_in_words(study: Study, table: pd.DataFrame) -> str:
-    """Where the model is above or below the line, beyond both intervals."""
+    """Where the model is above or below the line, all shifts tested at once."""
     if table.empty:
         return f"Fewer than {trends.FEWEST} standard models are known for these shifts, so there is no line."
-    own = table[table.model == study.name]
-    own = own.assign(verdict=[scores.decide(scores.estimate_of(row)) for row in own.itertuples()])
+    own = scores.tested(table[table.model == study.name])
     words = {"more": "above the line under", "less": "below the line under"}
     said = scores.by_verdict(own, "shift", words, mark=" and ") or "not told from the line under any shift"
-    return f"{study.name} is {said}; these intervals are not corrected for their number."
+    return f"With all shifts tested at once (Holm), {study.name} is {said}."

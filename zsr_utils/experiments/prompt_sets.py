@@ -332,11 +332,11 @@ def carried_in_words(table: pd.DataFrame, model: str) -> str:
     own = table[table.model == model]
     if own.empty:
         return "The attack on the plain prompt broke no picture that another set names rightly."
-    own = own.assign(verdict=[scores.decide(scores.estimate_of(row), 0.5) for row in own.itertuples()])
+    own = scores.tested(own, 0.5)
     words = {"more": "more than half are broken for", "less": "less than half are broken for"}
     words["undecided"] = "whether more than half are broken is not decided for"
-    text = f"Of the pictures that the attack on the plain prompt broke, {scores.by_verdict(own, 'prompts', words)}"
-    least = own.loc[own.value.idxmin()]
+    said, least = scores.by_verdict(own, "prompts", words), own.loc[own.value.idxmin()]
+    text = f"Of the pictures that the attack on the plain prompt broke, {said} (Holm-corrected)"
     return f"{text}; least are for “{least.prompts}”, {scores.estimate_of(least):pct}."
 
 

@@ -11,7 +11,7 @@ from zsr_utils.scores._detection import auroc_parts, detection, separation
 from zsr_utils.scores._factors import column_means, error_ratio, half_dose, rank_agreement, ranks
 from zsr_utils.scores._halves import halves, halves_difference, in_halves, source_ids
 from zsr_utils.scores._intervals import (
-    Estimate, bootstrap, estimate_of, grouped_proportion, not_measured, paired_difference, proportion,
+    Estimate, bootstrap, estimate_of, grouped_proportion, no_difference, not_measured, paired_difference, proportion,
     unpaired_difference, wilson,
 )  # fmt: skip
 from zsr_utils.scores._noise import (
@@ -19,7 +19,7 @@ from zsr_utils.scores._noise import (
     qq_clouds, qq_points, squared_moves,
 )  # fmt: skip
 from zsr_utils.scores._overlap import detectable_gain, exact_proportion, overlap_effect
-from zsr_utils.scores._paired import changes_from, corrected, holm, paired_changes, paired_mean, sign_flip
+from zsr_utils.scores._paired import changes_from, corrected, holm, paired_changes, paired_mean, sign_flip, tested
 from zsr_utils.scores._retrieval import TIE, by_image, by_luck, found, median_rank, placed, recall, true_misses
 from zsr_utils.scores._robustness import (
     around_anchors, by_cell, clipped, drop, effective_robustness, flips, relative_errors,

@@ -207,6 +207,20 @@ def unpaired_difference(one: Estimate, other: Estimate) -> Estimate:
     return Estimate(value, float(low), float(high), f"both: {other.interval}", min(one.n, other.n), other.unit)
 
 
+def no_difference(difference: Estimate) -> float:
+    """Two-sided p of zero that an interval of 95 % stands for, if an error has the normal distribution.
+
+    Its width is that of the side towards zero; NaN where the interval has none.
+
+    Examples:
+        >>> round(no_difference(Estimate(1.96, 0, 9, "t 95 %", 20, "points")), 3)
+        0.05
+    """
+    d = difference
+    reach = d.value - d.low if d.value > 0 else d.high - d.value
+    return float(2 * scipy.stats.norm.sf(abs(d.value) / reach * Z)) if reach > 0 else np.nan
+
+
 def _tango(gained: int, lost: int, n: int) -> tuple[float, float]:
     """Bounds of (gained - lost) / n: the differences d that a score test does not reject at 5 %."""
     difference = (gained - lost) / n

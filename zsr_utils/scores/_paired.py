@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import stats
 
-from zsr_utils.scores._intervals import Estimate, bare
+from zsr_utils.scores._intervals import Estimate, bare, estimate_of, no_difference
 
 
 EXACT = 30  # differences that are not zero: below, all signs are counted
@@ -126,6 +126,19 @@ def corrected(table: pd.DataFrame, within: str | None = None) -> pd.DataFrame:
     sure = (p_holm < 0.05) & ((table.low > 0) | (table.high < 0))  # the interval is wider than the test for shares
     verdict = np.select([~sure, table.value > 0], ["undecided", "more"], "less")
     return table.assign(p_holm=p_holm, verdict=verdict)
+
+
+def tested(table: pd.DataFrame, reference: float = 0.0) -> pd.DataFrame:
+    """A table of estimates with `p` of the reference as `no_difference` gives it, all tested at once, as `corrected`.
+
+    Examples:
+        >>> table = pd.DataFrame([vars(Estimate(v, v - 2, v + 2, "t 95 %", 9)) for v in (2.1, 5.0, 0.5)])
+        >>> tested(table).verdict.tolist(), tested(table[:1]).verdict.tolist(), tested(table[1:], 9).verdict.tolist()
+        (['undecided', 'more', 'undecided'], ['more'], ['less', 'less'])
+    """
+    ends = table.assign(**table[["value", "low", "high"]] - reference)
+    found = corrected(ends.assign(p=[no_difference(estimate_of(row)) for row in ends.itertuples()]))
+    return table.assign(**found[["p", "p_holm", "verdict"]])
 
 
 def changes_from(rows: pd.DataFrame, column: str, base, by: str | Sequence[str], **options) -> pd.DataFrame:
