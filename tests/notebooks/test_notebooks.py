@@ -38,7 +38,11 @@ def test_the_form_of_a_chapter(path):
     kinds = [c.cell_type for c in cells]
     assert sum(a == b == "code" for a, b in itertools.pairwise(kinds)) <= len(lengths) / 5, "prose stands before code"
     for cell in code_cells(path):
-        for node in ast.walk(ast.parse(cell.source)):
+        code = ast.parse(cell.source)
+        last = getattr(code.body[-1], "value", None) if isinstance(code.body[-1], ast.Expr) else None
+        kept = isinstance(last, ast.Call) and getattr(last.func, "attr", "") in ("estimate", "keep", "number")
+        assert not kept, f"the page would print a record as it is: {ast.unparse(last)}"
+        for node in ast.walk(code):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 6, f"{node.name} belongs in the package"
 

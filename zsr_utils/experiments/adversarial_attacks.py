@@ -126,7 +126,7 @@ def compared(rows: pd.DataFrame, base: str, radii: Sequence[float]) -> pd.DataFr
     held = {(m, float(r)): (s > r + scores.LEVEL).astype(float) for m, s in smallest.items() for r in radii}
     long = pd.concat(held, names=["rival", "eps"]).rename("value").reset_index()
     table = scores.changes_from(long, "rival", base, ["rival", "eps"], bounds=1.0)
-    return table.assign(line=[f"{r}, {e:g} grey levels" for r, e in zip(table.rival, table.eps)])
+    return table.assign(line=[f"{r}, {e:g} grey level{'s'[: e != 1]}" for r, e in zip(table.rival, table.eps)])
 
 
 def against(base: pd.DataFrame, other: pd.DataFrame | Mapping[str, pd.DataFrame]) -> pd.DataFrame:

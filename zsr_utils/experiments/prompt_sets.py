@@ -226,7 +226,7 @@ def in_words(table: pd.DataFrame, model: str, than: str = "the plain prompt") ->
 def counted(table: pd.DataFrame) -> str:
     """How many comparisons are decided, and which way."""
     n = table.verdict.value_counts()
-    return f"of {len(table)} comparisons {n.get('better', 0)} are decided for better, {n.get('worse', 0)} for worse"
+    return f"better in {n.get('better', 0)} and worse in {n.get('worse', 0)} of {len(table)} comparisons"
 
 
 def training_pictures(study: Study, number: int, folder: str = "") -> Dataset | None:
