@@ -271,14 +271,14 @@ def rankings(rows: pd.DataFrame, seen: pd.DataFrame, images: Dataset) -> dict[st
     return {name: scores.column_means(v, low=low, seed=k) for k, (name, (v, low)) in enumerate(found.items())}
 
 
-def imagenet_x_ratios(study: Study, number: int) -> pd.DataFrame | str:
-    """Error ratios by the labels of ImageNet-X where the data set is ImageNet; for others, why there are none."""
+def imagenet_x_ratios(study: Study, number: int) -> pd.DataFrame | None:
+    """Error ratios by the labels of ImageNet-X where the data set is ImageNet; else says why there are none."""
     if study.parameters["dataset"] != "imagenet":
-        return f"ImageNet-X labels images of ImageNet, and this run saw {study.images.name}."
+        return study.say("ImageNet-X labels images of ImageNet, and this run saw {name}.", name=study.images.name)
     try:
         labels, images = imagenet_x(), load_dataset("imagenet")
     except FileNotFoundError as error:
-        return f"No error ratios of photographs: {error}"
+        return study.say("No error ratios of photographs: {error}", error=str(error))
     there = labels.index.intersection([s.sample_id for s in images.samples])
     images = images.only(there).subset(number, study.parameters["seed"])
     rows = study.measure([replace(ORIGINAL, name="annotated")], images=images, models=[study.name])
