@@ -35,7 +35,8 @@ def interval(metric: dict) -> str:
 
 
 def _digits(metric: dict, end: str) -> str:
-    return f"{100 * metric[end]:.1f}" if metric["unit"] == "fraction" else f"{metric[end]:.3g}"
+    share = metric["unit"] == "fraction"
+    return (f"{100 * metric[end]:z.1f}" if share else f"{metric[end]:.3g}").replace("-", "−")
 
 
 PAGES = Environment(
@@ -96,7 +97,7 @@ def carded(books: Sequence[Sequence[Chapter]], known: Mapping[str, Mapping], car
 
 
 def _images(n: float) -> str:
-    return "–" if isnan(n) else f"{n:,.0f}" if n < cards.MANY else "over a million"
+    return "" if isnan(n) else f"{n:,.0f}" if n < cards.MANY else "over a million"
 
 
 def _small(
