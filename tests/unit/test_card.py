@@ -87,6 +87,16 @@ def test_so_many_more_images_would_decide_as_the_normal_approximation_says():
     assert row.decision == "not decided" and row.needed == pytest.approx(by_hand, rel=0.02)
 
 
+def test_what_only_the_correction_leaves_open_needs_more_images():
+    hits, fewer, nothing = (np.arange(400) < k for k in (200, 160, 200))
+    one, other = ([number("a/b", first), *(number(f"a/n{k}", nothing) for k in range(30))] for first in (hits, fewer))
+    row = card.compare(card_with(one), card_with(other, "b")).iloc[0]
+    assert row.low > 0 and row.decision == "not decided"
+    level = stats.norm.isf(0.025 / 31)
+    by_hand = (level + 0.8416) ** 2 * (0.5 * 0.5 + 0.4 * 0.6) / 0.1**2
+    assert row.needed == pytest.approx(by_hand, rel=0.02) and row.needed > 400
+
+
 def test_equality_needs_a_margin_and_nothing_is_decided_at_the_best_possible():
     ids, right = [str(i) for i in range(2000)], np.ones(2000)
     many, few = (card_with([number("a/b", right[:n], ids[:n])]) for n in (2000, 30))

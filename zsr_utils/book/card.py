@@ -115,7 +115,7 @@ def compare(card: Mapping, other: Mapping) -> pd.DataFrame:
 
     Returns: `chapter`, `name`, `value` and `against` (the numbers), `difference`, `low`, `high`, `how`, `p`, `p_holm`
         over the whole card, `decision` and `needed`: images in all with which a difference of this size would be
-        decided in four of five repetitions, before the correction; missing where it is decided.
+        decided in four of five repetitions if no other number were; missing where it is decided.
 
     Raises: ValueError where the cards are of one run, or of other images, prompts or settings.
 
@@ -140,7 +140,8 @@ def compare(card: Mapping, other: Mapping) -> pd.DataFrame:
     table = pd.DataFrame([_difference(ours[key], theirs[key]) for key in common])
     table["p_holm"] = scores.holm(table.p)
     table["decision"] = [decision(ours[k], theirs[k], row) for k, row in zip(common, table.to_dict("records"))]
-    table["needed"] = [_needed(row, ours[key]["n"]) for key, row in zip(common, table.to_dict("records"))]
+    level = stats.norm.isf(0.025 / max(1, table.p.count()))  # of the first step of Holm
+    table["needed"] = [_needed(row, ours[key]["n"], level) for key, row in zip(common, table.to_dict("records"))]
     return table
 
 
@@ -179,11 +180,11 @@ def decision(one: Mapping, other: Mapping, row: Mapping) -> str:
     return "not decided"
 
 
-def _needed(row: Mapping, n: int) -> float:
+def _needed(row: Mapping, n: int, level: float) -> float:
     if row["decision"] != "not decided" or not row["difference"] or not np.isfinite(row["low"]):
         return float("nan")
     error = (row["high"] - row["low"]) / 2 / stats.norm.ppf(0.975)
-    return float(np.ceil(n * max(1, ((stats.norm.ppf(0.975) + POWER) * error / abs(row["difference"])) ** 2)))
+    return float(np.ceil(n * max(1, ((level + POWER) * error / abs(row["difference"])) ** 2)))
 
 
 def watched(one: Path, other: Path) -> dict | None:
