@@ -90,14 +90,14 @@ def carded(books: Sequence[Sequence[Chapter]], known: Mapping[str, Mapping], car
     for r in table.to_dict("records"):
         shown = {k: None if isnan(r[k]) else r[k] for k in ("low", "high")}
         shown |= {"value": r["difference"], "unit": units[cards.key_of(r)]}
-        rows[cards.key_of(r)] = r | {"shown": shown, "needed": _images(r["needed"])}
+        rows[cards.key_of(r)] = r | {"shown": shown, "needed": _times(r["needed"])}
     tally = ", ".join(f"{n} {what}" for what, n in cards.summary(table).items())
     others = {cards.key_of(n): n for n in other["numbers"]}
     return found | {"compared": rows, "tally": tally, "others": others, "watched": cards.watched(*folders)}
 
 
-def _images(n: float) -> str:
-    return "" if isnan(n) else f"{n:,.0f}" if n < cards.MANY else "over a million"
+def _times(n: float) -> str:
+    return "" if isnan(n) else f"{n:.1f}" if n < 10 else f"{n:,.0f}" if n < cards.MANY else "over a million"
 
 
 def _small(

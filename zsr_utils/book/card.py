@@ -114,7 +114,7 @@ def compare(card: Mapping, other: Mapping) -> pd.DataFrame:
     it need be.
 
     Returns: `chapter`, `name`, `value` and `against` (the numbers), `difference`, `low`, `high`, `how`, `p`, `p_holm`
-        over the whole card, `decision` and `needed`: images in all with which a difference of this size would be
+        over the whole card, `decision` and `needed`: with how many times the sample a difference of this size would be
         decided in four of five repetitions if no other number were; missing where it is decided.
 
     Raises: ValueError where the cards are of one run, or of other images, prompts or settings.
@@ -141,7 +141,7 @@ def compare(card: Mapping, other: Mapping) -> pd.DataFrame:
     table["p_holm"] = scores.holm(table.p)
     table["decision"] = [decision(ours[k], theirs[k], row) for k, row in zip(common, table.to_dict("records"))]
     level = stats.norm.isf(0.025 / max(1, table.p.count()))  # of the first step of Holm
-    table["needed"] = [_needed(row, ours[key]["n"], level) for key, row in zip(common, table.to_dict("records"))]
+    table["needed"] = [_needed(row, level) for row in table.to_dict("records")]
     return table
 
 
@@ -180,11 +180,11 @@ def decision(one: Mapping, other: Mapping, row: Mapping) -> str:
     return "not decided"
 
 
-def _needed(row: Mapping, n: int, level: float) -> float:
+def _needed(row: Mapping, level: float) -> float:
     if row["decision"] != "not decided" or not row["difference"] or not np.isfinite(row["low"]):
         return float("nan")
     error = (row["high"] - row["low"]) / 2 / stats.norm.ppf(0.975)
-    return float(np.ceil(n * max(1, ((level + POWER) * error / abs(row["difference"])) ** 2)))
+    return float(max(1, ((level + POWER) * error / abs(row["difference"])) ** 2))
 
 
 def watched(one: Path, other: Path) -> dict | None:
