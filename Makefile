@@ -12,6 +12,7 @@ help:  ## list the targets
 
 install: $(VENV)/.installed  ## make .venv with the pinned packages (done by the others when needed)
 
+# --no-compile: most of what is installed is never imported, and what is imported is compiled then
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python is %d.%d, 3.11 or newer is needed." % sys.version_info[:2])'
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
